@@ -1,0 +1,246 @@
+"""LLaVA: a vision tower, a projector and a Llama, with LLaVA's own conversation strings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+
+from reasonseg.errors import InputError
+from reasonseg.pixels import Pixels
+from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, pieces
+from reasonseg.vocabulary import Query, Sample
+
+IMAGE = "<image>"
+V1 = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+LLAMA_2 = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh."""
+
+    template: Literal["plain", "llava_v1", "llava_llama_2"] = "llava_v1"
+    network: dict[str, Any] = field(default_factory=dict)
+    pixels: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = ""
+
+    def build(self) -> Llava:
+        """A backbone with fresh weights."""
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        network = dict(self.network)
+        text = {**network.pop("text_config", {}), "vocab_size": len(tokenizer)}
+        config = LlavaConfig(text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), **network)
+        pixels = Pixels(**{"size": config.vision_config.image_size, **self.pixels})
+        return Llava(LlavaForConditionalGeneration(config), tokenizer, pixels, self)
+
+    def load(self, folder: Path, **options) -> Llava:
+        """A backbone from a transformers folder with its tokenizer."""
+        model = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        pixels = Pixels.load(folder, size=model.config.vision_config.image_size, resample="bicubic", aspect="crop")
+        return Llava(model, tokenizer, pixels, self)
+
+    @classmethod
+    def example(cls) -> Config:
+        """A tiny one, for tests, speaking with the embedded model's tokenizer."""
+        vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+        text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        text |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512}
+        tokenizer = Path(__file__).parents[1] / "assets" / "tiny" / "backbone"
+        network = {"vision_config": vision, "text_config": text, "vision_feature_layer": -2}
+        return cls("plain", network, {"aspect": "crop", "resample": "bicubic"}, str(tokenizer))
+
+
+def conversation(template: str, question: str, history: tuple = ()) -> str:
+    """The text of a conversation up to where the answer begins, `<image>` in its first turn."""
+    questions = [q for q, _ in history] + [question]
+    answers = [a for _, a in history]
+    if template == "llava_llama_2":
+        opening = f"[INST] <<SYS>>\n{LLAMA_2}\n<</SYS>>\n\n{IMAGE}\n"
+        turns = [opening + questions[0], *(f"<s>[INST] {q}" for q in questions[1:])]
+        ends = [f" [/INST] {a} </s>" for a in answers] + [" [/INST]"]
+        return "".join(turn + end for turn, end in zip(turns, ends, strict=True))
+    turns = [f"USER: {IMAGE}\n{questions[0]}", *(f"USER: {q}" for q in questions[1:])]
+    if template == "plain":
+        turns[0] = f"{IMAGE}USER: {questions[0]}"
+    ends = [f" ASSISTANT: {a}</s>" for a in answers] + [" ASSISTANT:"]
+    text = "".join(turn + end for turn, end in zip(turns, ends, strict=True))
+    return f"{V1} {text}" if template == "llava_v1" else text
+
+
+class Llava(Speaker):
+    """`LlavaForConditionalGeneration` with `<SEG>`."""
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer, pixels: Pixels, config: Config):
+        super().__init__()
+        self.model, self.tokenizer, self.pixels, self.config = model, tokenizer, pixels, config
+        self.markers = Markers.find(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        self.wrapped = "<im_start>" in vocabulary
+        self.image_id = model.config.image_token_id
+        vision = model.config.vision_config
+        self.patches = (vision.image_size // vision.patch_size) ** 2
+        self.patches += model.config.vision_feature_select_strategy == "full" and vision.model_type.startswith("clip")
+        names = (IMAGE, "<im_start>", "<im_end>", self.markers.seg_text, self.markers.rej_text, "<s>", "</s>")
+        self.ids_of_names = {name: vocabulary[name] for name in names if name in vocabulary}
+        if self.image_id is None or self.image_id >= model.get_input_embeddings().num_embeddings:
+            raise InputError(f"image_token_id {self.image_id} is not in the embedding of the language model")
+
+    @property
+    def tower(self) -> torch.nn.Module:
+        """The vision tower."""
+        return self.model.model.vision_tower
+
+    def encode(self, images: list[np.ndarray]) -> torch.Tensor:
+        """What the language model sees of each image: `[b, patches, width]`."""
+        weight = self.model.model.multi_modal_projector.linear_1.weight
+        features = self.model.get_image_features(pixel_values=self.pixels.batch(images, weight.device, weight.dtype))
+        features = getattr(features, "pooler_output", features)
+        return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text with names in it, each piece between names encoded for itself; no BOS."""
+        names = tuple(self.ids_of_names)
+        ids = []
+        for piece in pieces(text, names):
+            if piece == IMAGE:
+                run = [self.image_id] * self.patches
+                ids += [self.ids_of_names["<im_start>"], *run, self.ids_of_names["<im_end>"]] if self.wrapped else run
+            elif piece in self.ids_of_names:
+                ids.append(self.ids_of_names[piece])
+            else:
+                ids += self.tokenizer.encode(piece, add_special_tokens=False)
+        return ids
+
+    def prompt_ids(self, query: Query) -> list[int]:
+        """Ids up to where the answer begins."""
+        text = conversation(self.config.template, _without_names(query.text, self.ids_of_names), tuple(query.history))
+        return [self.tokenizer.bos_token_id, *self.text_ids(text)]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer with its end."""
+        return [*self.text_ids(answer), self.tokenizer.eos_token_id]
+
+    def embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]`."""
+        embedded = self.model.get_input_embeddings()(ids)
+        places = (ids == self.image_id)[..., None].expand_as(embedded)
+        return embedded.masked_scatter(places, features.to(embedded.dtype))
+
+    def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None) -> dict:
+        """Keyword arguments of `generate`; `features` are `encode` of the images, computed here where absent."""
+        features = self.encode([q.image for q in queries]) if features is None else features
+        rows = [self.prompt_ids(q) for q in queries]
+        longest = max(map(len, rows))
+        limit = self.model.config.text_config.max_position_embeddings
+        if longest >= limit:
+            raise InputError(f"the question and its history are {longest} tokens long; this model reads {limit}")
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return {"inputs_embeds": self.embed(ids, features), "attention_mask": mask}
+
+    def teach(self, samples: list[Sample], at: str = "predicting", features: torch.Tensor | None = None) -> Taught:
+        """Runs true answers through the model; questions on one image share its prefix in one packed row.
+
+        `features` are `encode` of the images in the order in which they first appear.
+        """
+        images, rows = _groups(samples)
+        features = self.encode(images) if features is None else features
+        packs = [Pack.of([(self.prompt_ids(s.query), self.answer_ids(s.truth.text)) for s in row], self.image_id)
+                 for row in ([samples[i] for i in row] for row in rows)]  # fmt: skip
+        length = max(len(p.ids) for p in packs)
+        ids, positions, labels, segments = (
+            torch.tensor(np.stack([p.padded(name, length) for p in packs]), device=self.device)
+            for name in ("ids", "positions", "labels", "segments")
+        )
+        hidden = self.model.model.language_model(
+            inputs_embeds=self.embed(ids, features), attention_mask=packed_mask(segments), position_ids=positions
+        ).last_hidden_state
+        taught = labels != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[taught]).float()
+        loss = F.cross_entropy(logits, labels[taught], reduction="sum")
+        correct = (logits.argmax(-1) == labels[taught]).sum()
+        found = labels == self.markers.seg  # labels are shifted: the state here predicts <SEG>
+        if at == "at":
+            found = found.roll(1, 1)
+        row, _ = found.nonzero(as_tuple=True)
+        of = [rows[r][s - 1] for r, s in zip(row.tolist(), segments[found].tolist(), strict=True)]
+        order = sorted(range(len(of)), key=lambda m: of[m])  # stable: the order within an answer stays
+        return Taught(loss, int(taught.sum()), hidden[found][order], [of[m] for m in order], correct)
+
+    def save(self, folder: Path) -> None:
+        """Writes a transformers folder with tokenizer and preprocessing."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.pixels.save(folder)
+
+
+@dataclass
+class Pack:
+    """Several conversations that begin alike, in one row: the common prefix (segment 0), then each rest (1, 2, ...)."""
+
+    ids: list[int]
+    positions: list[int]
+    labels: list[int]  # the id to predict next, IGNORED where it is not taught
+    segments: list[int]  # -1 is padding
+
+    FILL = {"ids": 0, "positions": 0, "labels": IGNORED, "segments": -1}
+
+    @classmethod
+    def of(cls, turns: list[tuple[list[int], list[int]]], image_id: int) -> Pack:
+        """Packs (prompt ids, answer ids) whose prompts agree up to the end of the image."""
+        first = turns[0][0]
+        cut = len(first) - first[::-1].index(image_id)
+        pack = cls(first[:cut], list(range(cut)), [IGNORED] * cut, [0] * cut)
+        for number, (prompt, answer) in enumerate(turns, 1):
+            rest = prompt[cut:] + answer
+            pack.ids += rest
+            pack.positions += range(cut, cut + len(rest))
+            pack.labels += [IGNORED] * (len(prompt) - cut - 1) + answer + [IGNORED]
+            pack.segments += [number] * len(rest)
+        return pack
+
+    def padded(self, name: str, length: int) -> np.ndarray:
+        """One of its lists at `length`."""
+        values = getattr(self, name)
+        return np.array(values + [self.FILL[name]] * (length - len(values)))
+
+
+def packed_mask(segments: torch.Tensor) -> torch.Tensor:
+    """Who may look at whom, bool `[b, 1, t, t]`, from segments `[b, t]`: back in one's own segment, and at segment 0."""
+    t = segments.shape[1]
+    causal = torch.ones(t, t, dtype=torch.bool, device=segments.device).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    return (causal & (same | (segments == 0)[:, None, :]))[:, None]
+
+
+def _groups(samples: list[Sample]) -> tuple[list[np.ndarray], list[list[int]]]:
+    """Images in order of appearance, and the samples of each; a sample with history has a row of its own."""
+    images: list[np.ndarray] = []
+    rows: dict[object, list[int]] = {}
+    for i, sample in enumerate(samples):
+        key = ("history", i) if sample.query.history else id(sample.query.image)
+        if key not in rows:
+            images.append(sample.query.image)
+        rows.setdefault(key, []).append(i)
+    return images, list(rows.values())
+
+
+def _without_names(text: str, names: dict[str, int]) -> str:
+    """A user's words with markers and image places taken out, so that they cannot pose as the model's own."""
+    for name in names:
+        text = text.replace(name, " ")
+    return text

@@ -1,0 +1,196 @@
+"""Saves and loads models: a folder with `settings.yaml`, `backbone/` and `decoder/` (transformers folders), `prompter.safetensors`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from reasonseg.config import dump, parse
+from reasonseg.errors import InputError
+from reasonseg.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from reasonseg.segmenter import Segmenter
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a model folder aside and renames it; `dtype` is that of the stored weights (None: as they are)."""
+    folder = Path(folder)
+    if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    kept = {name: tensor.dtype for name, tensor in segmenter.state_dict().items()}
+    if dtype is not None:
+        segmenter.to(dtype)
+    try:
+        segmenter.backbone.save(aside / "backbone")
+        segmenter.decoder.save(aside / "decoder")
+        save_file({k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors")
+    finally:
+        if dtype is not None:
+            segmenter.to(next(iter(kept.values())))
+    settings = dump(segmenter.settings)
+    for part in ("backbone", "decoder"):  # what the transformers folders say is not said twice
+        for name in ("network", "pixels", "tokenizer"):
+            settings[part].pop(name, None)
+    (aside / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    _swap(aside, folder)
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    if folder.exists():
+        for extra in folder.iterdir():  # a README or a model card written by hand stays
+            if not (aside / extra.name).exists():
+                (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, aside / extra.name)
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(
+    cls: type[Segmenter],
+    source: str | Path | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantization: str | None = None,
+    clip: str | None = None,
+    sam: str | None = None,
+    template: str | None = None,
+    read: str | None = None,
+    allow: tuple[str, ...] = (),
+    revision: str | None = None,
+) -> Segmenter:
+    """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
+
+    `device` None takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA; `read` says which state
+    prompts the decoder (`predicting` or `at`), `template` which conversation strings are used. Raises `InputError` where
+    the source does not exist, a key is missing, left over or of another shape (unless a prefix in `allow` covers it), or
+    an option does not apply.
+    """
+    if quantization is not None or clip is not None or sam is not None:
+        named = next(k for k, v in {"quantization": quantization, "clip": clip, "sam": sam}.items() if v is not None)
+        raise InputError(f"{named} does not apply to {source or 'the embedded model'}; leave it out")
+    folder = _folder(source, revision)
+    settings = _settings(folder, template, read)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    dtype = DTYPES.get(dtype, dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    options = {"dtype": dtype}
+    problems: list[str] = []
+    with _reported(problems):
+        backbone = settings.backbone.config.load(folder / "backbone", **options)
+        decoder = settings.decoder.config.load(folder / "decoder", **options)
+    prompter = settings.prompter.config.build().to(dtype)
+    problems += _fill(prompter, folder / "prompter.safetensors")
+    refused = [p for p in problems if not any(p.split(": ", 1)[-1].startswith(prefix) for prefix in allow)]
+    if refused:
+        raise InputError(
+            f"{folder}: {len(refused)} weights do not fit, first {'; '.join(refused[:5])}; pass allow=(prefix, ...) to go on"
+        )
+    return cls(settings, backbone, prompter, decoder).to(device).eval()
+
+
+def _folder(source: str | Path | None, revision: str | None) -> Path:
+    if source is None:
+        return EMBEDDED
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / "settings.yaml").is_file():
+            raise InputError(f"{folder} is no reasonseg model: it has no settings.yaml (released weights are imported first)")
+        return folder
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise InputError(f"no model at {text}: it is neither a folder nor a hub id such as owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise InputError(f"no model at {text}: no such folder, and the hub did not give it ({reason})") from None
+
+
+def _settings(folder: Path, template: str | None, read: str | None) -> ModelSettings:
+    tree = yaml.safe_load((folder / "settings.yaml").read_text())
+    settings = parse(ModelSettings, tree)
+    if template is not None:
+        tree["backbone"]["template"] = template
+    if read is not None:
+        tree["prompter"]["at"] = read
+    return parse(ModelSettings, tree) if template or read else settings
+
+
+class _Ear(logging.Handler):
+    """Hears what transformers says about keys that do not fit."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(logging.WARNING)
+        self.problems = problems
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if any(word in text for word in ("newly initialized", "MISSING", "UNEXPECTED", "MISMATCH", "not used when")):
+            self.problems.append(" ".join(text.split()))
+
+
+class _reported:
+    """While open, keys that transformers finds missing or left over are collected, not merely logged."""
+
+    def __init__(self, problems: list[str]):
+        self.ear = _Ear(problems)
+        self.loggers = [logging.getLogger("transformers.modeling_utils"), logging.getLogger("transformers.utils.loading_report")]
+
+    def __enter__(self):
+        for logger in self.loggers:
+            logger.addHandler(self.ear)
+
+    def __exit__(self, *_):
+        for logger in self.loggers:
+            logger.removeHandler(self.ear)
+
+
+def _fill(module: torch.nn.Module, file: Path) -> list[str]:
+    weights, own = load_file(file), module.state_dict()
+    problems = [f"missing: {k}" for k in own if k not in weights] + [f"left over: {k}" for k in weights if k not in own]
+    problems += [
+        f"reshaped: {k} is {list(weights[k].shape)}, not {list(own[k].shape)}"
+        for k in own if k in weights and weights[k].shape != own[k].shape
+    ]  # fmt: skip
+    if not problems:
+        module.load_state_dict(weights)
+    return problems
+
+
+def push(segmenter: Segmenter, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> None:
+    """Saves to a temporary folder and uploads it to the hub."""
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory() as place:
+        save(segmenter, Path(place) / "model", dtype)
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model")
+
+
+def as_trained(settings: ModelSettings, **about) -> ModelSettings:
+    """Settings with facts about the training laid over `about`."""
+    return replace(settings, about={**settings.about, **about})

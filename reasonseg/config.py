@@ -1,0 +1,157 @@
+"""Settings: frozen dataclasses filled from YAML and dotted overrides, with errors that name the place and the nearest name.
+
+A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>, ...}`, and the `Config`
+in that file says what else may stand there. No library we tried finds kinds by file name and suggests the nearest key in
+YAML, so this is ours, and small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import pkgutil
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reasonseg.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A choice of file in a room, with that file's `config`."""
+
+    kind: str
+    config: Any
+
+    def tree(self) -> dict:
+        """As YAML shows it."""
+        return {"kind": self.kind, **dump(self.config)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """Marks a field as a `Kind` of this room: `Annotated[Kind, Room("decoders")]`."""
+
+    name: str
+
+
+def kinds(room: str) -> list[str]:
+    """The files of a room."""
+    package = importlib.import_module(f"reasonseg.{room}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def config_class(room: str, kind: str, place: str = "kind") -> type:
+    """The `Config` of a kind."""
+    if kind not in kinds(room):
+        raise InputError(f"{place}: no {room[:-1]} {kind!r}; {_nearest(kind, kinds(room))}")
+    return importlib.import_module(f"reasonseg.{room}.{kind}").Config
+
+
+def parse(cls: type, tree: dict, place: str = "") -> Any:
+    """An instance of a dataclass from plain values. Raises `InputError` naming the place of what does not fit."""
+    if not isinstance(tree, dict):
+        raise InputError(f"{place or 'settings'}: expected names and values, got {tree!r}")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [f.name for f in dataclasses.fields(cls)]
+    values = {}
+    for key, value in tree.items():
+        if key not in names:
+            raise InputError(f"{place or 'settings'}: no setting {key!r}; {_nearest(key, names)}")
+        values[key] = _value(hints[key], value, f"{place}.{key}" if place else key)
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise InputError(f"{place or 'settings'}: {error}") from None
+
+
+def _value(hint: Any, value: Any, place: str) -> Any:
+    if typing.get_origin(hint) is typing.Annotated:
+        room = next((m for m in hint.__metadata__ if isinstance(m, Room)), None)
+        if room is None:
+            return _value(hint.__origin__, value, place)
+        if not isinstance(value, dict) or "kind" not in value:
+            raise InputError(f"{place}: say a kind, one of {', '.join(kinds(room.name))}")
+        rest = {k: v for k, v in value.items() if k != "kind"}
+        return Kind(value["kind"], parse(config_class(room.name, value["kind"], f"{place}.kind"), rest, place))
+    if dataclasses.is_dataclass(hint):
+        return parse(hint, value or {}, place)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, place)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise InputError(f"{place}: {value!r} is not one of {', '.join(map(str, arguments))}")
+        return value
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise InputError(f"{place}: expected a list, got {value!r}")
+        items = [_value(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value)] if arguments else value
+        return origin(items)
+    if origin is dict or hint in (dict, Any):
+        return value
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a word
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise InputError(f"{place}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), names, 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+
+
+def read(file: str | Path, overrides: list[str] = ()) -> dict:
+    """The tree of a YAML file with `a.b=value` overrides laid over it."""
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; configs/ holds the ones that come with reasonseg")
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    return override(tree, overrides)
+
+
+def override(tree: dict, overrides: list[str]) -> dict:
+    """Lays `a.b=value` over a tree; a new `kind` drops the settings of the old one."""
+    for text in overrides:
+        path, mark, value = text.partition("=")
+        if not mark:
+            raise InputError(f"{text!r} is not an override; write name=value, such as train.lr=1e-4")
+        *parents, last = path.split(".")
+        branch = tree
+        for name in parents:
+            branch = branch.setdefault(name, {})
+            if not isinstance(branch, dict):
+                raise InputError(f"{path}: {name} holds {branch!r} and has no settings of its own")
+        if last == "kind" and branch.get("kind") != value:
+            branch.clear()
+        branch[last] = yaml.safe_load(value)
+    return tree
+
+
+def dump(config: Any) -> dict:
+    """A dataclass as plain values for YAML."""
+    plain = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, Kind):
+            value = value.tree()
+        elif dataclasses.is_dataclass(value):
+            value = dump(value)
+        elif isinstance(value, tuple | list):
+            value = [dump(v) if dataclasses.is_dataclass(v) else v for v in value]
+        plain[f.name] = value
+    return plain

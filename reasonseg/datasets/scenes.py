@@ -1,0 +1,111 @@
+"""Drawn scenes as samples: seven levels of questions and `novel`, a pure function of (split, index, seed)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.scenes.drawing import Scene, draw_scene, draw_shape
+from reasonseg.scenes.knowledge import Knowledge
+from reasonseg.scenes.questions import LEVELS, Asker, Question
+from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
+from reasonseg.vocabulary import Answer, Query, Sample
+
+SPLITS = {"train": 1, "val": 2, "test": 3}
+SEVEN = tuple(level for level in LEVELS if level != "novel")
+MAX_TRIES = 400  # scenes looked at before a level is given up
+
+
+@dataclass(frozen=True)
+class Config:
+    """`size` is the longer side in pixels; `sprites` a pack's folder (empty: the emoji of the system).
+
+    Training draws `per_scene` questions about each scene with the chances of `mix`; other splits ask one question a scene
+    and go through `levels` in turn. `same_shape` scenes in a row share a canvas shape, so that batches need no grouping.
+    """
+
+    split: str = "train"
+    count: int = 700
+    seed: int = 0
+    size: int = 336
+    levels: tuple[str, ...] = SEVEN
+    per_scene: int = 1
+    same_shape: int = 1
+    mix: dict[str, float] = field(default_factory=dict)
+    sprites: str = ""
+
+    def build(self) -> Scenes:
+        """The data set."""
+        return Scenes(self)
+
+    @classmethod
+    def example(cls) -> Config:
+        """A small one, for tests."""
+        return cls("val", count=14, size=96)
+
+
+def pack_of(sprites: str) -> list[Sprite]:
+    """The things scenes show: the emoji pack without the withheld classes, or all of a pack of one's own."""
+    if sprites:
+        return load_pack(sprites)
+    knowledge = Knowledge.load()
+    return [s for s in default_pack(knowledge) if not knowledge.withheld(s.name)]
+
+
+class Scenes:
+    """Samples by index; `IndexError` at its length."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        if config.split not in SPLITS:
+            raise InputError(f"no split {config.split!r}; there are {', '.join(SPLITS)}")
+        if unknown := [level for level in (*config.levels, *config.mix) if level not in LEVELS]:
+            raise InputError(f"no level {unknown[0]!r}; there are {', '.join(LEVELS)}")
+        self.sprites = pack_of(config.sprites)
+        self.asker = Asker(Knowledge.load(), self.sprites)
+        self._latest: tuple[int, Scene] | None = None
+
+    def __len__(self) -> int:
+        return self.config.count
+
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        scene, question = self._trained(i) if self.config.split == "train" else self._examined(i)
+        masks = np.array([scene.objects[t].mask for t in question.targets], bool).reshape(-1, *scene.image.shape[:2])
+        labels = [scene.objects[t].name for t in question.targets]
+        status = "found" if labels else "absent"
+        truth = Answer(question.answer, masks, np.ones(len(masks)), labels, status)
+        return Sample(Query(scene.image, question.text), truth, f"{self.config.split}-{i}", question.level)
+
+    def scene(self, i: int) -> Scene:
+        """The scene behind sample `i`."""
+        return (self._trained(i) if self.config.split == "train" else self._examined(i))[0]
+
+    def _trained(self, i: int) -> tuple[Scene, Question]:
+        config = self.config
+        number = i // config.per_scene
+        if self._latest is None or self._latest[0] != number:  # questions on one scene share its image, the very object
+            shape = draw_shape(np.random.default_rng([config.seed, 1, 1, number // config.same_shape]))
+            rng = np.random.default_rng([config.seed, 1, 0, number])
+            self._latest = number, draw_scene(rng, self.sprites, config.size, shape=shape)
+        scene = self._latest[1]
+        rng = np.random.default_rng([config.seed, 1, 2, i])
+        chances = np.array([config.mix.get(level, 1.0) for level in config.levels])
+        for _ in range(MAX_TRIES):
+            level = config.levels[rng.choice(len(chances), p=chances / chances.sum())]
+            if question := self.asker.ask(rng, scene, "train", level):
+                return scene, question
+        raise InputError(f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more levels")
+
+    def _examined(self, i: int) -> tuple[Scene, Question]:
+        config = self.config
+        level = config.levels[i % len(config.levels)]
+        for attempt in range(MAX_TRIES):
+            rng = np.random.default_rng([config.seed, SPLITS[config.split], 3, i, attempt])
+            scene = draw_scene(rng, self.sprites, config.size)
+            if question := self.asker.ask(rng, scene, config.split, level):
+                return scene, question
+        raise InputError(f"no {level!r} question came up in {MAX_TRIES} scenes; does the sprite pack have properties?")

@@ -1,0 +1,91 @@
+"""Reads picture files as a person sees them, and writes files so that none is ever half there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from reasonseg.errors import InputError
+
+MAX_PIXELS = 100_000_000  # about 10000 x 10000; a bigger one is refused before it is decoded
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """uint8 RGB `[h, w, 3]`: EXIF rotation applied, transparency on white, 16 bit scaled to 8, the first frame.
+
+    Raises `InputError` for what is missing, unreadable, truncated or larger than `MAX_PIXELS`.
+    """
+    from PIL import Image, ImageOps
+
+    with _opened(path) as picture:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            grey = np.asarray(picture, np.float64)
+            grey = grey * (255 / 65535) if grey.max(initial=0) > 255 else grey
+            return np.repeat(np.clip(grey + 0.5, 0, 255).astype(np.uint8)[..., None], 3, 2)
+        if "A" in picture.getbands() or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.asarray(picture.convert("RGB")).copy()
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """bool `[h, w]`: True wherever the picture is not black (nor fully transparent). Errors as `read_image`."""
+    from PIL import ImageOps
+
+    with _opened(path) as picture:
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode == "P":
+            return np.asarray(picture) > 0  # an indexed mask: index 0 is the background, whatever its colour
+        if picture.mode in ("LA", "RGBA"):
+            bands = np.asarray(picture)
+            return (bands[..., :-1].max(-1) > 0) & (bands[..., -1] > 0)
+        values = np.asarray(picture)
+        return values.max(-1) > 0 if values.ndim == 3 else values > 0
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator:
+    from PIL import Image, UnidentifiedImageError
+
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name an image file in it")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes)")
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks first, in our words
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f"{path} is {width}x{height}, more than the {MAX_PIXELS // 10**6} million pixels read; make it smaller"
+                )
+            picture.load()
+            yield picture
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+        raise InputError(f"{path} cannot be decoded ({error}); is the file damaged or cut off?") from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A path to write to; at the end it is renamed to `path`, or removed if the writing failed."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,31 @@
+"""Losses on masks. Each returns one value a mask, so that a batch is a sum over a global count."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def dice(logits: torch.Tensor, targets: torch.Tensor, scale: float = 1000.0, eps: float = 1e-6) -> torch.Tensor:
+    """1 - Dice overlap of `[n, h, w]` logits and 0/1 targets, `[n]`.
+
+    `scale` and `eps` smooth as LISA does: both sums are divided by 1000 before 1e-6 is added (model/LISA.py).
+    """
+    shares, targets = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
+    overlap = 2 * (shares / scale * targets).sum(-1)
+    total = (shares / scale).sum(-1) + (targets / scale).sum(-1)
+    return 1 - (overlap + eps) / (total + eps)
+
+
+def bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean binary cross entropy over the pixels of each `[n, h, w]` mask, `[n]`."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1).mean(1)
+
+
+def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Squared error of predicted IoU `[n]` against the true IoU of the thresholded logits `[n, h, w]` (SAM, section A)."""
+    with torch.no_grad():
+        marked, targets = (logits > 0).flatten(1), (targets > 0.5).flatten(1)
+        union = (marked | targets).sum(1)
+        true = torch.where(union > 0, (marked & targets).sum(1) / union.clamp(min=1), 1.0)
+    return (predicted.float() - true) ** 2

@@ -1,0 +1,99 @@
+"""Counts that add, and the scores the papers make of them. All scores are fractions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from reasonseg.errors import InputError
+
+IGNORE = 255  # in a ground truth: neither thing nor background
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pixels of one or more masks: `inter` and `union` of the thing, the same for the background, and `n` masks.
+
+    `ious` sums the IoU of each mask (1 where both are empty), after LISA's validation.
+    """
+
+    inter: int = 0
+    union: int = 0
+    back_inter: int = 0
+    back_union: int = 0
+    ious: float = 0.0
+    n: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __radd__(self, other) -> Counts:
+        return self if other == 0 else NotImplemented
+
+    @property
+    def giou(self) -> float:
+        """Mean IoU over masks (gIoU)."""
+        return self.ious / max(self.n, 1)
+
+    @property
+    def ciou(self) -> float:
+        """Summed intersection over summed union (cIoU)."""
+        return self.inter / self.union if self.union else 0.0
+
+    @property
+    def fb_iou(self) -> float:
+        """Mean of the thing's and the background's IoU of the summed counts (FB-IoU)."""
+        return (self.inter / max(self.union, 1) + self.back_inter / max(self.back_union, 1)) / 2
+
+
+def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
+    """Counts of one predicted mask bool `[h, w]` against a truth: bool, or uint8 with 1 the thing and 255 ignored.
+
+    IoU is inter / (union + 1e-5), or 1 where the union is empty (LISA, `validate`). Raises `InputError` on other shapes.
+    """
+    if mask.shape != truth.shape:
+        raise InputError(f"the mask is {list(mask.shape)}, its truth {list(truth.shape)}; resize one")
+    truth = np.asarray(truth)
+    seen = truth != IGNORE if truth.dtype != bool else np.ones(truth.shape, bool)
+    thing, back = truth == 1, truth == 0  # any other value is neither, as in the reference's two-bin histogram
+    mask = np.asarray(mask, bool)
+    inter = int((mask & thing & seen).sum())
+    union = int((mask & seen).sum() + thing.sum()) - inter
+    back_inter = int((~mask & back & seen).sum())
+    back_union = int((~mask & seen).sum() + back.sum()) - back_inter
+    return Counts(inter, union, back_inter, back_union, inter / (union + 1e-5) if union else 1.0, 1)
+
+
+def mean_iou(by_class: dict[object, Counts]) -> float:
+    """Mean over classes of the IoU of their summed counts (mIoU of few-shot segmentation); unseen classes count 0."""
+    return float(np.mean([c.inter / max(c.union, 1) for c in by_class.values()])) if by_class else 0.0
+
+
+def refusals(absent_truth: Sequence[bool], absent_said: Sequence[bool]) -> tuple[float | None, float | None]:
+    """(N-acc, T-acc): absent questions that were refused, and present ones that were not; None where there are none."""
+    truth, said = np.asarray(absent_truth, bool), np.asarray(absent_said, bool)
+    refused = float(said[truth].mean()) if truth.any() else None
+    answered = float((~said[~truth]).mean()) if (~truth).any() else None
+    return refused, answered
+
+
+def bootstrap(
+    rows: Sequence, score: Callable[[list], float] = lambda rows: float(np.mean(rows)), draws: int = 1000, seed: int = 0
+) -> list[float]:
+    """95 % interval `[low, high]` of a score of rows, by resampling rows with replacement."""
+    if not len(rows):
+        return [0.0, 0.0]
+    rng = np.random.default_rng(seed)
+    values = [score([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(draws)]
+    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
+
+
+def bootstrap_mean(values: Sequence[float], draws: int = 1000, seed: int = 0) -> list[float]:
+    """`bootstrap` of a plain mean, all draws at once."""
+    if not len(values):
+        return [0.0, 0.0]
+    rng = np.random.default_rng(seed)
+    means = np.asarray(values, float)[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+    return [float(v) for v in np.percentile(means, [2.5, 97.5])]

@@ -1,0 +1,306 @@
+"""What the stages of training minimise. Each objective wraps a segmenter and makes its own batches.
+
+`dense` teaches the vision tower to name patches (`dense.py`), `codes` the decoder to draw what a code points at,
+`language` the whole corridor. Only `language` is needed where released weights are fine-tuned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from reasonseg.config import Kind
+from reasonseg.datasets.scenes import pack_of
+from reasonseg.dense import DenseHeads, DenseScenes, corner_pad
+from reasonseg.prompt import Prompt
+from reasonseg.scenes.drawing import draw_scene
+from reasonseg.segmenter import Segmenter
+from reasonseg.vocabulary import Sample
+
+
+class Objective(nn.Module):
+    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the one to minimise."""
+
+    segmenter: Segmenter
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        """`length` items, a pure function of the seed."""
+        raise NotImplementedError
+
+    def collate(self, items: list) -> dict:
+        """Items to a batch, in a worker process."""
+        raise NotImplementedError
+
+
+class Dense(Objective):
+    """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder."""
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter = segmenter
+        vision = segmenter.backbone.model.config.vision_config
+        self.size, self.patch, self.width = vision.image_size, vision.patch_size, vision.hidden_size
+        self.heads = DenseHeads(self.width, len(pack_of("")))
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return DenseScenes(pack_of(data.config.sprites), self.size, self.patch, seed, length)
+
+    def collate(self, items: list[dict]) -> dict:
+        return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        pixels = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.heads(tower_features(self.segmenter, pixels), {k: v for k, v in batch.items() if k != "image"})
+
+    def finish(self) -> None:
+        """Gives the decoder's image encoder the tower's layers, as far as it has them."""
+        copy_tower(self.segmenter.backbone.tower, self.segmenter.decoder.encoder)
+
+
+def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
+    """Patch features `[b, t, width]` of the backbone's vision tower."""
+    return segmenter.backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
+
+
+@torch.no_grad()
+def copy_tower(tower: nn.Module, encoder: nn.Module) -> None:
+    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer (both are plain pre-norm ViTs)."""
+    patches, positions = tower.embeddings.patch_embedding, tower.embeddings.position_embedding.weight
+    encoder.patch_embed.projection.load_state_dict(patches.state_dict())
+    encoder.pos_embed.copy_(positions.reshape(encoder.pos_embed.shape))
+    for theirs, ours in zip(encoder.layers, tower.encoder.layers, strict=False):
+        theirs.layer_norm1.load_state_dict(ours.layer_norm1.state_dict())
+        theirs.layer_norm2.load_state_dict(ours.layer_norm2.state_dict())
+        parts = [getattr(ours.self_attn, f"{name}_proj") for name in "qkv"]
+        theirs.attn.qkv.weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.attn.qkv.bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.attn.proj.load_state_dict(ours.self_attn.out_proj.state_dict())
+        theirs.mlp.lin1.load_state_dict(ours.mlp.fc1.state_dict())
+        theirs.mlp.lin2.load_state_dict(ours.mlp.fc2.state_dict())
+
+
+class Coder(nn.Module):
+    """A code for what a mask marks: the tower's features under it, averaged, as one prompt token.
+
+    The features say what a patch shows and where its thing lies, so the code singles out one thing; what the decoder
+    learns on codes holds for things that never had a name.
+    """
+
+    def __init__(self, width_in: int, width_out: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width_in)
+        self.project = nn.Linear(width_in, width_out, bias=False)
+
+    def forward(self, features: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Features `[n, t, width]`, the share of each patch under the mask `[n, t]` -> codes `[n, width_out]`."""
+        pooled = torch.einsum("ntw,nt->nw", self.norm(features), shares) / shares.sum(1, keepdim=True).clamp(min=1e-6)
+        return self.project(pooled)
+
+
+def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
+    """How much of each patch of a square frame a mask covers: `[n, s, s]` -> `[n, grid * grid]`."""
+    return nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid).flatten(1)
+
+
+@torch.no_grad()
+def align(decoder: nn.Module, coder: Coder) -> None:
+    """Starts the decoder where like finds like: its neck projects features as the coder does, its queries equal its keys."""
+    neck = decoder.model.vision_encoder.neck
+    neck.conv1.weight.copy_(coder.project.weight[:, :, None, None])
+    neck.conv2.weight.mul_(0.1)
+    middle = neck.conv2.weight.shape[-1] // 2
+    neck.conv2.weight[:, :, middle, middle] += torch.eye(len(neck.conv2.weight))
+    transformer = decoder.model.mask_decoder.transformer
+    for attention in (
+        *(layer.cross_attn_token_to_image for layer in transformer.layers),
+        *(layer.cross_attn_image_to_token for layer in transformer.layers),
+        transformer.final_attn_token_to_image,
+    ):
+        attention.q_proj.weight.copy_(attention.k_proj.weight)
+
+
+class SceneMasks(Dataset):
+    """Scene `i` of a seed as (padded image, masks, boxes)."""
+
+    def __init__(self, sprites: list, size: int, seed: int, length: int):
+        self.sprites, self.size, self.seed, self.length = sprites, size, seed, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        scene = draw_scene(np.random.default_rng([self.seed, 78, i]), self.sprites, self.size)
+        masks = np.stack([corner_pad(t.mask[..., None], self.size, 0)[..., 0] for t in scene.objects]).astype(bool)
+        return {"image": corner_pad(scene.image, self.size), "masks": masks, "boxes": [t.box for t in scene.objects]}
+
+
+class Codes(Objective):
+    """Draws every thing of a scene from its code, or from a click or a box."""
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter = segmenter
+        vision = segmenter.backbone.model.config.vision_config
+        self.size, self.grid = vision.image_size, vision.image_size // vision.patch_size
+        self.coder = Coder(vision.hidden_size, segmenter.decoder.width)
+        align(segmenter.decoder, self.coder)
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return SceneMasks(pack_of(data.config.sprites), self.size, seed, length)
+
+    def collate(self, items: list[dict]) -> dict:
+        masks = np.concatenate([item["masks"] for item in items])
+        of = [i for i, item in enumerate(items) for _ in item["masks"]]
+        kinds = np.random.default_rng(int(masks[:, ::7, ::7].sum())).choice(3, size=len(of), p=[0.7, 0.15, 0.15])
+        return {
+            "images": [item["image"] for item in items],
+            "masks": torch.from_numpy(masks),
+            "of": torch.tensor(of),
+            "boxes": [box for item in items for box in item["boxes"]],
+            "kinds": torch.from_numpy(kinds),
+        }
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        decoder, masks, of = self.segmenter.decoder, batch["masks"], batch["of"]
+        with torch.no_grad():
+            pixels = self.segmenter.backbone.pixels.batch(batch["images"], masks.device, torch.float32)
+            features = tower_features(self.segmenter, pixels)
+        shares = patch_shares(masks, self.grid)
+        shares = shares * (torch.rand_like(shares) < torch.rand_like(shares[:, :1]).clamp(min=0.3)) + 1e-4 * shares
+        codes = self.coder(features[of].float(), shares)
+        codes = codes + 0.1 * codes.std() * torch.randn_like(codes)
+        encoded = decoder.encode(batch["images"])
+        sums: dict[str, torch.Tensor] = {}
+        for kind in range(3):
+            mine = (batch["kinds"] == kind).nonzero()[:, 0]
+            if not len(mine):
+                continue
+            prompt = Prompt(codes[mine][:, None]) if kind == 0 else self._places(kind, mine, masks, batch["boxes"])
+            logits, predicted = decoder.decode(encoded, of[mine], prompt)
+            parts = self.segmenter.mask_losses(logits, predicted, [masks[mine]], [0] * len(mine))
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value * len(mine) / len(of)
+            if kind == 0:
+                full = decoder.restore(logits, (self.size, self.size))
+                iou = mean_overlap(full, masks[mine])
+        loss = 2 * sums["bce"] + sums["dice"] + 0.5 * sums["iou"]
+        return {"loss": loss, **{k: v.detach() for k, v in sums.items()}, "giou": iou}
+
+    def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor, boxes: list) -> Prompt:
+        tokens = []
+        for m in mine.tolist():
+            if kind == 1:
+                spots = masks[m].nonzero()
+                y, x = spots[torch.randint(len(spots), ())].tolist()
+                tokens.append(self.segmenter.decoder.places([(x, y, 1)], [], (self.size, self.size)).tokens)
+            else:
+                box = (np.array(boxes[m]) + np.random.default_rng(m).uniform(-2, 2, 4)).clip(0, self.size)
+                tokens.append(self.segmenter.decoder.places([], [tuple(box)], (self.size, self.size)).tokens)
+        return Prompt(torch.cat(tokens))
+
+    def finish(self) -> None:
+        """Nothing to hand over: the coder travels in `extras`."""
+
+
+@torch.no_grad()
+def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean IoU of thresholded logits `[n, h, w]` with masks."""
+    marked = logits > 0
+    union = (marked | masks).flatten(1).sum(1).clamp(min=1)
+    return ((marked & masks).flatten(1).sum(1) / union).mean()
+
+
+class Language(Objective):
+    """True answers through the whole corridor.
+
+    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
+    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed.
+    """
+
+    def __init__(self, segmenter: Segmenter, aim: float = 0.0, drawn: float = 1.0, coder: Coder | None = None):
+        super().__init__()
+        self.segmenter, self.aim, self.drawn, self.coder = segmenter, aim, drawn, coder
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return _Items(replace(data.config, count=length, seed=seed).build())
+
+    def collate(self, items: list[Sample]) -> dict:
+        return {"samples": items}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        samples = batch["samples"]
+        if not self.aim:
+            return self.segmenter.loss(samples)
+        segmenter = self.segmenter
+        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at)
+        prompt = segmenter.prompter(taught.states)
+        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
+        truths = [torch.from_numpy(s.truth.masks) for s in samples]
+        parts["aim"] = self.miss(prompt.tokens[:, 0], samples, truths)
+        if self.drawn:
+            count = max(int(len(samples) * self.drawn), 1)
+            kept = [m for m, owner in enumerate(taught.of) if owner < count]
+            images, of_image = [], {}
+            for i in range(count):
+                key = id(samples[i].query.image)
+                if key not in of_image:
+                    of_image[key] = len(images)
+                    images.append(samples[i].query.image)
+            index = torch.tensor([of_image[id(samples[taught.of[m]].query.image)] for m in kept], dtype=torch.long)
+            logits, predicted = segmenter.decoder.decode(segmenter.decoder.encode(images), index, Prompt(prompt.tokens[kept]))
+            parts |= segmenter.mask_losses(logits, predicted, truths, [taught.of[m] for m in kept])
+        weights = segmenter.settings.loss
+        loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
+        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, "words": taught.correct / max(taught.tokens, 1)}
+
+    def miss(self, tokens: torch.Tensor, samples: list[Sample], truths: list[torch.Tensor]) -> torch.Tensor:
+        """Mean over masks of (1 - cosine) + relative squared distance between prompt tokens `[m, d]` and codes."""
+        segmenter = self.segmenter
+        images = list({id(s.query.image): s.query.image for s in samples if len(s.truth.masks)}.values())
+        place = {id(image): i for i, image in enumerate(images)}
+        side = segmenter.backbone.pixels.size
+        with torch.no_grad():
+            features = tower_features(segmenter, segmenter.backbone.pixels.batch(images, tokens.device, torch.float32))
+            grid = int(features.shape[1] ** 0.5)
+            framed = [framed_masks(t, side) for t in truths if len(t)]
+            shares = patch_shares(torch.cat(framed), grid)
+            of = [place[id(s.query.image)] for s in samples for _ in range(len(s.truth.masks))]
+            codes = self.coder(features[of].float(), shares)
+        tokens = tokens.float()
+        cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
+        distance = (tokens - codes).square().mean(-1) / codes.square().mean()
+        return (1 - cosine + distance).mean()
+
+    def finish(self) -> None:
+        """Nothing to hand over."""
+
+
+def framed_masks(masks: torch.Tensor, side: int) -> torch.Tensor:
+    """Masks `[n, h, w]` in a square frame of `side` pixels, at the top left, the longer side filling it."""
+    height, width = masks.shape[-2:]
+    if max(height, width) != side:
+        scale = side / max(height, width)
+        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        masks = nn.functional.interpolate(masks[:, None].float(), size, mode="bilinear", antialias=True)[:, 0]
+    return nn.functional.pad(masks.float(), (0, side - masks.shape[-1], 0, side - masks.shape[-2]))
+
+
+class _Items(Dataset):
+    """Our data sets as torch's."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.samples[i]
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"dense": Dense, "codes": Codes, "language": Language}

@@ -1,0 +1,48 @@
+"""Muon for the matrices of transformer layers, AdamW for the rest, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonAdamW(Optimizer):
+    """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on embeddings, norms, biases and convolutions.
+
+    Muon's step is scaled to the RMS of AdamW's, so that one `lr` serves both. `named` are (name, parameter) pairs.
+    """
+
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.01, betas=(0.9, 0.98)
+    ):
+        named = [(name, p) for name, p in named if p.requires_grad]
+        matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "token" not in name]
+        chosen = {id(p) for p in matrices}
+        rest = [p for _, p in named if id(p) not in chosen]
+        self.parts: list[Optimizer] = []
+        if matrices:
+            self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        if rest:
+            self.parts.append(AdamW(rest, lr=lr, weight_decay=0.0, betas=betas))
+        super().__init__([p for _, p in named], {"lr": lr})
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    def step(self, closure=None):
+        """One step of both."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict:
+        """The state of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Takes up the state of both."""
+        for part, saved in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(saved)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]

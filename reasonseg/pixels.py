@@ -1,0 +1,82 @@
+"""From a picture to what a network reads: resize with PIL, normalise, pad. One place, so that every part agrees."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from reasonseg.errors import InputError
+
+FILE = "preprocessor_config.json"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How pictures enter a network of `size` x `size` pixels.
+
+    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP), `squash` ignores the aspect, `pad` resizes the
+    longer side and fills the right and bottom (SAM). `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    aspect: Literal["crop", "squash", "pad"] = "pad"
+    resample: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """`(height, width)` that a picture of `size` has in the network before padding or cropping."""
+        if self.aspect == "squash":
+            return self.size, self.size
+        scale = self.size / (max(size) if self.aspect == "pad" else min(size))
+        return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
+
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
+        """float32 `[3, size, size]` of a uint8 `[h, w, 3]` picture."""
+        height, width = self.resized(image.shape[:2])
+        if (height, width) != image.shape[:2]:
+            filter_ = Image.Resampling[self.resample.upper()]
+            image = np.asarray(Image.fromarray(image).resize((width, height), filter_))
+        if self.aspect == "crop":
+            top, left = (height - self.size) // 2, (width - self.size) // 2
+            image = image[top : top + self.size, left : left + self.size]
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        _, height, width = pixels.shape
+        return torch.nn.functional.pad(pixels, (0, self.size - width, 0, self.size - height))
+
+    def batch(self, images: list[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """`[b, 3, size, size]` on a device."""
+        return torch.stack([self(image) for image in images]).to(device, dtype)
+
+    def save(self, folder: Path) -> None:
+        """Writes `preprocessor_config.json`, with the keys transformers uses and our `aspect`."""
+        kept = {"aspect": self.aspect, "resample_name": self.resample, "size": {"height": self.size, "width": self.size}}
+        kept |= {"image_mean": list(self.mean), "image_std": list(self.std), "rescale_factor": 1 / 255}
+        (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, **defaults) -> Pixels:
+        """Reads `preprocessor_config.json`, ours or transformers'; `defaults` fill in what it does not say."""
+        file = Path(folder) / FILE
+        kept = json.loads(file.read_text()) if file.is_file() else {}
+        kept = kept.get("image_processor", kept)
+        size = kept.get("crop_size") if kept.get("do_center_crop") else kept.get("size")
+        if isinstance(size, dict):
+            size = next((size[k] for k in ("height", "longest_edge", "shortest_edge") if k in size), None)
+        fields = asdict(cls(**{"size": 0, **defaults}))
+        fields["size"] = size or fields["size"]
+        if kept.get("do_center_crop"):
+            fields["aspect"] = "crop"
+        for ours, theirs in (("aspect", "aspect"), ("resample", "resample_name"), ("mean", "image_mean"), ("std", "image_std")):
+            if theirs in kept:
+                fields[ours] = tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]
+        if not fields["size"]:
+            raise InputError(f"{file} does not say the picture size")
+        return cls(**fields)

@@ -1,0 +1,1 @@
+"""Who decides what to segment: a prompter makes a `Prompt`. One file a kind."""

@@ -1,0 +1,44 @@
+"""The state of the language model around `<SEG>` becomes one prompt token (LISA, "embedding as mask")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from reasonseg.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Config:
+    """`at`: read the state that predicts `<SEG>` (LISA's rule), or the one at it."""
+
+    at: Literal["predicting", "at"] = "predicting"
+    width_in: int = 0  # of the backbone's states; 0 asks the backbone
+    width_out: int = 0  # of the decoder's tokens; 0 asks the decoder
+
+    def build(self) -> SegToken:
+        """A prompter with fresh weights."""
+        return SegToken(self)
+
+    @classmethod
+    def example(cls) -> Config:
+        """A tiny one, for tests."""
+        return cls(width_in=32, width_out=16)
+
+
+class SegToken(nn.Module):
+    """Linear - ReLU - Linear on one state per `<SEG>`."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width_in, config.width_in), nn.ReLU(), nn.Linear(config.width_in, config.width_out)
+        )
+
+    def forward(self, states: torch.Tensor) -> Prompt:
+        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n, 1, width_out]`."""
+        return Prompt(self.mlp(states)[:, None])

@@ -1,0 +1,316 @@
+"""Asks about a scene: seven levels of questions with their true answers, and `novel`, the function level in unseen words.
+
+Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the pairings it owns, so
+test questions never repeat what training paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from reasonseg.scenes.drawing import Scene, SceneObject
+from reasonseg.scenes.knowledge import Knowledge, Property, pairing_split
+from reasonseg.scenes.sprites import HUES, Sprite
+
+SEG, REJ = "<SEG>", "<REJ>"
+FRAMES = (  # around any noun phrase
+    "Please segment {}.",
+    "Segment {}.",
+    "Show me {}.",
+    "Find {}.",
+    "Mark {}.",
+    "Point out {}.",
+    "I am looking for {}.",
+    "Can you segment {} in this image?",
+    "Could you highlight {}?",
+    "{}",
+)
+WHERE_FRAMES = ("Where is {}?", "Which pixels belong to {}?", "Is there a mask for {}?")  # not around "what ..." clauses
+WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
+DEFINITE = ("The ", "the ")
+
+PLACES = {
+    "left": ("on the left", "at the left", "to the left"),
+    "right": ("on the right", "at the right", "to the right"),
+    "top": ("at the top", "in the upper part", "up high"),
+    "bottom": ("at the bottom", "in the lower part", "down low"),
+}
+RELATIONS = {
+    "left": ("left of", "to the left of", "on the left side of"),
+    "right": ("right of", "to the right of", "on the right side of"),
+    "above": ("above", "over", "higher than"),
+    "below": ("below", "under", "lower than"),
+    "near": ("nearest to", "closest to", "next to", "beside"),
+    "far": ("farthest from", "most distant from", "far away from"),
+}
+SUPERLATIVES = {
+    "large": ("the largest {}", "the biggest {}", "the {} that takes up the most room"),
+    "small": ("the smallest {}", "the tiniest {}", "the {} that takes up the least room"),
+    "left": ("the leftmost {}", "the {} farthest to the left"),
+    "right": ("the rightmost {}", "the {} farthest to the right"),
+    "top": ("the topmost {}", "the highest {}", "the {} closest to the top"),
+    "bottom": ("the lowest {}", "the {} closest to the bottom"),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where the thing is absent."""
+
+    level: str
+    text: str
+    answer: str
+    targets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A noun phrase, its answer and the pairing it exercises."""
+
+    phrase: str
+    answer: str
+    targets: tuple[int, ...]
+    pairing: tuple[str, str]
+    because: str = ""
+    frame_counts: bool = False  # the frame is part of the wording
+
+
+@dataclass
+class Asker:
+    """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there."""
+
+    knowledge: Knowledge
+    absentees: list[Sprite]
+
+    def ask(self, rng: np.random.Generator, scene: Scene, split: str, level: str) -> Question | None:
+        """A question of `level` that `split` owns, or None where the scene gives rise to none."""
+        candidates = LEVELS[level](self, scene, rng)
+        owned = []
+        for candidate in candidates:
+            frames = FRAMES + (WHERE_FRAMES if candidate.phrase.startswith("the ") else ())
+            frame = frames[rng.integers(len(frames))]
+            thing, wording = candidate.pairing
+            if candidate.frame_counts:
+                wording += "|" + frame
+            if level == "novel" or pairing_split(thing, wording) == split:
+                owned.append((candidate, frame))
+        if not owned:
+            return None
+        candidate, frame = owned[rng.integers(len(owned))]
+        text = frame.format(candidate.phrase)
+        text = text[0].upper() + text[1:]
+        answer = candidate.answer
+        if candidate.because and rng.random() < 0.4:
+            text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
+            answer += f": {candidate.because}"
+        return Question(level, text, answer + ".", candidate.targets)
+
+    def properties_of(self, sprite: Sprite) -> dict[str, Property]:
+        """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
+        return {key: self.knowledge.properties.get(key) or Property.spoken(key) for key in sprite.properties}
+
+
+def _by_name(scene: Scene) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for i, thing in enumerate(scene.objects):
+        groups.setdefault(thing.name, []).append(i)
+    return groups
+
+
+def _by_noun(scene: Scene) -> dict[str, list[int]]:
+    """Indices by name and by category (a category only where it holds several kinds)."""
+    groups = _by_name(scene)
+    for i, thing in enumerate(scene.objects):
+        groups.setdefault(thing.sprite.category, []).append(i)
+    return groups
+
+
+def _names(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    for noun, group in _by_noun(scene).items():
+        if len(group) == 1:
+            thing = scene.objects[group[0]]
+            terms = [noun] + (list(thing.sprite.synonyms) if noun == thing.name else [])
+            for term in terms:
+                pairing = (thing.name, term)
+                yield Candidate(f"the {term}", f"The {thing.name} {SEG}", (group[0],), pairing, frame_counts=True)
+
+
+def _attributes(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    for noun, group in _by_noun(scene).items():
+        things = [scene.objects[i] for i in group]
+        if len(things) < 2:
+            continue
+        for k, words in _telling(things):
+            adjective = words if words.split()[0] not in ("on", "at", "in", "to", "up", "down") else None
+            phrase = f"{adjective} {noun}" if adjective else f"{noun} {words}"
+            pairing = (things[k].name, words)
+            yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), pairing)
+
+
+def _telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
+    """(index, words) of attributes that exactly one of several things of a kind has."""
+    colors = [t.color for t in things]
+    if None not in colors:
+        yield from ((k, c) for k, c in enumerate(colors) if colors.count(c) == 1)
+    if sum(t.upside_down for t in things) == 1:
+        yield next(k for k, t in enumerate(things) if t.upside_down), "upside-down"
+    elif sum(not t.upside_down for t in things) == 1:
+        yield next(k for k, t in enumerate(things) if not t.upside_down), "upright"
+    areas = np.array([t.area for t in things])
+    if (k := _clear_winner(areas, ratio=1.6)) is not None:
+        yield from ((k, word) for word in ("big", "large"))
+    if (k := _clear_winner(1 / areas, ratio=1.6)) is not None:
+        yield from ((k, word) for word in ("small", "little"))
+    x, y = np.array([t.center for t in things]).T
+    for key, values in (("left", -x), ("right", x), ("top", -y), ("bottom", y)):
+        if (k := _clear_winner(values, gap=0.2)) is not None:
+            yield from ((k, words) for words in PLACES[key])
+
+
+def _clear_winner(values: np.ndarray, gap: float = 0.0, ratio: float = 0.0) -> int | None:
+    """Index of the largest value where it leads the next by `gap` or by the factor `ratio`."""
+    order = np.argsort(values)
+    best, second = values[order[-1]], values[order[-2]]
+    return int(order[-1]) if (best >= second * ratio if ratio else best >= second + gap) else None
+
+
+def _relations(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    names = _by_name(scene)
+    centers = np.array([t.center for t in scene.objects])
+    for noun, group in _by_noun(scene).items():
+        if len(group) < 2:
+            continue
+        for anchor, where in names.items():
+            if len(where) > 1 or where[0] in group:
+                continue
+            for relation, k in _related(centers[group], centers[where[0]]):
+                for words in RELATIONS[relation]:
+                    phrase = f"{noun} {words} the {anchor}"
+                    thing = scene.objects[group[k]].name
+                    pairing = (thing, f"{words} the {anchor}")
+                    yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), pairing)
+
+
+def _related(points: np.ndarray, anchor: np.ndarray) -> Iterator[tuple[str, int]]:
+    """(relation, index) wherever exactly one point stands in the relation to the anchor, clearly."""
+    dx, dy = (points - anchor).T
+    for relation, lead in (("left", -dx), ("right", dx), ("above", -dy), ("below", dy)):
+        if (lead > 0.08).sum() == 1 and (lead > -0.04).sum() == 1:
+            yield relation, int(lead.argmax())
+    distance = np.hypot(dx, dy)
+    if (k := _clear_winner(1 / distance, ratio=1.4)) is not None:
+        yield "near", k
+    if (k := _clear_winner(distance, ratio=1.4)) is not None:
+        yield "far", k
+
+
+def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    groups = _by_noun(scene)
+    if len(scene.objects) >= 3:
+        groups |= {"thing": list(range(len(scene.objects)))}
+    for noun, group in groups.items():
+        if len(group) < 2:
+            continue
+        things = [scene.objects[i] for i in group]
+        areas = np.array([t.area for t in things])
+        x, y = np.array([t.center for t in things]).T
+        winners = {"large": _clear_winner(areas, ratio=1.35), "small": _clear_winner(1 / areas, ratio=1.35)}
+        sides = {"left": -x, "right": x, "top": -y, "bottom": y}
+        winners |= {side: _clear_winner(values, gap=0.1) for side, values in sides.items()}
+        for key, k in winners.items():
+            for pattern in SUPERLATIVES[key] if k is not None else ():
+                phrase = pattern.format(noun)
+                thing = things[k].name
+                answer = f"The {phrase[4:]} {SEG}" if thing == noun else f"The {phrase[4:]}, the {thing} {SEG}"
+                yield Candidate(phrase, answer, (group[k],), (thing, phrase))
+
+
+def _functions(
+    asker: Asker, scene: Scene, rng: np.random.Generator, wordings: Callable = lambda p: p.wordings
+) -> Iterator[Candidate]:
+    holders: dict[str, list[int]] = {}
+    known: dict[str, Property] = {}
+    for i, thing in enumerate(scene.objects):
+        for key, prop in asker.properties_of(thing.sprite).items():
+            holders.setdefault(key, []).append(i)
+            known[key] = prop
+    for key, group in holders.items():
+        if len(group) == 1:
+            thing = scene.objects[group[0]].name
+            for words in wordings(known[key]):
+                answer = f"The {thing} {SEG}"
+                yield Candidate(words, answer, (group[0],), (thing, words), because=known[key].because)
+
+
+def _novel(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    return _functions(asker, scene, rng, wordings=lambda p: p.novel)
+
+
+def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    objects = scene.objects
+    single = [group[0] for group in _by_name(scene).values() if len(group) == 1]
+    order = [single[i] for i in rng.permutation(len(single))]
+    for count in (2, 3):
+        if len(order) >= count:
+            names = [objects[i].name for i in order[:count]]
+            phrase = ", ".join(f"the {n}" for n in names[:-1]) + f" and the {names[-1]}"
+            answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
+            yield Candidate(phrase, answer, tuple(order[:count]), ("+".join(names), "and"))
+    for noun, group in _by_noun(scene).items():
+        if len(group) < 2:
+            continue
+        group = sorted(group, key=lambda i: objects[i].center[0])
+        names = [objects[i].name for i in group]
+        answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
+        kind = noun if noun == names[0] else asker.knowledge.plural(noun)
+        forms = ("every {}", "each {}") if noun == names[0] else ("all the {}", "all {} here", "the {} from left to right")
+        for form in forms:
+            yield Candidate(form.format(kind), answer, tuple(group), ("+".join(names), form))
+
+
+def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    kind = rng.random()
+    names = _by_name(scene)
+    if kind < 0.5:
+        present = {*names, *(s for t in scene.objects for s in t.sprite.synonyms)}
+        for i in rng.permutation(len(asker.absentees))[:8]:
+            sprite = asker.absentees[i]
+            if sprite.name not in present:
+                for term in (sprite.name, *sprite.synonyms):
+                    answer = f"The {sprite.name} {REJ}"
+                    yield Candidate(f"the {term}", answer, (), (sprite.name, f"absent {term}"), frame_counts=True)
+    elif kind < 0.75:
+        for name, group in names.items():
+            colors = {scene.objects[i].color for i in group}
+            for color in HUES if None not in colors else ():
+                if not any(_close(color, c) for c in colors):
+                    yield Candidate(f"the {color} {name}", f"The {color} {name} {REJ}", (), (name, f"absent {color}"))
+    elif kind < 0.92:
+        held = {key for t in scene.objects for key in t.sprite.properties}
+        missing = [key for key in asker.knowledge.properties if key not in held]
+        for i in rng.permutation(len(missing))[:8]:
+            for words in asker.knowledge.properties[missing[i]].wordings:
+                yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"))
+    else:
+        for category in sorted({s.category for s in asker.absentees} - {t.sprite.category for t in scene.objects}):
+            yield Candidate(f"the {category}", f"The {category} {REJ}", (), (category, "absent"), frame_counts=True)
+
+
+def _close(a: str, b: str) -> bool:
+    """Whether two colour words could be said of the same thing."""
+    return abs((HUES.get(a, 999.0) - HUES.get(b, -999.0) + 180) % 360 - 180) < 40
+
+
+LEVELS: dict[str, Callable[[Asker, Scene, np.random.Generator], Iterator[Candidate]]] = {
+    "name": _names,
+    "attribute": _attributes,
+    "relation": _relations,
+    "compare": _comparisons,
+    "function": _functions,
+    "multi": _multi,
+    "absent": _absent,
+    "novel": _novel,
+}

@@ -1,0 +1,182 @@
+"""Sprite packs: a folder of RGBA cut-outs and an `index.json` that says what each one shows.
+
+The default pack is rendered from the colour-emoji font of the system; any folder of the same format works.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from reasonseg.errors import InputError
+from reasonseg.scenes.knowledge import Knowledge
+
+FONT_PLACES = (
+    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
+    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
+)
+FONT_SIZE = 109  # the only size at which the font holds bitmaps (136 x 128)
+
+# Hue in degrees at which a person says the word; "brown", "black" ... are not reached by turning hues.
+HUES = {"red": 0.0, "orange": 30.0, "yellow": 55.0, "green": 120.0, "blue": 220.0, "purple": 275.0, "pink": 325.0}
+
+
+@dataclass
+class Sprite:
+    """One cut-out. `image` is uint8 RGBA `[h, w, 4]`, cropped to its opaque part.
+
+    `hue` is the main hue in degrees where turning it gives the thing another nameable colour, else None.
+    """
+
+    name: str
+    category: str
+    image: np.ndarray
+    properties: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
+    hue: float | None = None
+    _tinted: dict[str, Image.Image] = field(default_factory=dict, repr=False)
+
+    def tinted(self, color: str | None) -> Image.Image:
+        """The cut-out with its main hue turned to `color` (a key of `HUES`), or as it is for None."""
+        key = color or ""
+        if key not in self._tinted:
+            self._tinted[key] = Image.fromarray(
+                self.image if color is None else turn_hue(self.image, HUES[color] - self.hue)
+            )
+        return self._tinted[key]
+
+
+def turn_hue(image: np.ndarray, degrees: float) -> np.ndarray:
+    """uint8 RGBA `[h, w, 4]` with every hue turned by `degrees`; value, saturation and alpha stay."""
+    hsv = np.array(Image.fromarray(image[..., :3]).convert("HSV"))
+    hsv[..., 0] = (hsv[..., 0].astype(int) + round(degrees * 256 / 360)) % 256
+    rgb = np.array(Image.fromarray(hsv, "HSV").convert("RGB"))
+    return np.dstack([rgb, image[..., 3]])
+
+
+def main_hue(image: np.ndarray) -> float | None:
+    """The hue (degrees) that dominates an RGBA cut-out, or None where no single hue does.
+
+    Dominant: at least 45 % of the opaque pixels are saturated, and their hues agree (circular resultant >= 0.85).
+    """
+    opaque = image[..., 3] > 127
+    if not opaque.any():
+        return None
+    hue, saturation, value = np.array(Image.fromarray(image[..., :3]).convert("HSV"))[opaque].astype(float).T
+    vivid = (saturation > 90) & (value > 90)
+    if vivid.mean() < 0.45:
+        return None
+    mean = np.exp(2j * np.pi * hue[vivid] / 256).mean()
+    return float(np.degrees(np.angle(mean)) % 360) if abs(mean) >= 0.85 else None
+
+
+def color_of(hue: float) -> str:
+    """The colour word nearest to a hue in degrees."""
+    return min(HUES, key=lambda word: abs((hue - HUES[word] + 180) % 360 - 180))
+
+
+def emoji_font() -> Path:
+    """Path of the colour-emoji font. Raises `InputError`, naming the package to install, where there is none."""
+    for place in filter(None, (os.environ.get("REASONSEG_EMOJI_FONT"), *FONT_PLACES)):
+        if Path(place).is_file():
+            return Path(place)
+    raise InputError(
+        "no colour-emoji font found: install Debian's fonts-noto-color-emoji, "
+        "or pass --sprites DIR with a sprite pack of your own"
+    )
+
+
+def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None = None) -> int:
+    """Renders every thing of the knowledge file into the folder `out`; returns how many. Written aside, then renamed."""
+    knowledge = knowledge or Knowledge.load()
+    glyphs = ImageFont.truetype(str(font or emoji_font()), FONT_SIZE)
+    out = Path(out)
+    if (out / "index.json").exists():
+        raise InputError(f"{out} already holds a sprite pack; remove it or choose another folder")
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside.mkdir(parents=True, exist_ok=True)
+    index = []
+    for name, thing in knowledge.things.items():
+        canvas = Image.new("RGBA", (160, 160))
+        ImageDraw.Draw(canvas).text((8, 8), thing.emoji, font=glyphs, embedded_color=True)
+        if canvas.getbbox() is None:
+            raise InputError(f"the font has no picture for {thing.emoji!r} ({name})")
+        cutout = canvas.crop(canvas.getbbox())
+        hue = main_hue(np.array(cutout))
+        file = f"{name.replace(' ', '-')}.png"
+        cutout.save(aside / file)
+        index.append(
+            {
+                "file": file,
+                "name": name,
+                "category": thing.category,
+                "properties": list(thing.properties),
+                "synonyms": list(thing.synonyms),
+                "colors": [] if hue is None else [color_of(hue)],
+            }
+        )
+    (aside / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False))
+    if out.exists():
+        out.rmdir()  # an empty folder may stand there
+    aside.rename(out)
+    return len(index)
+
+
+def load_pack(folder: str | Path) -> list[Sprite]:
+    """Reads a sprite pack. Raises `InputError` naming the file and field that is wrong."""
+    folder = Path(folder)
+    index_file = folder / "index.json"
+    if not index_file.is_file():
+        raise InputError(f"{folder} is no sprite pack: it has no index.json")
+    try:
+        index = json.loads(index_file.read_text())
+    except ValueError as error:
+        raise InputError(f"{index_file} is not valid JSON: {error}") from None
+    if not isinstance(index, list) or not index:
+        raise InputError(f"{index_file} must be a non-empty list of sprites")
+    return [_read_sprite(folder, entry, f"{index_file}, entry {i}") for i, entry in enumerate(index)]
+
+
+def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:
+    for key in ("file", "name", "category"):
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), str) or not entry[key]:
+            raise InputError(f"{place}: {key!r} must be a non-empty string")
+    path = (folder / entry["file"]).resolve()
+    if folder.resolve() not in path.parents:
+        raise InputError(f"{place}: 'file' {entry['file']!r} lies outside the pack")
+    try:
+        picture = Image.open(path).convert("RGBA")
+    except OSError as error:
+        raise InputError(f"{place}: cannot read {path.name}: {error}") from None
+    bounds = picture.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
+    if bounds is None:
+        raise InputError(f"{place}: {path.name} has no opaque pixel")
+    image = np.array(picture.crop(bounds))
+    hue = main_hue(image)
+    colors = tuple(entry.get("colors") or (() if hue is None else (color_of(hue),)))
+    return Sprite(
+        entry["name"],
+        entry["category"],
+        image,
+        properties=tuple(entry.get("properties") or ()),
+        synonyms=tuple(entry.get("synonyms") or ()),
+        colors=colors,
+        hue=hue,
+    )
+
+
+def default_pack(knowledge: Knowledge | None = None) -> list[Sprite]:
+    """The emoji pack, rendered once into the user's cache and read from there."""
+    knowledge = knowledge or Knowledge.load()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "reasonseg" / f"sprites-{knowledge.fingerprint}"
+    if not (folder / "index.json").is_file():
+        render_pack(folder, knowledge)
+    return load_pack(folder)

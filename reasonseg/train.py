@@ -1,0 +1,202 @@
+"""Training: stages one after another on transformers' Trainer, each killed and resumed at any step.
+
+A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from reasonseg.checkpoint import as_trained
+from reasonseg.config import Kind, Room
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.objectives import OBJECTIVES, Codes, Objective
+from reasonseg.optimizers import MuonAdamW
+from reasonseg.segmenter import Segmenter
+from reasonseg.settings import ModelSettings
+
+COMPLETE = "complete"  # a file in a checkpoint folder, written last
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the end
+    over which the learning rate falls to a thirtieth; `options` go to the objective."""
+
+    objective: Literal["dense", "codes", "language"]
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    decay: float = 0.5
+    train: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole run: the model it starts from fresh, its data, its stages in order and where it writes."""
+
+    model: ModelSettings
+    data: Annotated[Kind, Room("datasets")]
+    stages: dict[str, dict]
+    out: str = "out/train"
+    seed: int = 0
+    workers: int = 1
+    save_every: int = 100
+    log_every: int = 10
+    bf16: bool = True
+    report_to: tuple[str, ...] = ()
+
+
+def train(settings: TrainSettings, stages: dict[str, Stage]) -> Segmenter:
+    """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16 bit."""
+    set_seed(settings.seed)
+    segmenter = Segmenter.build(settings.model)
+    out, extras = Path(settings.out), {}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, stage in stages.items():
+        objective = _objective(segmenter, stage, extras)
+        finished = out / name / "finished.safetensors"
+        if finished.is_file():
+            load_model(objective, finished)
+        else:
+            _run(objective, stage, settings, out / name)
+            objective.finish()
+            with written_aside(finished) as aside:
+                save_model(objective, str(aside))
+            for checkpoint in (out / name).glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        if isinstance(objective, Codes):
+            extras["coder"] = objective.coder
+    segmenter.requires_grad_(True).eval()
+    segmenter.settings = as_trained(segmenter.settings, stages={k: s.steps * s.batch for k, s in stages.items()})
+    segmenter.save_pretrained(out / "model", torch.bfloat16)
+    return segmenter
+
+
+def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
+    options = dict(stage.options)
+    if stage.objective == "language" and options.get("aim"):
+        if "coder" not in extras:
+            raise InputError("stage option aim needs a stage of objective codes before it")
+        options["coder"] = extras["coder"]
+    try:
+        objective = OBJECTIVES[stage.objective](segmenter, **options)
+    except TypeError as error:
+        raise InputError(f"options of objective {stage.objective}: {error}") from None
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(not stage.train or name.startswith(stage.train))
+    if not any(p.requires_grad for p in objective.parameters()):
+        raise InputError(f"train: no parameter begins with any of {list(stage.train)}")
+    return objective
+
+
+def _run(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> None:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=stage.batch,
+        learning_rate=stage.lr,
+        bf16=settings.bf16,
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+        max_grad_norm=1.0,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    data = objective.dataset(settings.data, stage.steps * stage.batch, settings.seed + stage.seed)
+    trainer = StageTrainer(
+        stage, model=objective, args=arguments, train_dataset=data, data_collator=objective.collate, callbacks=[Marker()]
+    )
+    trainer.train(resume_from_checkpoint=latest(folder))
+
+
+def latest(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; others are removed."""
+    for checkpoint in list(folder.glob("checkpoint-*")):
+        if not (checkpoint / COMPLETE).is_file():
+            shutil.rmtree(checkpoint)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
+    return str(checkpoints[-1]) if checkpoints else None
+
+
+class Marker(TrainerCallback):
+    """Marks a checkpoint as complete once everything in it is on the disk."""
+
+    def on_save(self, args, state, control, **_):
+        """Called by the Trainer after the last file."""
+        os.sync()
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class StageTrainer(Trainer):
+    """Trainer with our optimizer, data in the order of their index, and every part of the loss in the log."""
+
+    def __init__(self, stage: Stage, **arguments):
+        super().__init__(**arguments)
+        self.stage = stage
+        self.sums: dict[str, float] = {}
+        self.seen = 0
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
+
+    def create_optimizer(self, model=None):
+        """Muon and AdamW over what is trained."""
+        self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Linear warm-up, a plateau, linear decay to a thirtieth."""
+        stage = self.stage
+
+        def factor(step: int) -> float:
+            rest = (stage.steps - step) / max(stage.steps * stage.decay, 1)
+            return min((step + 1) / max(stage.warmup, 1), 1.0) * max(min(rest, 1.0), 1 / 30)
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        """The objective's loss; its parts are averaged into the log."""
+        parts = model(inputs)
+        for name, value in parts.items():
+            if name != "loss":
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        self.seen += 1
+        return (parts["loss"], parts) if return_outputs else parts["loss"]
+
+    def log(self, logs, *arguments, **options):
+        """Adds the parts."""
+        if self.seen:
+            logs |= {name: round(value / self.seen, 4) for name, value in self.sums.items()}
+            self.sums, self.seen = {}, 0
+        super().log(logs, *arguments, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        os.makedirs(output_dir, exist_ok=True)
+        save_model(self.model, os.path.join(output_dir, WEIGHTS))  # knows tied weights, which save_file refuses
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
