@@ -93,6 +93,10 @@ def _value(hint: Any, value: Any, place: str) -> Any:
             raise InputError(f"{place}: expected a list, got {value!r}")
         items = [_value(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value)] if arguments else value
         return origin(items)
+    if origin is dict and arguments and dataclasses.is_dataclass(arguments[1]):
+        if not isinstance(value, dict):
+            raise InputError(f"{place}: expected names with settings, got {value!r}")
+        return {name: parse(arguments[1], v, f"{place}.{name}") for name, v in value.items()}
     if origin is dict or hint in (dict, Any):
         return value
     if hint is float and isinstance(value, str):
@@ -153,5 +157,7 @@ def dump(config: Any) -> dict:
             value = dump(value)
         elif isinstance(value, tuple | list):
             value = [dump(v) if dataclasses.is_dataclass(v) else v for v in value]
+        elif isinstance(value, dict):
+            value = {k: dump(v) if dataclasses.is_dataclass(v) else v for k, v in value.items()}
         plain[f.name] = value
     return plain

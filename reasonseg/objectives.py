@@ -107,9 +107,16 @@ def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid).flatten(1)
 
 
+SHARP = 2.0
+
+
 @torch.no_grad()
 def align(decoder: nn.Module, coder: Coder) -> None:
-    """Starts the decoder where like finds like: its neck projects features as the coder does, its queries equal its keys."""
+    """Starts the decoder where like finds like: its neck projects features as the coder does, its queries equal its keys.
+
+    Both are made `SHARP` times larger than usual, so that a code's attention falls on what resembles it from the first step.
+    """
+    coder.project.weight.mul_(3**0.5)  # codes of unit variance, as the normalised embedding has
     neck = decoder.model.vision_encoder.neck
     neck.conv1.weight.copy_(coder.project.weight[:, :, None, None])
     neck.conv2.weight.mul_(0.1)
@@ -121,6 +128,7 @@ def align(decoder: nn.Module, coder: Coder) -> None:
         *(layer.cross_attn_image_to_token for layer in transformer.layers),
         transformer.final_attn_token_to_image,
     ):
+        attention.k_proj.weight.mul_(SHARP)
         attention.q_proj.weight.copy_(attention.k_proj.weight)
 
 
@@ -140,11 +148,15 @@ class SceneMasks(Dataset):
 
 
 class Codes(Objective):
-    """Draws every thing of a scene from its code, or from a click or a box."""
+    """Draws every thing of a scene from its code, or from a click or a box.
 
-    def __init__(self, segmenter: Segmenter):
+    `match` keeps the decoder's image embedding close to the codes of its patches, so that finding what a code means starts
+    as finding what looks like it; without it training stays on a plateau (every thing drawn at once) for long.
+    """
+
+    def __init__(self, segmenter: Segmenter, match: float = 2.0):
         super().__init__()
-        self.segmenter = segmenter
+        self.segmenter, self.match = segmenter, match
         vision = segmenter.backbone.model.config.vision_config
         self.size, self.grid = vision.image_size, vision.image_size // vision.patch_size
         self.coder = Coder(vision.hidden_size, segmenter.decoder.width)
@@ -175,7 +187,9 @@ class Codes(Objective):
         codes = self.coder(features[of].float(), shares)
         codes = codes + 0.1 * codes.std() * torch.randn_like(codes)
         encoded = decoder.encode(batch["images"])
-        sums: dict[str, torch.Tensor] = {}
+        wanted = self.coder.project(self.coder.norm(features.float())).detach()
+        seen = encoded.embedding.float().flatten(2).transpose(1, 2)
+        sums = {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()}
         for kind in range(3):
             mine = (batch["kinds"] == kind).nonzero()[:, 0]
             if not len(mine):
@@ -188,7 +202,7 @@ class Codes(Objective):
             if kind == 0:
                 full = decoder.restore(logits, (self.size, self.size))
                 iou = mean_overlap(full, masks[mine])
-        loss = 2 * sums["bce"] + sums["dice"] + 0.5 * sums["iou"]
+        loss = 2 * sums["bce"] + sums["dice"] + 0.5 * sums["iou"] + self.match * sums["match"]
         return {"loss": loss, **{k: v.detach() for k, v in sums.items()}, "giou": iou}
 
     def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor, boxes: list) -> Prompt:
@@ -204,7 +218,7 @@ class Codes(Objective):
         return Prompt(torch.cat(tokens))
 
     def finish(self) -> None:
-        """Nothing to hand over: the coder travels in `extras`."""
+        """Nothing to hand over."""
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ from torch.optim import AdamW, Muon, Optimizer
 class MuonAdamW(Optimizer):
     """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on embeddings, norms, biases and convolutions.
 
-    Muon's step is scaled to the RMS of AdamW's, so that one `lr` serves both. `named` are (name, parameter) pairs.
+    Muon's step is scaled to the usual RMS of AdamW's (0.2 lr); AdamW itself runs at a quarter of `lr`, so that both move
+    alike. `named` are (name, parameter) pairs.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class MuonAdamW(Optimizer):
         if matrices:
             self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
         if rest:
-            self.parts.append(AdamW(rest, lr=lr, weight_decay=0.0, betas=betas))
+            self.parts.append(AdamW(rest, lr=lr / 4, weight_decay=0.0, betas=betas))
         super().__init__([p for _, p in named], {"lr": lr})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ MIN_SIDE = 480  # smaller pictures are enlarged so that names can be read
 
 def draw_overlay(image: np.ndarray, masks: np.ndarray, labels: Sequence[str], scores: Sequence[float]) -> Image.Image:
     """`image` with each mask of `[n, h, w]` in its own colour. Small pictures come out enlarged by a whole factor."""
-    import supervision as sv
+    with warnings.catch_warnings():  # it advises OpenCV; its own NumPy painting serves
+        warnings.simplefilter("ignore")
+        import supervision as sv
 
     factor = max(1, -(-MIN_SIDE // max(image.shape[:2])))
     canvas = np.ascontiguousarray(image.repeat(factor, 0).repeat(factor, 1))

@@ -116,7 +116,7 @@ class Segmenter(nn.Module):
         spoken = self._speak(queries, images, of_image, how)
         prompts, owners, shares = [], [], []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
-            prompt, share = self._prompt(query, said, features[of_image[i]])
+            prompt, share = self._prompt(query, said)
             prompts += prompt
             shares += share
             owners += [i] * len(prompt)
@@ -143,7 +143,7 @@ class Segmenter(nn.Module):
         said = self.backbone.speak([queries[i] for i in asked], features=None if features is None else features[rows], **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 
-    def _prompt(self, query: Query, said: Spoken | None, features) -> tuple[list[Prompt], list[float]]:
+    def _prompt(self, query: Query, said: Spoken | None) -> tuple[list[Prompt], list[float]]:
         """One prompt a mask with the probability of its `<SEG>`. Points and boxes join the first; without words they are it."""
         places = None
         if query.points or query.boxes:
@@ -174,8 +174,7 @@ class Segmenter(nn.Module):
             parts.append(self.decoder.decode(features, index, Prompt(tokens, dense)))
             order += members
         if not parts:
-            blank = torch.zeros(0, 0, self.decoder.width, device=self.device)
-            return self.decoder.decode(features, torch.zeros(0, dtype=torch.long, device=self.device), Prompt(blank))
+            return features.embedding.new_zeros(0, self.decoder.side, self.decoder.side), features.embedding.new_zeros(0)
         back = torch.tensor(np.argsort(order), device=self.device)
         return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -18,57 +16,24 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from reasonseg.checkpoint import as_trained
-from reasonseg.config import Kind, Room
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Objective
 from reasonseg.optimizers import MuonAdamW
+from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
-from reasonseg.settings import ModelSettings
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the end
-    over which the learning rate falls to a thirtieth; `options` go to the objective."""
-
-    objective: Literal["dense", "codes", "language"]
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 50
-    decay: float = 0.5
-    train: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """A whole run: the model it starts from fresh, its data, its stages in order and where it writes."""
-
-    model: ModelSettings
-    data: Annotated[Kind, Room("datasets")]
-    stages: dict[str, dict]
-    out: str = "out/train"
-    seed: int = 0
-    workers: int = 1
-    save_every: int = 100
-    log_every: int = 10
-    bf16: bool = True
-    report_to: tuple[str, ...] = ()
-
-
-def train(settings: TrainSettings, stages: dict[str, Stage]) -> Segmenter:
+def train(settings: TrainSettings) -> Segmenter:
     """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16 bit."""
     set_seed(settings.seed)
     segmenter = Segmenter.build(settings.model)
     out, extras = Path(settings.out), {}
     out.mkdir(parents=True, exist_ok=True)
-    for name, stage in stages.items():
+    for name, stage in settings.stages.items():
         objective = _objective(segmenter, stage, extras)
         finished = out / name / "finished.safetensors"
         if finished.is_file():
@@ -83,7 +48,7 @@ def train(settings: TrainSettings, stages: dict[str, Stage]) -> Segmenter:
         if isinstance(objective, Codes):
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
-    segmenter.settings = as_trained(segmenter.settings, stages={k: s.steps * s.batch for k, s in stages.items()})
+    segmenter.settings = as_trained(segmenter.settings, stages={k: s.steps * s.batch for k, s in settings.stages.items()})
     segmenter.save_pretrained(out / "model", torch.bfloat16)
     return segmenter
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import yaml
@@ -68,6 +68,24 @@ class Knowledge:
         if name not in self.things:
             return True
         return _rank(tuple(self.things))[name] % 5 == 4
+
+    @cached_property
+    def orphans(self) -> frozenset[str]:
+        """Wordings whose every pairing fell to the other splits; training keeps them, or it would never meet the words."""
+        holders: dict[str, list[str]] = {}
+        for name, thing in self.things.items():
+            for key in () if self.withheld(name) else thing.properties:
+                holders.setdefault(key, []).append(name)
+        return frozenset(
+            words
+            for key, names in holders.items()
+            for words in self.properties[key].wordings
+            if all(pairing_split(name, words) != "train" for name in names)
+        )
+
+    def owner(self, thing: str, wording: str) -> str:
+        """The split that may ask for a thing by a wording."""
+        return "train" if wording in self.orphans else pairing_split(thing, wording)
 
     def plural(self, noun: str) -> str:
         """The plural of a category."""

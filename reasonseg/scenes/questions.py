@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reasonseg.scenes.drawing import Scene, SceneObject
-from reasonseg.scenes.knowledge import Knowledge, Property, pairing_split
+from reasonseg.scenes.knowledge import Knowledge, Property
 from reasonseg.scenes.sprites import HUES, Sprite
 
 SEG, REJ = "<SEG>", "<REJ>"
@@ -95,7 +95,7 @@ class Asker:
             thing, wording = candidate.pairing
             if candidate.frame_counts:
                 wording += "|" + frame
-            if level == "novel" or pairing_split(thing, wording) == split:
+            if level == "novel" or self.knowledge.owner(thing, wording) == split:
                 owned.append((candidate, frame))
         if not owned:
             return None

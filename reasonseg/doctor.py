@@ -1,0 +1,58 @@
+"""Looks at the machine and says what works, what does not, and the remedy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+EXTRAS = {
+    "train": ("tensorboard",),
+    "serve": ("fastapi", "uvicorn", "gradio"),
+    "fleet": ("ray",),
+    "quant": ("bitsandbytes",),
+    "sam": ("segment_anything",),
+}
+CORE = ("torch", "torchvision", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow", "supervision")
+
+
+def examine() -> int:
+    """Prints a line a finding; returns 1 where something needed is missing, else 0."""
+    failed = False
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    for name in CORE:
+        try:
+            print(f"  {name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            optional = name == "torchvision"
+            failed |= not optional
+            print(f"  {name} is missing" + (" (only some backbones need it)" if optional else ": pip install reasonseg"))
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(i)
+            print(f"  cuda:{i} {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    else:
+        print("  no GPU: everything runs on the CPU in float32")
+    from importlib.util import find_spec
+
+    for extra, modules in EXTRAS.items():
+        absent = [module for module in modules if find_spec(module) is None]
+        print(f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready"))
+    from reasonseg.checkpoint import EMBEDDED
+    from reasonseg.errors import InputError
+    from reasonseg.scenes.sprites import emoji_font
+
+    try:
+        print(f"  emoji font: {emoji_font()}")
+    except InputError as error:
+        print(f"  emoji font: none ({error})")
+    ready = (EMBEDDED / "settings.yaml").is_file()
+    failed |= not ready
+    print("  embedded model: " + ("ready" if ready else "missing: run scripts/train_tiny.sh"))
+    free = shutil.disk_usage(Path.home()).free / 2**30
+    print(f"  free disk under home: {free:.0f} GiB")
+    return int(failed)

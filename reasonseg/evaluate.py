@@ -1,0 +1,218 @@
+"""Evaluation: asks every question of a data set, keeps a row for each, and sums the rows up.
+
+Rows are appended as they come; a killed run goes on where it stopped and ends with the same summary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reasonseg.datasets.scenes import SEVEN, Config, Scenes
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.masks import from_rle, to_rle
+from reasonseg.metrics import Counts, bootstrap_mean, count
+from reasonseg.vocabulary import Answer, Query, Sample
+
+BATCH = 16
+BASELINES = ("random_object", "text_only", "true_object")
+
+
+def evaluate_scenes(
+    segmenter,
+    *,
+    split: str = "test",
+    limit: int = 2400,
+    seed: int = 0,
+    levels: Sequence[str] = (*SEVEN, "novel"),
+    sprites: str = "",
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores a segmenter (or a predictions file) on drawn scenes; returns and writes the summary of `contracts`.
+
+    `limit` questions in all, split evenly over `levels`. With `out`, `rows.jsonl` and `summary.json` are written there and a
+    run that was cut off is resumed. Raises `InputError` for unknown levels or splits or malformed predictions.
+    """
+    config = Config(split, limit, seed, levels=tuple(levels), sprites=sprites)
+    data = Scenes(config)
+    key = {**asdict(config), "model": "predictions" if predictions else segmenter.settings.about.get("name", "")}
+    rows = _kept(out, json.loads(json.dumps(key)))
+    done = {row["id"] for row in rows}
+    todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]
+    given = _predictions(predictions) if predictions else None
+    bar = tqdm(total=len(data), initial=len(rows), desc="eval scenes", unit="question", disable=not progress)
+    for start in range(0, len(todo), BATCH):
+        part = todo[start : start + BATCH]
+        samples = [data[i] for i in part]
+        answers = _given(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
+        fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+        scenes = [data.scene(i) for i in part]
+        for row, sample, scene in zip(fresh, samples, scenes, strict=True):
+            row["random_object"] = _random_object(sample, scene)
+        if given is None:
+            _add_baselines(segmenter, samples, [data[(i + 1) % len(data)] for i in part], fresh)
+        _append(out, fresh)
+        rows += fresh
+        bar.update(len(fresh))
+    bar.close()
+    summary = summarise(rows, levels, with_model=given is None)
+    if out is not None:
+        with written_aside(Path(out) / "summary.json") as aside:
+            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _row(sample: Sample, answer: Answer) -> dict:
+    counts = overlaps(answer.masks, sample.truth.masks)
+    return {
+        "id": sample.id,
+        "level": sample.level,
+        "question": sample.query.text,
+        "truth": sample.truth.text,
+        "answer": answer.text,
+        "status": answer.status,
+        "counts": [asdict(c) for c in counts],
+        "objects": [{"segmentation": to_rle(mask), "score": float(s)} for mask, s in zip(answer.masks, answer.scores, strict=True)],
+    }
+
+
+def overlaps(masks: np.ndarray, truths: np.ndarray) -> list[Counts]:
+    """Counts of each true mask against the predicted one in the same place; a missing one counts as empty."""
+    blank = np.zeros(truths.shape[1:], bool)
+    return [count(masks[i] if i < len(masks) else blank, truth) for i, truth in enumerate(truths)]
+
+
+def _random_object(sample: Sample, scene) -> float | None:
+    """Mean IoU when any object of the scene is taken for each target: what pointing blindly earns."""
+    if not len(sample.truth.masks):
+        return None
+    masks = [thing.mask for thing in scene.objects]
+    return float(np.mean([[count(mask, truth).giou for mask in masks] for truth in sample.truth.masks]))
+
+
+def _add_baselines(segmenter, samples: list[Sample], others: list[Sample], rows: list[dict]) -> None:
+    """`text_only`: the same words about another picture. `true_object`: the decoder, told each object by its box."""
+    shown = [replace(s.query, image=_resized(o.query.image, s.query.size)) for s, o in zip(samples, others, strict=True)]
+    for sample, row, answer in zip(samples, rows, segmenter.batch(shown), strict=True):
+        if len(sample.truth.masks):
+            row["text_only"] = float(np.mean([c.giou for c in overlaps(answer.masks, sample.truth.masks)]))
+    queries, owners = [], []
+    for i, sample in enumerate(samples):
+        for mask in sample.truth.masks:
+            ys, xs = np.nonzero(mask)
+            box = (float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1)
+            queries.append(Query(sample.query.image, boxes=[box]))
+            owners.append((i, mask))
+    scores: dict[int, list[float]] = {}
+    for (i, mask), answer in zip(owners, segmenter.batch(queries), strict=True):
+        scores.setdefault(i, []).append(count(answer.masks[0], mask).giou)
+    for i, values in scores.items():
+        rows[i]["true_object"] = float(np.mean(values))
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0])))
+
+
+def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
+    """The summary of rows: per level gIoU, cIoU and n with a 95 % interval; refusals; overall; baselines."""
+    present = [row for row in rows if row["counts"]]
+    answered = [row["status"] != "absent" for row in present]
+    summary: dict[str, Any] = {"levels": {}}
+    for level in levels:
+        mine = [row for row in rows if row["level"] == level]
+        if level == "absent":
+            refused = [row["status"] == "absent" for row in mine]
+            summary["levels"][level] = {
+                "n_acc": float(np.mean(refused)) if mine else None,
+                "t_acc": float(np.mean(answered)) if present else None,
+                "n": len(mine),
+                "ci95": bootstrap_mean(refused),
+            }
+        else:
+            summary["levels"][level] = _scores(mine)
+    summary["overall"] = _scores([row for row in present if row["level"] != "novel"])
+    names = BASELINES if with_model else BASELINES[:1]
+    summary["baselines"] = {
+        name: {"giou": float(np.mean([row[name] for row in present])) if present else None, "n": len(present)} for name in names
+    }
+    return summary
+
+
+def _scores(rows: list[dict]) -> dict[str, Any]:
+    each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
+    total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
+    return {"giou": float(np.mean(each)) if each else None, "ciou": total.ciou, "n": len(rows), "ci95": bootstrap_mean(each)}
+
+
+def _kept(out: str | Path | None, key: dict) -> list[dict]:
+    """Rows of an earlier run with the same settings; an earlier run with others is an error."""
+    if out is None:
+        return []
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = out / "run.json"
+    if run.is_file() and json.loads(run.read_text()) != key:
+        raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
+    with written_aside(run) as aside:
+        aside.write_text(json.dumps(key, indent=1) + "\n")
+    if not (out / "rows.jsonl").is_file():
+        return []
+    rows = list(_whole_lines((out / "rows.jsonl").read_text()))
+    with written_aside(out / "rows.jsonl") as aside:  # a line that was cut off goes
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _whole_lines(text: str) -> Iterator[dict]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _append(out: str | Path | None, rows: list[dict]) -> None:
+    if out is not None:
+        with open(Path(out) / "rows.jsonl", "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _predictions(file: str | Path) -> dict[str, dict]:
+    """A JSONL of `{"id", "objects": [{"segmentation"}], "status"}` by id."""
+    if not Path(file).is_file():
+        raise InputError(f"{file} does not exist")
+    found = {}
+    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found[row["id"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{file}, line {number}: expected an object with id, objects and status") from None
+    return found
+
+
+def _given(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
+    answers = []
+    for sample in samples:
+        if sample.id not in rows:
+            raise InputError(f"the predictions have no line with id {sample.id!r}")
+        objects = rows[sample.id].get("objects", [])
+        masks = [from_rle(o["segmentation"]) for o in objects]
+        if any(mask.shape != sample.query.size for mask in masks):
+            raise InputError(f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}")
+        status = "found" if masks else rows[sample.id].get("status", "no_seg")
+        stack = np.array(masks, bool).reshape(-1, *sample.query.size)
+        answers.append(Answer("", stack, np.ones(len(masks)), [""] * len(masks), status))
+    return answers

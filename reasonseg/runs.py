@@ -1,0 +1,47 @@
+"""The settings of a training run, read from YAML without loading torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from reasonseg.config import Kind, Room, parse, read
+from reasonseg.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the end
+    over which the learning rate falls to a thirtieth; `options` go to the objective."""
+
+    objective: Literal["dense", "codes", "language"]
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 50
+    decay: float = 0.5
+    train: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole run: the model it starts from fresh, its data, its stages in order and where it writes."""
+
+    model: ModelSettings
+    data: Annotated[Kind, Room("datasets")]
+    stages: dict[str, Stage]
+    out: str = "out/train"
+    seed: int = 0
+    workers: int = 1
+    save_every: int = 100
+    log_every: int = 10
+    bf16: bool = True
+    report_to: tuple[str, ...] = ()
+
+
+def read_run(file: str | Path, overrides: list[str] = ()) -> TrainSettings:
+    """A config file with overrides laid over it. Raises `InputError` with the place and the nearest name."""
+    return parse(TrainSettings, read(file, overrides))

@@ -1,0 +1,54 @@
+"""Contact sheets: many answers on one picture, so that a person can look."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from reasonseg.images import written_aside
+from reasonseg.overlay import draw_overlay
+from reasonseg.vocabulary import Sample
+
+CELL, CAPTION, COLUMNS = 400, 70, 4
+
+
+def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUMNS) -> Image.Image:
+    """Pictures with captions in a grid."""
+    rows = -(-len(cells) // columns)
+    columns = min(columns, len(cells))
+    sheet = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (picture, caption) in enumerate(cells):
+        x, y = i % columns * CELL, i // columns * (CELL + CAPTION)
+        picture = picture.copy()
+        picture.thumbnail((CELL - 8, CELL - 8))
+        sheet.paste(picture, (x + (CELL - picture.width) // 2, y + 4))
+        lines = [line for part in caption.split("\n") for line in textwrap.wrap(part, 52)][:4]
+        pen.multiline_text((x + 8, y + CELL), "\n".join(lines), "black", font, spacing=2)
+    return sheet
+
+
+def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
+    """Writes `sheet.png`, and for each sample its picture, true masks and a line in `samples.jsonl`; returns the sheet."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    cells, lines = [], []
+    for i, sample in enumerate(samples):
+        image, truth = sample.query.image, sample.truth
+        stem = f"{i:03d}-{sample.level}"
+        Image.fromarray(image).save(out / f"{stem}.png")
+        for k, mask in enumerate(truth.masks):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{stem}-mask-{k}.png")
+        overlay = draw_overlay(image, truth.masks, truth.labels, truth.scores)
+        cells.append((overlay, f"{sample.level}: {sample.query.text}\n{truth.text}"))
+        lines.append({"image": f"{stem}.png", "level": sample.level, "text": sample.query.text, "answer": truth.text, "id": sample.id})
+    with written_aside(out / "samples.jsonl") as aside:
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with written_aside(out / "sheet.png") as aside:
+        contact_sheet(cells).save(aside, format="PNG")
+    return out / "sheet.png"

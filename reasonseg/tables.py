@@ -1,0 +1,54 @@
+"""Tables for the terminal (rich)."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_scenes(summary: dict) -> None:
+    """The scores of `eval scenes`: a line a level, then what they are worth."""
+    table = Table(title="eval scenes")
+    for name in ("level", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "questions"):
+        table.add_column(name, justify="left" if name == "level" else "right")
+    for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
+        interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+        cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
+        table.add_row(level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None)
+    console = Console()
+    console.print(table)
+    worth = Table(title="what the score is worth")
+    worth.add_column("baseline")
+    worth.add_column("gIoU", justify="right")
+    said = {
+        "random_object": "a random object's true mask",
+        "text_only": "this model, shown another image",
+        "true_object": "this decoder, told the object by its box",
+    }
+    for name, row in summary["baselines"].items():
+        worth.add_row(f"{name}: {said[name]}", _number(row["giou"]))
+    console.print(worth)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def print_model(segmenter) -> None:
+    """The parts of a model with their sizes, and its settings."""
+    settings = segmenter.settings
+    table = Table(title=str(settings.about.get("name", "model")))
+    for name in ("part", "kind", "class", "parameters", "dtype"):
+        table.add_column(name, justify="right" if name == "parameters" else "left")
+    for part in ("backbone", "prompter", "decoder"):
+        module = getattr(segmenter, part)
+        inner = getattr(module, "model", module)
+        count = sum(p.numel() for p in module.parameters())
+        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        table.add_row(part, getattr(settings, part).kind, type(inner).__name__, f"{count:,}", dtype)
+    console = Console()
+    console.print(table)
+    markers = segmenter.backbone.markers
+    rej = "none: this model never says absent" if markers.rej is None else f"{markers.rej_text} = {markers.rej}"
+    console.print(f"markers: {markers.seg_text} = {markers.seg}, {rej}", markup=False)
+    console.print(f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: {segmenter.device}", markup=False)

@@ -1,0 +1,43 @@
+"""Asks the embedded model about the bundled pictures, one a level, and writes what it sees: demo.py FOLDER."""
+
+import argparse
+import json
+from pathlib import Path
+
+from reasonseg.libraries import quiet_libraries
+
+
+def main() -> None:
+    """Prints each question and answer; writes overlays, masks and one sheet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    out = parser.parse_args().folder
+    quiet_libraries()
+    from reasonseg import Query, Segmenter
+    from reasonseg.checkpoint import EMBEDDED
+    from reasonseg.images import written_aside
+    from reasonseg.sheet import contact_sheet
+
+    pictures = EMBEDDED.parent / "pictures"
+    questions = json.loads((pictures / "questions.json").read_text())
+    segmenter = Segmenter.from_pretrained()
+    print(segmenter.settings.notice, "\n")
+    queries = [Query.open(pictures / q["file"], q["text"]) for q in questions]
+    cells = []
+    out.mkdir(parents=True, exist_ok=True)
+    for question, answer in zip(questions, segmenter.batch(queries), strict=True):
+        level = question["level"]
+        answer.save(out / level)
+        overlay = answer.overlay()
+        with written_aside(out / f"{level}-overlay.png") as aside:
+            overlay.save(aside, format="PNG")
+        cells.append((overlay, f"{level}: {question['text']}\n{answer.text} ({answer.status})"))
+        scores = ", ".join(f"{s:.2f}" for s in answer.scores)
+        print(f"{level:10} {question['text']}\n{'':10} {answer.text}  [{answer.status}{': ' + scores if scores else ''}]")
+    with written_aside(out / "sheet.png") as aside:
+        contact_sheet(cells).save(aside, format="PNG")
+    print(f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with answer.json in {out}/LEVEL")
+
+
+if __name__ == "__main__":
+    main()

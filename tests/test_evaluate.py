@@ -1,0 +1,64 @@
+import json
+
+import numpy as np
+import pytest
+
+from reasonseg import InputError
+from reasonseg.datasets.scenes import SEVEN, Config
+from reasonseg.evaluate import evaluate_scenes, overlaps
+
+ARGUMENTS = {"limit": 16, "levels": (*SEVEN, "novel"), "progress": False}
+
+
+def test_the_summary_has_every_key(segmenter, font, tmp_path):
+    summary = evaluate_scenes(segmenter, out=tmp_path, **ARGUMENTS)
+    assert set(summary) == {"levels", "overall", "baselines"}
+    assert set(summary["levels"]) == {*SEVEN, "novel"}
+    assert set(summary["levels"]["name"]) == {"giou", "ciou", "n", "ci95"}
+    assert set(summary["levels"]["absent"]) >= {"n_acc", "t_acc", "n"}
+    assert set(summary["baselines"]) == {"random_object", "text_only", "true_object"}
+    assert sum(row["n"] for row in summary["levels"].values()) == 16
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
+    whole = evaluate_scenes(segmenter, out=tmp_path / "a", **ARGUMENTS)
+    evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
+    rows = (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "b" / "rows.jsonl").write_text("\n".join(rows[:5]) + "\n" + rows[5][:40])  # killed in the middle of a line
+    (tmp_path / "b" / "summary.json").unlink()
+    resumed = evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
+    assert resumed == whole
+    ids = [json.loads(line)["id"] for line in (tmp_path / "b" / "rows.jsonl").read_text().splitlines()]
+    assert len(ids) == len(set(ids)) == 16
+    with pytest.raises(InputError, match="other settings"):
+        evaluate_scenes(segmenter, out=tmp_path / "b", **{**ARGUMENTS, "limit": 8})
+
+
+def test_true_masks_as_predictions_score_one(font, tmp_path):
+    from reasonseg.masks import to_rle
+
+    data = Config("test", 16, levels=(*SEVEN, "novel")).build()
+    lines = []
+    for i in range(16):
+        sample = data[i]
+        objects = [{"segmentation": to_rle(mask)} for mask in sample.truth.masks]
+        lines.append(json.dumps({"id": sample.id, "objects": objects, "status": sample.truth.status}))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    summary = evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
+    assert summary["overall"]["giou"] == pytest.approx(1, abs=1e-4)
+    assert summary["levels"]["absent"]["n_acc"] == summary["levels"]["absent"]["t_acc"] == 1.0
+    (tmp_path / "p.jsonl").write_text("\n".join(lines[:3]))
+    with pytest.raises(InputError, match="no line with id"):
+        evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
+    (tmp_path / "p.jsonl").write_text("{nonsense")
+    with pytest.raises(InputError, match="line 1"):
+        evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
+
+
+def test_targets_are_compared_in_order_and_a_missing_one_counts_nothing():
+    truths = np.zeros((2, 4, 4), bool)
+    truths[0, :2], truths[1, 2:] = True, True
+    assert [c.giou for c in overlaps(truths, truths)] == pytest.approx([1, 1], abs=1e-4)
+    assert [c.giou for c in overlaps(truths[::-1], truths)] == [0, 0]
+    assert [c.giou for c in overlaps(truths[:1], truths)] == pytest.approx([1, 0], abs=1e-4)
