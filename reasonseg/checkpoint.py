@@ -1,4 +1,7 @@
-"""Saves and loads models: a folder with `settings.yaml`, `backbone/` and `decoder/` (transformers folders), `prompter.safetensors`."""
+"""Saves and loads models.
+
+A model is a folder: `settings.yaml`, `backbone/` and `decoder/` (transformers folders), `prompter.safetensors`.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
     try:
         segmenter.backbone.save(aside / "backbone")
         segmenter.decoder.save(aside / "decoder")
-        save_file({k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors"
+        )
     finally:
         if dtype is not None:
             segmenter.to(next(iter(kept.values())))
@@ -112,7 +117,9 @@ def _folder(source: str | Path | None, revision: str | None) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if not (folder / "settings.yaml").is_file():
-            raise InputError(f"{folder} is no reasonseg model: it has no settings.yaml (released weights are imported first)")
+            raise InputError(
+                f"{folder} is no reasonseg model: it has no settings.yaml (released weights are imported first)"
+            )
         return folder
     text = str(source)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
@@ -155,7 +162,10 @@ class _reported:
 
     def __init__(self, problems: list[str]):
         self.ear = _Ear(problems)
-        self.loggers = [logging.getLogger("transformers.modeling_utils"), logging.getLogger("transformers.utils.loading_report")]
+        self.loggers = [
+            logging.getLogger("transformers.modeling_utils"),
+            logging.getLogger("transformers.utils.loading_report"),
+        ]
 
     def __enter__(self):
         for logger in self.loggers:

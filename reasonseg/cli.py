@@ -55,7 +55,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sam", metavar="DIR", help="mask decoder to use instead")
     group.add_argument("--template", help="conversation strings: plain, llava_v1, llava_llama_2")
     group.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
-    group.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="weights that may be missing or left over")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="PREFIX", help="weights that may be missing or left over"
+    )
     group.add_argument("--revision", help="of a hub model")
 
 
@@ -114,7 +116,9 @@ def _add_ask(commands) -> None:
     parser.add_argument("--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order")
     parser.add_argument("--label", action="append", default=[], metavar="L", help="its label, in the same order")
     parser.add_argument("--force-seg", action="store_true", help="a mask in any case")
-    parser.add_argument("--absent-threshold", type=float, default=0.5, metavar="P", help="share of <REJ> that means absent")
+    parser.add_argument(
+        "--absent-threshold", type=float, default=0.5, metavar="P", help="share of <REJ> that means absent"
+    )
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -128,9 +132,13 @@ def _ask(options) -> None:
     from reasonseg import Query, Reference
 
     if len(options.ref) != len(options.ref_mask) or len(options.label) > len(options.ref):
-        raise InputError(f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them")
+        raise InputError(
+            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them"
+        )
     labels = options.label + [None] * len(options.ref)
-    references = [Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)]
+    references = [
+        Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
+    ]
     query = Query.open(options.image, options.text, points=options.point, boxes=options.box, references=references)
     segmenter = load_model(options)
     answer = segmenter(
@@ -147,7 +155,9 @@ def _ask(options) -> None:
     for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
         print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
     if answer.status == "absent":
-        print("  absent: the model says it is not in this image (--absent-threshold moves the line, --force-seg overrides)")
+        print(
+            "  absent: the model says it is not in this image (--absent-threshold moves the line, --force-seg overrides)"
+        )
     elif answer.status == "no_seg":
         print("  no mask: the model only talked (--force-seg gets one in any case)")
     if options.out:
@@ -155,9 +165,13 @@ def _ask(options) -> None:
 
 
 def _add_chat(commands) -> None:
-    parser = commands.add_parser("chat", help="a conversation about an image", description="Talks about images; /help lists what it knows.")
+    parser = commands.add_parser(
+        "chat", help="a conversation about an image", description="Talks about images; /help lists what it knows."
+    )
     parser.add_argument("image", metavar="IMAGE", nargs="?")
-    parser.add_argument("--out", metavar="DIR", default="out/chat", help="where each turn is written (default: %(default)s)")
+    parser.add_argument(
+        "--out", metavar="DIR", default="out/chat", help="where each turn is written (default: %(default)s)"
+    )
     add_model_options(parser)
     parser.set_defaults(run=_chat)
 
@@ -169,7 +183,9 @@ def _chat(options) -> None:
 
 
 def _add_train(commands) -> None:
-    parser = commands.add_parser("train", help="run the stages of a config", description="Trains, or goes on where a run stopped.")
+    parser = commands.add_parser(
+        "train", help="run the stages of a config", description="Trains, or goes on where a run stopped."
+    )
     parser.add_argument("config", metavar="CONFIG", help="YAML, such as configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.set_defaults(run=_train)
@@ -194,7 +210,9 @@ def _add_eval(commands) -> None:
     scenes.add_argument("--levels", metavar="a,b", help="some of the levels")
     scenes.add_argument("--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji")
     scenes.add_argument("--split", default="test")
-    scenes.add_argument("--limit", type=_positive, default=2400, metavar="N", help="questions in all (default: %(default)s)")
+    scenes.add_argument(
+        "--limit", type=_positive, default=2400, metavar="N", help="questions in all (default: %(default)s)"
+    )
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--out", metavar="DIR", help="write rows.jsonl and summary.json there; resumes")
     scenes.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
@@ -260,7 +278,9 @@ def _scenes_sprites(options) -> None:
 
 
 def _add_show(commands) -> None:
-    parser = commands.add_parser("show", help="print a config or a model", description="What a config or a model says, in full.")
+    parser = commands.add_parser(
+        "show", help="print a config or a model", description="What a config or a model says, in full."
+    )
     what = parser.add_subparsers(title="what", required=True, metavar="WHAT", parser_class=Parser)
     config = what.add_parser("config", help="the resolved settings of a config")
     config.add_argument("config", metavar="CONFIG")
@@ -291,7 +311,9 @@ def _show_model(options) -> None:
 
 
 def _add_doctor(commands) -> None:
-    parser = commands.add_parser("doctor", help="what works on this machine", description="Checks the machine; names the remedy.")
+    parser = commands.add_parser(
+        "doctor", help="what works on this machine", description="Checks the machine; names the remedy."
+    )
     parser.set_defaults(run=_doctor)
 
 

@@ -72,13 +72,7 @@ def parse(cls: type, tree: dict, place: str = "") -> Any:
 
 def _value(hint: Any, value: Any, place: str) -> Any:
     if typing.get_origin(hint) is typing.Annotated:
-        room = next((m for m in hint.__metadata__ if isinstance(m, Room)), None)
-        if room is None:
-            return _value(hint.__origin__, value, place)
-        if not isinstance(value, dict) or "kind" not in value:
-            raise InputError(f"{place}: say a kind, one of {', '.join(kinds(room.name))}")
-        rest = {k: v for k, v in value.items() if k != "kind"}
-        return Kind(value["kind"], parse(config_class(room.name, value["kind"], f"{place}.kind"), rest, place))
+        return _kind(hint, value, place)
     if dataclasses.is_dataclass(hint):
         return parse(hint, value or {}, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -91,14 +85,23 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise InputError(f"{place}: expected a list, got {value!r}")
-        items = [_value(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value)] if arguments else value
-        return origin(items)
-    if origin is dict and arguments and dataclasses.is_dataclass(arguments[1]):
+        return origin(_value(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value))
+    if origin is dict and dataclasses.is_dataclass(arguments[1]):
         if not isinstance(value, dict):
             raise InputError(f"{place}: expected names with settings, got {value!r}")
         return {name: parse(arguments[1], v, f"{place}.{name}") for name, v in value.items()}
-    if origin is dict or hint in (dict, Any):
-        return value
+    return value if origin is dict or hint in (dict, Any) else _plain(hint, value, place)
+
+
+def _kind(hint: Any, value: Any, place: str) -> Kind:
+    room = next(m for m in hint.__metadata__ if isinstance(m, Room))
+    if not isinstance(value, dict) or "kind" not in value:
+        raise InputError(f"{place}: say a kind, one of {', '.join(kinds(room.name))}")
+    rest = {k: v for k, v in value.items() if k != "kind"}
+    return Kind(value["kind"], parse(config_class(room.name, value["kind"], f"{place}.kind"), rest, place))
+
+
+def _plain(hint: type, value: Any, place: str) -> Any:
     if hint is float and isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a word

@@ -28,7 +28,9 @@ def examine() -> int:
         except importlib.metadata.PackageNotFoundError:
             optional = name == "torchvision"
             failed |= not optional
-            print(f"  {name} is missing" + (" (only some backbones need it)" if optional else ": pip install reasonseg"))
+            print(
+                f"  {name} is missing" + (" (only some backbones need it)" if optional else ": pip install reasonseg")
+            )
     import torch
 
     if torch.cuda.is_available():
@@ -41,7 +43,9 @@ def examine() -> int:
 
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if find_spec(module) is None]
-        print(f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready"))
+        print(
+            f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
+        )
     from reasonseg.checkpoint import EMBEDDED
     from reasonseg.errors import InputError
     from reasonseg.scenes.sprites import emoji_font

@@ -81,7 +81,10 @@ def _row(sample: Sample, answer: Answer) -> dict:
         "answer": answer.text,
         "status": answer.status,
         "counts": [asdict(c) for c in counts],
-        "objects": [{"segmentation": to_rle(mask), "score": float(s)} for mask, s in zip(answer.masks, answer.scores, strict=True)],
+        "objects": [
+            {"segmentation": to_rle(mask), "score": float(s)}
+            for mask, s in zip(answer.masks, answer.scores, strict=True)
+        ],
     }
 
 
@@ -101,7 +104,9 @@ def _random_object(sample: Sample, scene) -> float | None:
 
 def _add_baselines(segmenter, samples: list[Sample], others: list[Sample], rows: list[dict]) -> None:
     """`text_only`: the same words about another picture. `true_object`: the decoder, told each object by its box."""
-    shown = [replace(s.query, image=_resized(o.query.image, s.query.size)) for s, o in zip(samples, others, strict=True)]
+    shown = [
+        replace(s.query, image=_resized(o.query.image, s.query.size)) for s, o in zip(samples, others, strict=True)
+    ]
     for sample, row, answer in zip(samples, rows, segmenter.batch(shown), strict=True):
         if len(sample.truth.masks):
             row["text_only"] = float(np.mean([c.giou for c in overlaps(answer.masks, sample.truth.masks)]))
@@ -145,7 +150,8 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
     summary["overall"] = _scores([row for row in present if row["level"] != "novel"])
     names = BASELINES if with_model else BASELINES[:1]
     summary["baselines"] = {
-        name: {"giou": float(np.mean([row[name] for row in present])) if present else None, "n": len(present)} for name in names
+        name: {"giou": float(np.mean([row[name] for row in present])) if present else None, "n": len(present)}
+        for name in names
     }
     return summary
 
@@ -153,7 +159,12 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
 def _scores(rows: list[dict]) -> dict[str, Any]:
     each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
     total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
-    return {"giou": float(np.mean(each)) if each else None, "ciou": total.ciou, "n": len(rows), "ci95": bootstrap_mean(each)}
+    return {
+        "giou": float(np.mean(each)) if each else None,
+        "ciou": total.ciou,
+        "n": len(rows),
+        "ci95": bootstrap_mean(each),
+    }
 
 
 def _kept(out: str | Path | None, key: dict) -> list[dict]:

@@ -19,7 +19,7 @@ from reasonseg.datasets.scenes import pack_of
 from reasonseg.dense import DenseHeads, DenseScenes, corner_pad
 from reasonseg.prompt import Prompt
 from reasonseg.scenes.drawing import draw_scene
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenter import Segmenter, distinct
 from reasonseg.vocabulary import Sample
 
 
@@ -247,44 +247,41 @@ class Language(Objective):
         return {"samples": items}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        samples = batch["samples"]
+        samples, segmenter = batch["samples"], self.segmenter
         if not self.aim:
-            return self.segmenter.loss(samples)
-        segmenter = self.segmenter
-        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at)
+            return segmenter.loss(samples)
+        images, of_image = distinct([s.query.image for s in samples])
+        pixels = segmenter.backbone.pixels.batch(images, segmenter.device, torch.float32)
+        patches = tower_features(segmenter, pixels)
+        seen = segmenter.backbone.model.model.multi_modal_projector(patches)
+        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at, features=seen)
         prompt = segmenter.prompter(taught.states)
+        truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
+        places = torch.tensor([of_image[owner] for owner in taught.of], device=segmenter.device)
         parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
-        truths = [torch.from_numpy(s.truth.masks) for s in samples]
-        parts["aim"] = self.miss(prompt.tokens[:, 0], samples, truths)
+        parts["aim"] = self.miss(prompt.tokens[:, 0], patches.detach()[places], truths)
         if self.drawn:
             count = max(int(len(samples) * self.drawn), 1)
             kept = [m for m, owner in enumerate(taught.of) if owner < count]
-            images, of_image = [], {}
-            for i in range(count):
-                key = id(samples[i].query.image)
-                if key not in of_image:
-                    of_image[key] = len(images)
-                    images.append(samples[i].query.image)
-            index = torch.tensor([of_image[id(samples[taught.of[m]].query.image)] for m in kept], dtype=torch.long)
-            logits, predicted = segmenter.decoder.decode(segmenter.decoder.encode(images), index, Prompt(prompt.tokens[kept]))
+            encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
+            logits, predicted = segmenter.decoder.decode(encoded, places[kept], Prompt(prompt.tokens[kept]))
             parts |= segmenter.mask_losses(logits, predicted, truths, [taught.of[m] for m in kept])
         weights = segmenter.settings.loss
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
-        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, "words": taught.correct / max(taught.tokens, 1)}
+        return {
+            "loss": loss,
+            **{k: v.detach() for k, v in parts.items()},
+            "words": taught.correct / max(taught.tokens, 1),
+        }
 
-    def miss(self, tokens: torch.Tensor, samples: list[Sample], truths: list[torch.Tensor]) -> torch.Tensor:
-        """Mean over masks of (1 - cosine) + relative squared distance between prompt tokens `[m, d]` and codes."""
-        segmenter = self.segmenter
-        images = list({id(s.query.image): s.query.image for s in samples if len(s.truth.masks)}.values())
-        place = {id(image): i for i, image in enumerate(images)}
-        side = segmenter.backbone.pixels.size
+    def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
+        """Mean over masks of (1 - cosine) + relative squared distance between prompt tokens `[m, d]` and codes.
+
+        `patches` `[m, t, width]` are the tower's features of each mask's image.
+        """
+        framed = torch.cat([framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)])
         with torch.no_grad():
-            features = tower_features(segmenter, segmenter.backbone.pixels.batch(images, tokens.device, torch.float32))
-            grid = int(features.shape[1] ** 0.5)
-            framed = [framed_masks(t, side) for t in truths if len(t)]
-            shares = patch_shares(torch.cat(framed), grid)
-            of = [place[id(s.query.image)] for s in samples for _ in range(len(s.truth.masks))]
-            codes = self.coder(features[of].float(), shares)
+            codes = self.coder(patches.float(), patch_shares(framed, int(patches.shape[1] ** 0.5)))
         tokens = tokens.float()
         cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
         distance = (tokens - codes).square().mean(-1) / codes.square().mean()

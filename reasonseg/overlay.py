@@ -23,7 +23,10 @@ def draw_overlay(image: np.ndarray, masks: np.ndarray, labels: Sequence[str], sc
         return Image.fromarray(canvas)
     masks = np.asarray(masks).repeat(factor, 1).repeat(factor, 2)
     things = sv.Detections(
-        xyxy=sv.mask_to_xyxy(masks).astype(np.float32), mask=masks, class_id=np.arange(len(masks)), confidence=np.array(scores)
+        xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
+        mask=masks,
+        class_id=np.arange(len(masks)),
+        confidence=np.array(scores),
     )
     names = [f"{label or 'mask'} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     lookup = sv.ColorLookup.INDEX

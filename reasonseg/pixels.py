@@ -57,7 +57,11 @@ class Pixels:
 
     def save(self, folder: Path) -> None:
         """Writes `preprocessor_config.json`, with the keys transformers uses and our `aspect`."""
-        kept = {"aspect": self.aspect, "resample_name": self.resample, "size": {"height": self.size, "width": self.size}}
+        kept = {
+            "aspect": self.aspect,
+            "resample_name": self.resample,
+            "size": {"height": self.size, "width": self.size},
+        }
         kept |= {"image_mean": list(self.mean), "image_std": list(self.std), "rescale_factor": 1 / 255}
         (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n")
 
@@ -74,7 +78,12 @@ class Pixels:
         fields["size"] = size or fields["size"]
         if kept.get("do_center_crop"):
             fields["aspect"] = "crop"
-        for ours, theirs in (("aspect", "aspect"), ("resample", "resample_name"), ("mean", "image_mean"), ("std", "image_std")):
+        for ours, theirs in (
+            ("aspect", "aspect"),
+            ("resample", "resample_name"),
+            ("mean", "image_mean"),
+            ("std", "image_std"),
+        ):
             if theirs in kept:
                 fields[ours] = tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]
         if not fields["size"]:

@@ -87,7 +87,9 @@ class SamDecoderBase(nn.Module):
             return logits.new_zeros(0, *size, dtype=torch.float32)
         height, width = self.pixels.resized(size)
         frame = (self.pixels.size, self.pixels.size)
-        logits = F.interpolate(logits[:, None].float(), frame, mode="bilinear", align_corners=False)[..., :height, :width]
+        logits = F.interpolate(logits[:, None].float(), frame, mode="bilinear", align_corners=False)[
+            ..., :height, :width
+        ]
         if (height, width) != tuple(size):
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[:, 0]

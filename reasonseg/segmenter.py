@@ -45,7 +45,9 @@ class Segmenter(nn.Module):
         """A model with fresh weights."""
         backbone, decoder = settings.backbone.config.build(), settings.decoder.config.build()
         widths = {"width_in": backbone.width, "width_out": decoder.width}
-        config = replace(settings.prompter.config, **{k: v for k, v in widths.items() if not getattr(settings.prompter.config, k)})
+        config = replace(
+            settings.prompter.config, **{k: v for k, v in widths.items() if not getattr(settings.prompter.config, k)}
+        )
         settings = replace(settings, prompter=Kind(settings.prompter.kind, config))
         return cls(settings, backbone, config.build(), decoder)
 
@@ -111,7 +113,7 @@ class Segmenter(nn.Module):
         for query in queries:
             if query.references:
                 raise InputError("this model takes words, points and boxes; it was not taught references")
-        images, of_image = _distinct([q.image for q in queries])
+        images, of_image = distinct([q.image for q in queries])
         features = self.decoder.encode(images)
         spoken = self._speak(queries, images, of_image, how)
         prompts, owners, shares = [], [], []
@@ -140,7 +142,8 @@ class Segmenter(nn.Module):
         seen = sorted({of_image[i] for i in asked})
         features = self.backbone.encode([images[j] for j in seen])
         rows = [seen.index(of_image[i]) for i in asked]
-        said = self.backbone.speak([queries[i] for i in asked], features=None if features is None else features[rows], **how)
+        features = None if features is None else features[rows]
+        said = self.backbone.speak([queries[i] for i in asked], features, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 
     def _prompt(self, query: Query, said: Spoken | None) -> tuple[list[Prompt], list[float]]:
@@ -154,7 +157,10 @@ class Segmenter(nn.Module):
             where = [t for t, token in enumerate(said.ids) if token == self.backbone.markers.seg]
             states = said.states[[t + (self.prompter.config.at == "at") for t in where]]
             tokens = self.prompter(states).tokens
-            prompts, shares = [Prompt(tokens[m : m + 1]) for m in range(len(where))], [said.probabilities[t] for t in where]
+            prompts, shares = (
+                [Prompt(tokens[m : m + 1]) for m in range(len(where))],
+                [said.probabilities[t] for t in where],
+            )
             if places is not None and prompts:
                 prompts[0] = prompts[0].beside(places)
         if query.previous is not None and prompts:
@@ -174,7 +180,9 @@ class Segmenter(nn.Module):
             parts.append(self.decoder.decode(features, index, Prompt(tokens, dense)))
             order += members
         if not parts:
-            return features.embedding.new_zeros(0, self.decoder.side, self.decoder.side), features.embedding.new_zeros(0)
+            return features.embedding.new_zeros(0, self.decoder.side, self.decoder.side), features.embedding.new_zeros(
+                0
+            )
         back = torch.tensor(np.argsort(order), device=self.device)
         return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
 
@@ -204,7 +212,7 @@ class Segmenter(nn.Module):
         wanted = [len(t) for t in truths]
         if [taught.of.count(i) for i in range(len(samples))] != wanted:
             raise InputError(f"answers ask for {len(taught.of)} masks in all, their truths hold {sum(wanted)}")
-        images, of_image = _distinct([s.query.image for s in samples])
+        images, of_image = distinct([s.query.image for s in samples])
         features = self.decoder.encode(images)
         index = torch.tensor([of_image[i] for i in taught.of], dtype=torch.long, device=self.device)
         logits, predicted = self.decoder.decode(features, index, self.prompter(taught.states))
@@ -250,7 +258,7 @@ def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
     return labels
 
 
-def _distinct(images: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
+def distinct(images: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
     """The images without repeats (by identity), and for each of the list which one it is."""
     seen: dict[int, int] = {}
     kept = []

@@ -46,7 +46,15 @@ def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{stem}-mask-{k}.png")
         overlay = draw_overlay(image, truth.masks, truth.labels, truth.scores)
         cells.append((overlay, f"{sample.level}: {sample.query.text}\n{truth.text}"))
-        lines.append({"image": f"{stem}.png", "level": sample.level, "text": sample.query.text, "answer": truth.text, "id": sample.id})
+        lines.append(
+            {
+                "image": f"{stem}.png",
+                "level": sample.level,
+                "text": sample.query.text,
+                "answer": truth.text,
+                "id": sample.id,
+            }
+        )
     with written_aside(out / "samples.jsonl") as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with written_aside(out / "sheet.png") as aside:

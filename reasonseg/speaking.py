@@ -20,7 +20,10 @@ IGNORED = -100  # the label of a token that is not taught
 
 @dataclass
 class Spoken:
-    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`, `probabilities[t]` its share."""
+    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`, `probabilities[t]` its share.
+
+    `states` holds one more where the answer was read `at` its tokens: the state after the last.
+    """
 
     text: str
     ids: list[int]
@@ -181,9 +184,12 @@ class Speaker(nn.Module):
     @torch.inference_mode()
     def speak(
         self, queries: list, features: torch.Tensor | None = None, *,
-        max_new_tokens: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float,
+        max_new_tokens: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, at: bool = False,
     ) -> list[Spoken]:  # fmt: skip
-        """Answers to several questions, generated as one batch; the same as one by one."""
+        """Answers to several questions, generated as one batch; the same as one by one.
+
+        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer.
+        """
         inputs = self.prompt_inputs(queries, features)
         length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         chooser = Chooser(
@@ -193,19 +199,16 @@ class Speaker(nn.Module):
         pad = self.tokenizer.pad_token_id
         with last_states(self.model.get_output_embeddings()) as caught:
             ids = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True,
+                **inputs, max_new_tokens=max_new_tokens + at, do_sample=False, num_beams=1, use_cache=True,
                 logits_processor=LogitsProcessorList([chooser]), pad_token_id=pad, eos_token_id=sorted(self.ends),
             )[:, length:]  # fmt: skip
         states = torch.stack(caught, 1)
         shares = torch.stack(chooser.probabilities, 1).tolist()
-        return [
-            self._spoken(row, states[i], shares[i]) for i, row in enumerate(ids.tolist())
-        ]
+        return [self._spoken(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
 
-    def _spoken(self, ids: list[int], states: torch.Tensor, shares: list[float]) -> Spoken:
+    def _spoken(self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool) -> Spoken:
         length = next((t + 1 for t, i in enumerate(ids) if i in self.ends), len(ids))
-        ids = ids[:length]
-        return Spoken(self.decode(ids), ids, states[:length], shares[:length])
+        return Spoken(self.decode(ids[:length]), ids[:length], states[: length + at], shares[:length])
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids with the markers in it, ends left out."""

@@ -14,7 +14,9 @@ def print_scenes(summary: dict) -> None:
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
         interval = "{:.3f} - {:.3f}".format(*row["ci95"])
         cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
-        table.add_row(level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None)
+        table.add_row(
+            level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None
+        )
     console = Console()
     console.print(table)
     worth = Table(title="what the score is worth")
@@ -51,4 +53,7 @@ def print_model(segmenter) -> None:
     markers = segmenter.backbone.markers
     rej = "none: this model never says absent" if markers.rej is None else f"{markers.rej_text} = {markers.rej}"
     console.print(f"markers: {markers.seg_text} = {markers.seg}, {rej}", markup=False)
-    console.print(f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: {segmenter.device}", markup=False)
+    console.print(
+        f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: {segmenter.device}",
+        markup=False,
+    )

@@ -48,7 +48,9 @@ def train(settings: TrainSettings) -> Segmenter:
         if isinstance(objective, Codes):
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
-    segmenter.settings = as_trained(segmenter.settings, stages={k: s.steps * s.batch for k, s in settings.stages.items()})
+    segmenter.settings = as_trained(
+        segmenter.settings, stages={k: s.steps * s.batch for k, s in settings.stages.items()}
+    )
     segmenter.save_pretrained(out / "model", torch.bfloat16)
     return segmenter
 
@@ -91,7 +93,12 @@ def _run(objective: Objective, stage: Stage, settings: TrainSettings, folder: Pa
     )
     data = objective.dataset(settings.data, stage.steps * stage.batch, settings.seed + stage.seed)
     trainer = StageTrainer(
-        stage, model=objective, args=arguments, train_dataset=data, data_collator=objective.collate, callbacks=[Marker()]
+        stage,
+        model=objective,
+        args=arguments,
+        train_dataset=data,
+        data_collator=objective.collate,
+        callbacks=[Marker()],
     )
     trainer.train(resume_from_checkpoint=latest(folder))
 

@@ -41,7 +41,9 @@ def _checked_image(image: Any, name: str) -> np.ndarray:
 def _checked_mask(mask: Any, image: np.ndarray, name: str) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.ndim != 2:
-        raise InputError(f"{name} must be bool [h, w], got {mask.dtype} {list(mask.shape)}; compare it with a threshold")
+        raise InputError(
+            f"{name} must be bool [h, w], got {mask.dtype} {list(mask.shape)}; compare it with a threshold"
+        )
     if mask.shape != image.shape[:2]:
         raise InputError(
             f"{name} is {mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}; resize one"

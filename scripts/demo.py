@@ -33,10 +33,14 @@ def main() -> None:
             overlay.save(aside, format="PNG")
         cells.append((overlay, f"{level}: {question['text']}\n{answer.text} ({answer.status})"))
         scores = ", ".join(f"{s:.2f}" for s in answer.scores)
-        print(f"{level:10} {question['text']}\n{'':10} {answer.text}  [{answer.status}{': ' + scores if scores else ''}]")
+        print(
+            f"{level:10} {question['text']}\n{'':10} {answer.text}  [{answer.status}{': ' + scores if scores else ''}]"
+        )
     with written_aside(out / "sheet.png") as aside:
         contact_sheet(cells).save(aside, format="PNG")
-    print(f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with answer.json in {out}/LEVEL")
+    print(
+        f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with answer.json in {out}/LEVEL"
+    )
 
 
 if __name__ == "__main__":

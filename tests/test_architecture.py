@@ -81,7 +81,9 @@ def test_files_and_functions_are_small(file):
     assert len(text.splitlines()) <= 420, f"{file.name} has {len(text.splitlines())} lines: is it two rooms?"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{file.name}: {node.name} is {node.end_lineno - node.lineno} lines"
+            assert node.end_lineno - node.lineno < 60, (
+                f"{file.name}: {node.name} is {node.end_lineno - node.lineno} lines"
+            )
 
 
 @pytest.mark.parametrize("word", [".cuda()", ".half()", ".bfloat16()", "trust_remote_code", "pickle.load", "except:"])

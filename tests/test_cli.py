@@ -96,7 +96,9 @@ def test_ask_in_words(capsys, files):
 
 
 def test_chat_keeps_turns(capsys, files, tmp_path, monkeypatch):
-    lines = iter(["/help", "/nonsense", (files / "question").read_text(), "/undo", "/undo", "/image nowhere.png", "/quit"])
+    lines = iter(
+        ["/help", "/nonsense", (files / "question").read_text(), "/undo", "/undo", "/image nowhere.png", "/quit"]
+    )
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     code, out, _ = run(capsys, "chat", files / "scene.png", "--out", tmp_path / "c")
     assert code == 0 and "no command /nonsense" in out and "forgot:" in out and "no turn to forget" in out

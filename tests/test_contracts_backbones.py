@@ -38,7 +38,9 @@ def samples():
 
     def sample(image, text, answer, n):
         status = "found" if n else "absent"
-        return Sample(Query(image, text), Answer(answer, np.ones((n, *image.shape[:2]), bool), [1] * n, ["x"] * n, status))
+        return Sample(
+            Query(image, text), Answer(answer, np.ones((n, *image.shape[:2]), bool), [1] * n, ["x"] * n, status)
+        )
 
     return [
         sample(images[0], "Segment the dog.", "The dog <SEG>.", 1),
@@ -112,6 +114,14 @@ def test_reading_at_the_token_reads_the_next_state(backbone, samples):
     with torch.no_grad():
         before, at = backbone.teach(samples[:1]), backbone.teach(samples[:1], "at")
     assert before.states.shape == at.states.shape and not torch.allclose(before.states, at.states, atol=1e-3)
+
+
+def test_the_state_at_the_last_token_is_known(backbone, samples):
+    how = {**HOW, "force_seg": True, "max_new_tokens": 3}
+    for query in (samples[0].query, samples[3].query):
+        plain, at = backbone.speak([query], **how)[0], backbone.speak([query], at=True, **how)[0]
+        assert plain.ids == at.ids and len(at.states) == len(plain.states) + 1
+        assert torch.allclose(plain.states, at.states[:-1], atol=1e-5)
 
 
 def test_teaching_reaches_the_language_model(backbone, samples):

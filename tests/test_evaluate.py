@@ -25,7 +25,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
     whole = evaluate_scenes(segmenter, out=tmp_path / "a", **ARGUMENTS)
     evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
     rows = (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
-    (tmp_path / "b" / "rows.jsonl").write_text("\n".join(rows[:5]) + "\n" + rows[5][:40])  # killed in the middle of a line
+    (tmp_path / "b" / "rows.jsonl").write_text(
+        "\n".join(rows[:5]) + "\n" + rows[5][:40]
+    )  # killed in the middle of a line
     (tmp_path / "b" / "summary.json").unlink()
     resumed = evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
     assert resumed == whole

@@ -99,7 +99,9 @@ def test_masks_of_any_kind(tmp_path):
     indexed = Image.fromarray(truth.astype(np.uint8)).convert("P")
     indexed.putpalette([255, 255, 255, 0, 0, 0])
     indexed.save(tmp_path / "c.png")
-    Image.fromarray(np.dstack([np.full((8, 9, 3), 200, np.uint8), truth.astype(np.uint8) * 255])).save(tmp_path / "d.png")
+    Image.fromarray(np.dstack([np.full((8, 9, 3), 200, np.uint8), truth.astype(np.uint8) * 255])).save(
+        tmp_path / "d.png"
+    )
     for name in "abcd":
         assert (read_mask(tmp_path / f"{name}.png") == truth).all(), name
 

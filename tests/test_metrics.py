@@ -72,7 +72,9 @@ def test_few_shot_means(name):
     b = 0
     while f"logits_{b}" in data:
         ignore = data[f"ignore_{b}"] if f"ignore_{b}" in data else np.zeros_like(data[f"gt_{b}"])
-        for logits, truth, blind, c in zip(data[f"logits_{b}"], data[f"gt_{b}"], ignore, data[f"class_id_{b}"], strict=True):
+        for logits, truth, blind, c in zip(
+            data[f"logits_{b}"], data[f"gt_{b}"], ignore, data[f"class_id_{b}"], strict=True
+        ):
             truth = np.where(blind == 1, 255, truth).astype(np.uint8)
             by_class[int(c)] += count(logits > 0, truth)
         total = sum(by_class.values(), Counts())

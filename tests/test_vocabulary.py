@@ -28,7 +28,9 @@ def test_query_names_what_is_wrong(picture, fields, words):
         Query(picture, **fields)
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), None])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8), None]
+)
 def test_query_refuses_other_images(image):
     with pytest.raises(InputError, match="uint8 RGB"):
         Query(image, "a cat")

@@ -15,7 +15,6 @@ from reasonseg.errors import InputError
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, pieces
 from reasonseg.vocabulary import Query, Sample
 
-
 TEMPLATE = (  # of the example only; real models bring their own
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
@@ -87,7 +86,11 @@ class ChatVlm(Speaker):
 
     def messages(self, query: Query) -> list[dict]:
         """The conversation as chat templates take it, the image in its first turn."""
-        turns = [{"role": "system", "content": [{"type": "text", "text": self.config.system}]}] if self.config.system else []
+        turns = (
+            [{"role": "system", "content": [{"type": "text", "text": self.config.system}]}]
+            if self.config.system
+            else []
+        )
         questions = [*(q for q, _ in query.history), query.text]
         for i, question in enumerate(questions):
             content = [{"type": "text", "text": question}]

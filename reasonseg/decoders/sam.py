@@ -40,7 +40,13 @@ class Config:
     @classmethod
     def example(cls) -> Config:
         """A tiny one, for tests."""
-        vision = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8}
+        vision = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 8,
+        }
         vision |= {"output_channels": 16, "window_size": 0, "global_attn_indexes": [0, 1], "num_pos_feats": 8}
         prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
         masks = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}

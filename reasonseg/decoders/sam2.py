@@ -34,13 +34,24 @@ class Config:
         if kind not in ("sam2", "sam2_video"):
             raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes sam2")
         model = Sam2Model.from_pretrained(folder, **options)
-        return Sam2Decoder(model, Pixels.load(folder, size=model.config.prompt_encoder_config.image_size, aspect="squash"))
+        return Sam2Decoder(
+            model, Pixels.load(folder, size=model.config.prompt_encoder_config.image_size, aspect="squash")
+        )
 
     @classmethod
     def example(cls) -> Config:
         """A tiny one, for tests."""
-        trunk = {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1, "image_size": [64, 64]}
-        trunk |= {"blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64], "global_attention_blocks": [3]}
+        trunk = {
+            "model_type": "sam2_hiera_det_model",
+            "hidden_size": 8,
+            "num_attention_heads": 1,
+            "image_size": [64, 64],
+        }
+        trunk |= {
+            "blocks_per_stage": [1, 1, 2, 1],
+            "embed_dim_per_stage": [8, 16, 32, 64],
+            "global_attention_blocks": [3],
+        }
         trunk |= {"num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [4, 2, 2, 2]}
         trunk |= {"window_positional_embedding_background_size": [4, 4]}
         vision = {"backbone_config": trunk, "backbone_channel_list": [64, 32, 16, 8], "fpn_hidden_size": 16}
@@ -61,7 +72,9 @@ class Sam2Decoder(SamDecoderBase):
     def encode(self, images: list[np.ndarray]) -> Features:
         """Features of uint8 `[h, w, 3]` images, in one batch."""
         weight = self._weight
-        encoded = self.model.get_image_features(self.pixels.batch(images, weight.device, weight.dtype), return_dict=True)
+        encoded = self.model.get_image_features(
+            self.pixels.batch(images, weight.device, weight.dtype), return_dict=True
+        )
         flat = list(encoded.fpn_hidden_states)  # [h * w, b, c], the coarsest last
         flat[-1] = flat[-1] + self.model.no_memory_embedding
         sizes = self.model.backbone_feature_sizes

@@ -28,7 +28,11 @@ FRAMES = (  # around any noun phrase
     "Could you highlight {}?",
     "{}",
 )
-WHERE_FRAMES = ("Where is {}?", "Which pixels belong to {}?", "Is there a mask for {}?")  # not around "what ..." clauses
+WHERE_FRAMES = (
+    "Where is {}?",
+    "Which pixels belong to {}?",
+    "Is there a mask for {}?",
+)  # not around "what ..." clauses
 WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
 DEFINITE = ("The ", "the ")
 
@@ -147,7 +151,12 @@ def _attributes(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterato
             adjective = words if words.split()[0] not in ("on", "at", "in", "to", "up", "down") else None
             phrase = f"{adjective} {noun}" if adjective else f"{noun} {words}"
             pairing = (things[k].name, words)
-            yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), pairing)
+            yield Candidate(f"the {phrase}", _named(phrase, noun, things[k].name), (group[k],), pairing)
+
+
+def _named(phrase: str, noun: str, thing: str) -> str:
+    """The answer to a description: it says what the thing is called where the question did not."""
+    return f"The {phrase} {SEG}" if thing == noun else f"The {phrase}, the {thing} {SEG}"
 
 
 def _telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
@@ -191,7 +200,7 @@ def _relations(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator
                     phrase = f"{noun} {words} the {anchor}"
                     thing = scene.objects[group[k]].name
                     pairing = (thing, f"{words} the {anchor}")
-                    yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), pairing)
+                    yield Candidate(f"the {phrase}", _named(phrase, noun, thing), (group[k],), pairing)
 
 
 def _related(points: np.ndarray, anchor: np.ndarray) -> Iterator[tuple[str, int]]:
@@ -224,8 +233,7 @@ def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterat
             for pattern in SUPERLATIVES[key] if k is not None else ():
                 phrase = pattern.format(noun)
                 thing = things[k].name
-                answer = f"The {phrase[4:]} {SEG}" if thing == noun else f"The {phrase[4:]}, the {thing} {SEG}"
-                yield Candidate(phrase, answer, (group[k],), (thing, phrase))
+                yield Candidate(phrase, _named(phrase[4:], noun, thing), (group[k],), (thing, phrase))
 
 
 def _functions(
@@ -266,7 +274,9 @@ def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
         names = [objects[i].name for i in group]
         answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
         kind = noun if noun == names[0] else asker.knowledge.plural(noun)
-        forms = ("every {}", "each {}") if noun == names[0] else ("all the {}", "all {} here", "the {} from left to right")
+        forms = (
+            ("every {}", "each {}") if noun == names[0] else ("all the {}", "all {} here", "the {} from left to right")
+        )
         for form in forms:
             yield Candidate(form.format(kind), answer, tuple(group), ("+".join(names), form))
 

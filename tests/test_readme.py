@@ -1,0 +1,61 @@
+"""The README's commands, run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from reasonseg.cli import build_parser, main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    for line in block.splitlines()
+    if line.startswith("reasonseg ")
+]
+QUICK = [c for c in COMMANDS if c[1] in ("ask", "scenes", "show")]
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 8 and len(QUICK) >= 4
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_parses(command):
+    build_parser().parse_args(command[1:])
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_quick_commands_run(command, font, tmp_path, monkeypatch, capsys):
+    for path in ("reasonseg", "configs"):
+        (tmp_path / path).symlink_to(ROOT / path)
+    monkeypatch.chdir(tmp_path)
+    assert main(command[1:]) == 0
+
+
+def test_make_words_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for word in re.findall(r"make (\w+)", TEXT):
+        assert re.search(rf"^{word}:", makefile, re.M), word
+
+
+def test_the_python_example_runs(scenes, tmp_path, monkeypatch):
+    from PIL import Image
+
+    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
+    assert "from_pretrained" in code
+    Image.fromarray(scenes[0].query.image).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Image.Image, "show", lambda self: None)
+    names = {"files": ["photo.jpg"]}
+    exec(code, names)
+    assert len(names["answers"]) == 1
+
+
+def test_the_table_is_what_the_model_card_says():
+    card = (ROOT / "reasonseg" / "assets" / "tiny" / "README.md").read_text()
+    rows = re.findall(r"^\| (?:name|attribute|relation|compare|function|multi|absent|novel) .*$", TEXT, re.M)
+    assert len(rows) == 8 and all(row in card for row in rows)
