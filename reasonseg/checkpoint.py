@@ -5,6 +5,7 @@ A model is a folder: `settings.yaml`, `backbone/` and `decoder/` (transformers f
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -35,24 +36,28 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    kept = {name: tensor.dtype for name, tensor in segmenter.state_dict().items()}
+    segmenter.backbone.save(aside / "backbone")
+    segmenter.decoder.save(aside / "decoder")
+    save_file({k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors")
     if dtype is not None:
-        segmenter.to(dtype)
-    try:
-        segmenter.backbone.save(aside / "backbone")
-        segmenter.decoder.save(aside / "decoder")
-        save_file(
-            {k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors"
-        )
-    finally:
-        if dtype is not None:
-            segmenter.to(next(iter(kept.values())))
+        _cast(aside, dtype)
     settings = dump(segmenter.settings)
     for part in ("backbone", "decoder"):  # what the transformers folders say is not said twice
         for name in ("network", "pixels", "tokenizer"):
             settings[part].pop(name, None)
     (aside / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     _swap(aside, folder)
+
+
+def _cast(folder: Path, dtype: torch.dtype) -> None:
+    """Rewrites the weights of a folder in another precision; the model in memory keeps its own."""
+    for file in folder.rglob("*.safetensors"):
+        weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    for file in folder.rglob("config.json"):
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "dtype": str(dtype).removeprefix("torch.")}, indent=2)
+        )
 
 
 def _swap(aside: Path, folder: Path) -> None:

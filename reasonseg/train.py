@@ -51,7 +51,7 @@ def train(settings: TrainSettings) -> Segmenter:
     segmenter.settings = as_trained(
         segmenter.settings, stages={k: s.steps * s.batch for k, s in settings.stages.items()}
     )
-    segmenter.save_pretrained(out / "model", torch.bfloat16)
+    segmenter.save_pretrained(out / "model", torch.float16)
     return segmenter
 
 

@@ -82,8 +82,9 @@ def test_save_refuses_a_folder_of_something_else(segmenter, tmp_path):
 
 
 def test_half_precision_is_stored_and_the_model_stays_as_it_was(segmenter, tmp_path):
+    before = {k: v.clone() for k, v in segmenter.state_dict().items()}
     segmenter.save_pretrained(tmp_path / "m", torch.bfloat16)
-    assert next(segmenter.parameters()).dtype == torch.float32
+    assert all(torch.equal(v, before[k]) for k, v in segmenter.state_dict().items())
     assert {t.dtype for t in load_file(tmp_path / "m/decoder/model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -112,4 +113,6 @@ def test_push_uploads_what_save_writes(segmenter, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     segmenter.push_to_hub("me/mine")
-    assert seen["repo"] == "me/mine" and {"settings.yaml", "prompter.safetensors", "backbone/config.json"} <= seen["files"]
+    assert (
+        seen["repo"] == "me/mine" and {"settings.yaml", "prompter.safetensors", "backbone/config.json"} <= seen["files"]
+    )

@@ -15,6 +15,7 @@ from reasonseg.vocabulary import Answer, Query, Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
 SEVEN = tuple(level for level in LEVELS if level != "novel")
+KEPT = 64
 MAX_TRIES = 400  # scenes looked at before a level is given up
 
 
@@ -66,6 +67,7 @@ class Scenes:
         self.sprites = pack_of(config.sprites)
         self.asker = Asker(Knowledge.load(), self.sprites)
         self._latest: tuple[int, Scene] | None = None
+        self._recent: dict[int, tuple[Scene, Question]] = {}  # of `_examined`: an evaluation asks for each a few times
 
     def __len__(self) -> int:
         return self.config.count
@@ -101,6 +103,13 @@ class Scenes:
         raise InputError(f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more levels")
 
     def _examined(self, i: int) -> tuple[Scene, Question]:
+        if i not in self._recent:
+            if len(self._recent) >= KEPT:
+                self._recent.pop(next(iter(self._recent)))
+            self._recent[i] = self._searched(i)
+        return self._recent[i]
+
+    def _searched(self, i: int) -> tuple[Scene, Question]:
         config = self.config
         level = config.levels[i % len(config.levels)]
         for attempt in range(MAX_TRIES):
