@@ -6,6 +6,7 @@ Rows are appended as they come; a killed run goes on where it stopped and ends w
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,6 +45,12 @@ def evaluate_scenes(
     """
     config = Config(split, limit, seed, levels=tuple(levels), sprites=sprites)
     data = Scenes(config)
+    if sprites:  # a pack of one's own may have no properties, or too few things to miss one
+        levels = [level for level in levels if data.askable(level)]
+        if dropped := [level for level in config.levels if level not in levels]:
+            warnings.warn(f"{sprites} gives rise to no questions of {', '.join(dropped)}; left out", stacklevel=2)
+        config = replace(config, levels=tuple(levels))
+        data = Scenes(config)
     key = {**asdict(config), "model": "predictions" if predictions else segmenter.settings.about.get("name", "")}
     rows = _kept(out, json.loads(json.dumps(key)))
     done = {row["id"] for row in rows}

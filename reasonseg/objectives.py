@@ -133,7 +133,7 @@ def align(decoder: nn.Module, coder: Coder) -> None:
 
 
 class SceneMasks(Dataset):
-    """Scene `i` of a seed as (padded image, masks, boxes)."""
+    """Scene `i` of a seed as (padded image, masks)."""
 
     def __init__(self, sprites: list, size: int, seed: int, length: int):
         self.sprites, self.size, self.seed, self.length = sprites, size, seed, length
@@ -144,7 +144,7 @@ class SceneMasks(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         scene = draw_scene(np.random.default_rng([self.seed, 78, i]), self.sprites, self.size)
         masks = np.stack([corner_pad(t.mask[..., None], self.size, 0)[..., 0] for t in scene.objects]).astype(bool)
-        return {"image": corner_pad(scene.image, self.size), "masks": masks, "boxes": [t.box for t in scene.objects]}
+        return {"image": corner_pad(scene.image, self.size), "masks": masks}
 
 
 class Codes(Objective):
@@ -173,7 +173,6 @@ class Codes(Objective):
             "images": [item["image"] for item in items],
             "masks": torch.from_numpy(masks),
             "of": torch.tensor(of),
-            "boxes": [box for item in items for box in item["boxes"]],
             "kinds": torch.from_numpy(kinds),
         }
 
@@ -194,7 +193,7 @@ class Codes(Objective):
             mine = (batch["kinds"] == kind).nonzero()[:, 0]
             if not len(mine):
                 continue
-            prompt = Prompt(codes[mine][:, None]) if kind == 0 else self._places(kind, mine, masks, batch["boxes"])
+            prompt = Prompt(codes[mine][:, None]) if kind == 0 else self._places(kind, mine, masks)
             logits, predicted = decoder.decode(encoded, of[mine], prompt)
             parts = self.segmenter.mask_losses(logits, predicted, [masks[mine]], [0] * len(mine))
             for name, value in parts.items():
@@ -205,7 +204,7 @@ class Codes(Objective):
         loss = 2 * sums["bce"] + sums["dice"] + 0.5 * sums["iou"] + self.match * sums["match"]
         return {"loss": loss, **{k: v.detach() for k, v in sums.items()}, "giou": iou}
 
-    def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor, boxes: list) -> Prompt:
+    def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor) -> Prompt:
         tokens = []
         for m in mine.tolist():
             if kind == 1:
@@ -213,8 +212,7 @@ class Codes(Objective):
                 y, x = spots[torch.randint(len(spots), ())].tolist()
                 tokens.append(self.segmenter.decoder.places([(x, y, 1)], [], (self.size, self.size)).tokens)
             else:
-                box = (np.array(boxes[m]) + np.random.default_rng(m).uniform(-2, 2, 4)).clip(0, self.size)
-                tokens.append(self.segmenter.decoder.places([], [tuple(box)], (self.size, self.size)).tokens)
+                tokens.append(self.segmenter.decoder.places([], [box_in(masks[m])], (self.size, self.size)).tokens)
         return Prompt(torch.cat(tokens))
 
     def finish(self) -> None:
@@ -229,16 +227,40 @@ def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return ((marked & masks).flatten(1).sum(1) / union).mean()
 
 
+def box_in(mask: torch.Tensor) -> tuple[float, ...]:
+    """A box around a mask `[h, w]`, each side off by up to two pixels."""
+    ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    box = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float() + 4 * torch.rand(4) - 2
+    height, width = mask.shape
+    return tuple(box.clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist())
+
+
+def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
+    """A point where a drawn mask is wrong (1: missing, 0: too much), or in the middle of the truth where it is right."""
+    wrong = (drawn ^ truth).nonzero()
+    spots = wrong if len(wrong) else truth.nonzero()
+    y, x = spots[torch.randint(len(spots), ())].tolist()
+    return float(x), float(y), int(truth[y, x])
+
+
 class Language(Objective):
     """True answers through the whole corridor.
 
     `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
-    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed.
+    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed. Of the drawn, a share `placed`
+    also gets a box beside its `<SEG>`, and as many a click that corrects the mask drawn without it.
     """
 
-    def __init__(self, segmenter: Segmenter, aim: float = 0.0, drawn: float = 1.0, coder: Coder | None = None):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        aim: float = 0.0,
+        drawn: float = 1.0,
+        placed: float = 0.0,
+        coder: Coder | None = None,
+    ):
         super().__init__()
-        self.segmenter, self.aim, self.drawn, self.coder = segmenter, aim, drawn, coder
+        self.segmenter, self.aim, self.drawn, self.placed, self.coder = segmenter, aim, drawn, placed, coder
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return _Items(replace(data.config, count=length, seed=seed).build())
@@ -264,15 +286,47 @@ class Language(Objective):
             count = max(int(len(samples) * self.drawn), 1)
             kept = [m for m, owner in enumerate(taught.of) if owner < count]
             encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
-            logits, predicted = segmenter.decoder.decode(encoded, places[kept], Prompt(prompt.tokens[kept]))
-            parts |= segmenter.mask_losses(logits, predicted, truths, [taught.of[m] for m in kept])
+            truth = torch.cat(truths)[kept]
+            parts |= self.draw(encoded, places[kept], prompt.tokens[kept], truth)
         weights = segmenter.settings.loss
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
-        return {
-            "loss": loss,
-            **{k: v.detach() for k, v in parts.items()},
-            "words": taught.correct / max(taught.tokens, 1),
+        said = {"words": taught.correct / max(taught.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
+        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
+
+    def draw(self, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mask losses of prompts `[m, 1, d]` on images `of` against `truth` `[m, h, w]`, all of one size."""
+        decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
+        fate = torch.rand(len(truth))
+        groups = {
+            "plain": fate >= 2 * self.placed,
+            "boxed": fate < self.placed,
+            "mended": (fate >= self.placed) & (fate < 2 * self.placed),
         }
+        sums: dict[str, torch.Tensor] = {}
+        for name, members in groups.items():
+            mine = members.nonzero()[:, 0]
+            if not len(mine):
+                continue
+            prompt = Prompt(tokens[mine])
+            if name == "boxed":
+                prompt = prompt.beside(
+                    Prompt(torch.cat([decoder.places([], [box_in(m)], size).tokens for m in truth[mine]]))
+                )
+            elif name == "mended":
+                with torch.no_grad():
+                    first = decoder.restore(decoder.decode(encoded, of[mine], prompt)[0], size) > 0
+                clicks = [
+                    decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth[mine], strict=True)
+                ]
+                dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
+                prompt = Prompt(torch.cat([prompt.tokens, torch.cat(clicks).to(prompt.tokens)], 1), dense)
+            logits, predicted = decoder.decode(encoded, of[mine], prompt)
+            parts = self.segmenter.mask_losses(logits, predicted, [truth[mine]], [0] * len(mine))
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value * len(mine) / len(truth)
+            if name == "plain":
+                self.overlap = mean_overlap(decoder.restore(logits, size), truth[mine])
+        return sums
 
     def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
         """Mean over masks of (1 - cosine) + relative squared distance between prompt tokens `[m, d]` and codes.

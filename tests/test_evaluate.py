@@ -64,3 +64,18 @@ def test_targets_are_compared_in_order_and_a_missing_one_counts_nothing():
     assert [c.giou for c in overlaps(truths, truths)] == pytest.approx([1, 1], abs=1e-4)
     assert [c.giou for c in overlaps(truths[::-1], truths)] == [0, 0]
     assert [c.giou for c in overlaps(truths[:1], truths)] == pytest.approx([1, 0], abs=1e-4)
+
+
+def test_a_pack_of_ones_own_is_asked_what_it_can_be(segmenter, tmp_path):
+    from PIL import Image
+
+    index = []
+    for i, name in enumerate(("gizmo", "widget", "doodad")):
+        picture = np.zeros((50, 50, 4), np.uint8)
+        picture[5:45, 5:45] = [(200, 30, 30, 255), (30, 200, 30, 255), (60, 60, 60, 255)][i]
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        index.append({"file": f"{name}.png", "name": name, "category": "gadget"})
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.warns(UserWarning, match="no questions of .*function"):
+        summary = evaluate_scenes(segmenter, limit=6, sprites=str(tmp_path), progress=False)
+    assert "name" in summary["levels"] and "function" not in summary["levels"]

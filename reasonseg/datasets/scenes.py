@@ -86,6 +86,14 @@ class Scenes:
         """The scene behind sample `i`."""
         return (self._trained(i) if self.config.split == "train" else self._examined(i))[0]
 
+    def askable(self, level: str, tries: int = 100) -> bool:
+        """Whether questions of a level come up at all; a small pack or one without properties may give rise to none."""
+        for attempt in range(tries):
+            rng = np.random.default_rng([self.config.seed, 4, attempt])
+            if self.asker.ask(rng, draw_scene(rng, self.sprites, 64), self.config.split, level):
+                return True
+        return False
+
     def _trained(self, i: int) -> tuple[Scene, Question]:
         config = self.config
         number = i // config.per_scene

@@ -92,7 +92,7 @@ def draw_shape(rng: np.random.Generator) -> tuple[float, float]:
 
 def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Sprite]:
     """Two to six sprites; often several of one kind or of one category, so that a sentence has something to tell apart."""
-    count = int(rng.choice([2, 3, 4, 5, 6], p=[0.15, 0.25, 0.3, 0.2, 0.1]))
+    count = min(int(rng.choice([2, 3, 4, 5, 6], p=[0.15, 0.25, 0.3, 0.2, 0.1])), len(sprites))
     chosen: list[Sprite] = []
     if rng.random() < 0.65:
         twin = sprites[rng.integers(len(sprites))]

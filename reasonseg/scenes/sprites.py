@@ -27,7 +27,7 @@ FONT_SIZE = 109  # the only size at which the font holds bitmaps (136 x 128)
 HUES = {"red": 0.0, "orange": 30.0, "yellow": 55.0, "green": 120.0, "blue": 220.0, "purple": 275.0, "pink": 325.0}
 
 
-@dataclass
+@dataclass(eq=False)
 class Sprite:
     """One cut-out. `image` is uint8 RGBA `[h, w, 4]`, cropped to its opaque part.
 
