@@ -6,7 +6,6 @@ A model is a folder: `settings.yaml`, `backbone/` and `decoder/` (transformers f
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from dataclasses import replace
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from reasonseg.config import dump, parse
 from reasonseg.errors import InputError
 from reasonseg.settings import ModelSettings
+from reasonseg.weights import refuse
 
 if TYPE_CHECKING:
     from reasonseg.segmenter import Segmenter
@@ -101,18 +101,10 @@ def load(
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     dtype = DTYPES.get(dtype, dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    options = {"dtype": dtype}
-    problems: list[str] = []
-    with _reported(problems):
-        backbone = settings.backbone.config.load(folder / "backbone", **options)
-        decoder = settings.decoder.config.load(folder / "decoder", **options)
+    backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
+    decoder = settings.decoder.config.load(folder / "decoder", allow, dtype=dtype)
     prompter = settings.prompter.config.build().to(dtype)
-    problems += _fill(prompter, folder / "prompter.safetensors")
-    refused = [p for p in problems if not any(p.split(": ", 1)[-1].startswith(prefix) for prefix in allow)]
-    if refused:
-        raise InputError(
-            f"{folder}: {len(refused)} weights do not fit, first {'; '.join(refused[:5])}; pass allow=(prefix, ...) to go on"
-        )
+    _fill(prompter, folder / "prompter.safetensors", allow)
     return cls(settings, backbone, prompter, decoder).to(device).eval()
 
 
@@ -149,48 +141,19 @@ def _settings(folder: Path, template: str | None, read: str | None) -> ModelSett
     return parse(ModelSettings, tree) if template or read else settings
 
 
-class _Ear(logging.Handler):
-    """Hears what transformers says about keys that do not fit."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__(logging.WARNING)
-        self.problems = problems
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if any(word in text for word in ("newly initialized", "MISSING", "UNEXPECTED", "MISMATCH", "not used when")):
-            self.problems.append(" ".join(text.split()))
-
-
-class _reported:
-    """While open, keys that transformers finds missing or left over are collected, not merely logged."""
-
-    def __init__(self, problems: list[str]):
-        self.ear = _Ear(problems)
-        self.loggers = [
-            logging.getLogger("transformers.modeling_utils"),
-            logging.getLogger("transformers.utils.loading_report"),
-        ]
-
-    def __enter__(self):
-        for logger in self.loggers:
-            logger.addHandler(self.ear)
-
-    def __exit__(self, *_):
-        for logger in self.loggers:
-            logger.removeHandler(self.ear)
-
-
-def _fill(module: torch.nn.Module, file: Path) -> list[str]:
+def _fill(module: torch.nn.Module, file: Path, allow: tuple[str, ...]) -> None:
     weights, own = load_file(file), module.state_dict()
-    problems = [f"missing: {k}" for k in own if k not in weights] + [f"left over: {k}" for k in weights if k not in own]
+    fits = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
+    problems = [("missing", k, "") for k in own if k not in weights] + [
+        ("left over", k, "") for k in weights if k not in own
+    ]
     problems += [
-        f"reshaped: {k} is {list(weights[k].shape)}, not {list(own[k].shape)}"
-        for k in own if k in weights and weights[k].shape != own[k].shape
-    ]  # fmt: skip
-    if not problems:
-        module.load_state_dict(weights)
-    return problems
+        ("reshaped", k, f" is {list(v.shape)}, not {list(own[k].shape)}")
+        for k, v in weights.items()
+        if k in own and k not in fits
+    ]
+    refuse(problems, file, allow)
+    module.load_state_dict({**own, **fits})
 
 
 def push(segmenter: Segmenter, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> None:

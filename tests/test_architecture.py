@@ -14,7 +14,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
     {"images", "masks", "losses", "metrics", "config", "optimizers", "overlay"},
     {"vocabulary", "scenes"},
     {"prompt", "pixels", "speaking", "sheet"},
-    {"tokens", "sam_family"},
+    {"tokens", "sam_family", "weights"},
     {"settings"},
     {"runs"},
     {*ROOMS},

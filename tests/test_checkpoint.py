@@ -43,8 +43,10 @@ def test_weights_that_do_not_fit_stop_the_load(folder, part, change):
     else:
         weights[key] = torch.zeros(3, 3, dtype=weights[key].dtype)
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises((InputError, RuntimeError), match="stranger" if change == "left over" else key.split(".")[-2]):
+    name = "stranger" if change == "left over" else key.split(".")[-2]  # transformers saves under other prefixes
+    with pytest.raises(InputError, match=f"{change}: .*{name}"):
         Segmenter.from_pretrained(folder)
+    assert Segmenter.from_pretrained(folder, allow=("",)) is not None
 
 
 def test_widths_must_agree(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from reasonseg.errors import InputError
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, pieces
 from reasonseg.vocabulary import Query, Sample
+from reasonseg.weights import from_folder
 
 TEMPLATE = (  # of the example only; real models bring their own
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
@@ -41,9 +43,9 @@ class Config:
         add_markers(processor.tokenizer, model)
         return ChatVlm(model, processor, self)
 
-    def load(self, folder: Path, **options) -> ChatVlm:
-        """A backbone from a folder that `save` wrote."""
-        model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    def load(self, folder: Path, allow: Sequence[str] = (), **options) -> ChatVlm:
+        """A backbone from a folder that `save` wrote; `allow` as in `weights.from_folder`."""
+        model = from_folder(AutoModelForImageTextToText, folder, allow, **options)
         return ChatVlm(model, AutoProcessor.from_pretrained(folder), self)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from reasonseg.errors import InputError
 from reasonseg.pixels import Pixels
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, pieces
 from reasonseg.vocabulary import Query, Sample
+from reasonseg.weights import from_folder
 
 IMAGE = "<image>"
 V1 = (
@@ -45,9 +47,9 @@ class Config:
         pixels = Pixels(**{"size": config.vision_config.image_size, **self.pixels})
         return Llava(LlavaForConditionalGeneration(config), tokenizer, pixels, self)
 
-    def load(self, folder: Path, **options) -> Llava:
-        """A backbone from a transformers folder with its tokenizer."""
-        model = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+    def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Llava:
+        """A backbone from a transformers folder with its tokenizer; `allow` as in `weights.from_folder`."""
+        model = from_folder(LlavaForConditionalGeneration, folder, allow, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         pixels = Pixels.load(folder, size=model.config.vision_config.image_size, resample="bicubic", aspect="crop")
         return Llava(model, tokenizer, pixels, self)

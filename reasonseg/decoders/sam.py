@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 from reasonseg.errors import InputError
 from reasonseg.pixels import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
+from reasonseg.weights import from_folder
 
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel}
 
@@ -29,12 +31,12 @@ class Config:
         return SamDecoder(SamModel(config), Pixels(**{"size": config.vision_config.image_size, **self.pixels}))
 
     @staticmethod
-    def load(folder: Path, **options) -> SamDecoder:
-        """A decoder from a folder that `SamModel.save_pretrained` wrote."""
+    def load(folder: Path, allow: Sequence[str] = (), **options) -> SamDecoder:
+        """A decoder from a folder that `SamModel.save_pretrained` wrote; `allow` as in `weights.from_folder`."""
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in MODELS:
             raise InputError(f"{folder} holds a {kind!r} model; decoder sam takes {' or '.join(MODELS)}")
-        model = MODELS[kind].from_pretrained(folder, **options)
+        model = from_folder(MODELS[kind], folder, allow, **options)
         return SamDecoder(model, Pixels.load(folder, size=model.config.vision_config.image_size))
 
     @classmethod

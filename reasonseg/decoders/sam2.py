@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, Sam2Config, Sam2Model
 from reasonseg.errors import InputError
 from reasonseg.pixels import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
+from reasonseg.weights import from_folder
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,12 @@ class Config:
         return Sam2Decoder(Sam2Model(config), Pixels(**{"size": size, "aspect": "squash", **self.pixels}))
 
     @staticmethod
-    def load(folder: Path, **options) -> Sam2Decoder:
-        """A decoder from a folder that `Sam2Model.save_pretrained` wrote."""
+    def load(folder: Path, allow: Sequence[str] = (), **options) -> Sam2Decoder:
+        """A decoder from a folder that `Sam2Model.save_pretrained` wrote; `allow` as in `weights.from_folder`."""
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in ("sam2", "sam2_video"):
             raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes sam2")
-        model = Sam2Model.from_pretrained(folder, **options)
+        model = from_folder(Sam2Model, folder, allow, **options)
         return Sam2Decoder(
             model, Pixels.load(folder, size=model.config.prompt_encoder_config.image_size, aspect="squash")
         )
