@@ -36,6 +36,9 @@ class Objective(nn.Module):
         """Items to a batch, in a worker process."""
         raise NotImplementedError
 
+    def finish(self) -> None:
+        """What is handed over when the stage ends."""
+
 
 class Dense(Objective):
     """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder."""
@@ -134,7 +137,7 @@ def align(decoder: nn.Module, coder: Coder) -> None:
 
 
 class SceneMasks(Dataset):
-    """Scene `i` of a seed as (padded image, masks)."""
+    """Scene `i` of a seed as (padded image, masks, how each is asked for: 0 its code, 1 a click, 2 a box)."""
 
     def __init__(self, sprites: list, size: int, seed: int, length: int):
         self.sprites, self.size, self.seed, self.length = sprites, size, seed, length
@@ -145,7 +148,8 @@ class SceneMasks(Dataset):
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         scene = draw_scene(np.random.default_rng([self.seed, 78, i]), self.sprites, self.size)
         masks = np.stack([corner_pad(t.mask[..., None], self.size, 0)[..., 0] for t in scene.objects]).astype(bool)
-        return {"image": corner_pad(scene.image, self.size), "masks": masks}
+        kinds = np.random.default_rng([self.seed, 79, i]).choice(3, size=len(masks), p=[0.7, 0.15, 0.15])
+        return {"image": corner_pad(scene.image, self.size), "masks": masks, "kinds": kinds}
 
 
 class Codes(Objective):
@@ -169,12 +173,11 @@ class Codes(Objective):
     def collate(self, items: list[dict]) -> dict:
         masks = np.concatenate([item["masks"] for item in items])
         of = [i for i, item in enumerate(items) for _ in item["masks"]]
-        kinds = np.random.default_rng(int(masks[:, ::7, ::7].sum())).choice(3, size=len(of), p=[0.7, 0.15, 0.15])
         return {
             "images": [item["image"] for item in items],
             "masks": torch.from_numpy(masks),
             "of": torch.tensor(of),
-            "kinds": torch.from_numpy(kinds),
+            "kinds": torch.from_numpy(np.concatenate([item["kinds"] for item in items])),
         }
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -189,7 +192,7 @@ class Codes(Objective):
         encoded = decoder.encode(batch["images"])
         wanted = self.coder.project(self.coder.norm(features.float())).detach()
         seen = encoded.embedding.float().flatten(2).transpose(1, 2)
-        sums = {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()}
+        sums, iou = {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()}, torch.zeros(())
         for kind in range(3):
             mine = (batch["kinds"] == kind).nonzero()[:, 0]
             if not len(mine):
@@ -215,9 +218,6 @@ class Codes(Objective):
             else:
                 tokens.append(self.segmenter.decoder.places([], [box_in(masks[m])], (self.size, self.size)).tokens)
         return Prompt(torch.cat(tokens))
-
-    def finish(self) -> None:
-        """Nothing to hand over."""
 
 
 @torch.no_grad()
@@ -262,6 +262,7 @@ class Language(Objective):
     ):
         super().__init__()
         self.segmenter, self.aim, self.drawn, self.placed, self.coder = segmenter, aim, drawn, placed, coder
+        self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return _Items(replace(data.config, count=length, seed=seed).build())
@@ -348,9 +349,6 @@ class Language(Objective):
         wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
         pointing = -(wanted * likeness.log_softmax(1)).sum(1)
         return (1 - cosine + distance + POINTING * pointing).mean()
-
-    def finish(self) -> None:
-        """Nothing to hand over."""
 
 
 def framed_masks(masks: torch.Tensor, side: int) -> torch.Tensor:
