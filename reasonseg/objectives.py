@@ -231,9 +231,9 @@ def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 def box_in(mask: torch.Tensor) -> tuple[float, ...]:
     """A box around a mask `[h, w]`, each side off by up to two pixels."""
     ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    box = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float() + 4 * torch.rand(4) - 2
+    corners = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float().cpu() + 4 * torch.rand(4) - 2
     height, width = mask.shape
-    return tuple(box.clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist())
+    return tuple(corners.clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist())
 
 
 def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:

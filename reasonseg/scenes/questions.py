@@ -94,7 +94,8 @@ class Asker:
         candidates = LEVELS[level](self, scene, rng)
         owned = []
         for candidate in candidates:
-            frames = FRAMES + (WHERE_FRAMES if candidate.phrase.startswith("the ") else ())
+            singular = candidate.phrase.startswith("the ") and level != "multi"
+            frames = FRAMES + (WHERE_FRAMES if singular else ())
             frame = frames[rng.integers(len(frames))]
             thing, wording = candidate.pairing
             if candidate.frame_counts:
