@@ -249,7 +249,7 @@ class Language(Objective):
 
     `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
     `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed. Of the drawn, a share `placed`
-    also gets a box beside its `<SEG>`, and as many a click that corrects the mask drawn without it.
+    also gets a box beside its `<SEG>`, as many a click that corrects the mask drawn without it, as many only a box or a click.
     """
 
     def __init__(
@@ -298,30 +298,18 @@ class Language(Objective):
     def draw(self, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mask losses of prompts `[m, 1, d]` on images `of` against `truth` `[m, h, w]`, all of one size."""
         decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
-        fate = torch.rand(len(truth))
-        groups = {
-            "plain": fate >= 2 * self.placed,
-            "boxed": fate < self.placed,
-            "mended": (fate >= self.placed) & (fate < 2 * self.placed),
-        }
+        fate = torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
         sums: dict[str, torch.Tensor] = {}
-        for name, members in groups.items():
+        for name, members in {
+            "boxed": fate < 1,
+            "mended": fate // 1 == 1,
+            "alone": fate // 1 == 2,
+            "plain": fate >= 3,
+        }.items():
             mine = members.nonzero()[:, 0]
             if not len(mine):
                 continue
-            prompt = Prompt(tokens[mine])
-            if name == "boxed":
-                prompt = prompt.beside(
-                    Prompt(torch.cat([decoder.places([], [box_in(m)], size).tokens for m in truth[mine]]))
-                )
-            elif name == "mended":
-                with torch.no_grad():
-                    first = decoder.restore(decoder.decode(encoded, of[mine], prompt)[0], size) > 0
-                clicks = [
-                    decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth[mine], strict=True)
-                ]
-                dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
-                prompt = Prompt(torch.cat([prompt.tokens, torch.cat(clicks).to(prompt.tokens)], 1), dense)
+            prompt = self.prompt(name, encoded, of[mine], tokens[mine], truth[mine])
             logits, predicted = decoder.decode(encoded, of[mine], prompt)
             parts = self.segmenter.mask_losses(logits, predicted, [truth[mine]], [0] * len(mine))
             for key, value in parts.items():
@@ -329,6 +317,27 @@ class Language(Objective):
             if name == "plain":
                 self.overlap = mean_overlap(decoder.restore(logits, size), truth[mine])
         return sums
+
+    def prompt(self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> Prompt:
+        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`, without words."""
+        decoder, size, plain = self.segmenter.decoder, tuple(truth.shape[-2:]), Prompt(tokens)
+        if name == "plain":
+            return plain
+        if name == "mended":
+            with torch.no_grad():
+                first = decoder.restore(decoder.decode(encoded, of, plain)[0], size) > 0
+            clicks = [decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth, strict=True)]
+            dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
+            return Prompt(torch.cat([tokens, torch.cat(clicks).to(tokens)], 1), dense)
+        nothing = torch.zeros_like(truth[0])
+        places = [
+            decoder.places([click(nothing, t)], [], size)
+            if name == "alone" and i % 3 == 0
+            else decoder.places([], [box_in(t)], size)
+            for i, t in enumerate(truth)
+        ]
+        places = Prompt(torch.cat([p.tokens for p in places]))
+        return places if name == "alone" else plain.beside(places)
 
     def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
         """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over masks.
