@@ -108,3 +108,12 @@ def test_saved_and_loaded_draws_the_same(decoder, images, tmp_path):
     theirs, _ = loaded.decode(loaded.encode(images), of, prompt)
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert loaded.pixels == decoder.pixels
+
+
+@torch.no_grad()
+def test_neighbouring_points_resemble_each_other(decoder):
+    near, nearer, far = (
+        decoder.places([p], [], (64, 64)).tokens[0, 0] for p in ((20, 20, 1), (21, 20, 1), (50, 45, 1))
+    )
+    assert torch.nn.functional.cosine_similarity(near, nearer, dim=0) > 0.9
+    assert (near - nearer).norm() < (near - far).norm()

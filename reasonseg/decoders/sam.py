@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 
 from reasonseg.errors import InputError
@@ -28,7 +29,12 @@ class Config:
     def build(self) -> SamDecoder:
         """A decoder with fresh weights."""
         config = SamConfig(**self.network)
-        return SamDecoder(SamModel(config), Pixels(**{"size": config.vision_config.image_size, **self.pixels}))
+        model = SamModel(config)
+        with (
+            torch.no_grad()
+        ):  # transformers starts it hidden_size / 2 times too wild: neighbouring points would share nothing
+            model.shared_image_embedding.positional_embedding.div_(config.vision_config.scale)
+        return SamDecoder(model, Pixels(**{"size": config.vision_config.image_size, **self.pixels}))
 
     @staticmethod
     def load(folder: Path, allow: Sequence[str] = (), **options) -> SamDecoder:
