@@ -22,6 +22,7 @@ SMALL = [
     "model.decoder.network.vision_config.global_attn_indexes=[0]",
     "stages.tower.steps=2", "stages.tower.batch=4", "stages.decoder.steps=2", "stages.decoder.batch=4",
     "stages.language.steps=6", "stages.language.batch=10", "stages.together.steps=2", "stages.together.batch=10",
+    "stages.finish.steps=2", "stages.finish.batch=10",
     "save_every=2", "log_every=1", "workers=0", "bf16=false",
 ]  # fmt: skip
 
