@@ -25,7 +25,8 @@ def table(summary: dict) -> str:
     low, high = overall["ci95"]
     lines.append(f"| overall (without novel) | {overall['giou']:.3f} | {low:.3f} - {high:.3f} | - | {overall['n']} |")
     return "\n".join(lines) + (
-        f"\n\nFor comparison: a random object's true mask scores {worth['random_object']['giou']:.3f}, this model shown another image "
+        f"\n\nFor comparison: a random object's true mask scores {worth['random_object']['giou']:.3f}, "
+        "this model shown another image "
         f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box {worth['true_object']['giou']:.3f}. "
         "`novel` is the function level in wordings that training never used."
     )
