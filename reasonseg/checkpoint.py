@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,8 +166,3 @@ def push(segmenter: Segmenter, repo_id: str, *, private: bool = False, dtype: to
         api = HfApi()
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=Path(place) / "model")
-
-
-def as_trained(settings: ModelSettings, **about) -> ModelSettings:
-    """Settings with facts about the training laid over `about`."""
-    return replace(settings, about={**settings.about, **about})

@@ -19,7 +19,7 @@ from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import from_rle, to_rle
-from reasonseg.metrics import Counts, bootstrap_mean, count
+from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -140,15 +140,16 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
     """The summary of rows: per level gIoU, cIoU and n with a 95 % interval; refusals; overall; baselines."""
     present = [row for row in rows if row["counts"]]
-    answered = [row["status"] != "absent" for row in present]
     summary: dict[str, Any] = {"levels": {}}
     for level in levels:
         mine = [row for row in rows if row["level"] == level]
         if level == "absent":
             refused = [row["status"] == "absent" for row in mine]
+            said = refused + [row["status"] == "absent" for row in present]
+            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(present), said)
             summary["levels"][level] = {
-                "n_acc": float(np.mean(refused)) if mine else None,
-                "t_acc": float(np.mean(answered)) if present else None,
+                "n_acc": n_acc,
+                "t_acc": t_acc,
                 "n": len(mine),
                 "ci95": bootstrap_mean(refused),
             }

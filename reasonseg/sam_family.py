@@ -24,12 +24,6 @@ class Features:
     def __getitem__(self, index) -> Features:
         return Features(self.embedding[index], tuple(m[index] for m in self.more))
 
-    @staticmethod
-    def join(parts: list[Features]) -> Features:
-        """Features of several images in one batch."""
-        more = zip(*(p.more for p in parts), strict=True)
-        return Features(torch.cat([p.embedding for p in parts]), tuple(torch.cat(m) for m in more))
-
 
 class SamDecoderBase(nn.Module):
     """Image -> features -> mask logits, prompted by tokens, points, boxes or a previous mask.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from reasonseg.checkpoint import as_trained
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Objective
@@ -48,9 +48,8 @@ def train(settings: TrainSettings) -> Segmenter:
         if isinstance(objective, Codes):
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
-    segmenter.settings = as_trained(
-        segmenter.settings, stages={k: s.steps * s.batch for k, s in settings.stages.items()}
-    )
+    seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
+    segmenter.settings = replace(segmenter.settings, about={**segmenter.settings.about, "stages": seen})
     segmenter.save_pretrained(out / "model", torch.float16)
     return segmenter
 
