@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from reasonseg.config import dump, parse
+from reasonseg import quantization as quant
+from reasonseg.config import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
+from reasonseg.hub import download
 from reasonseg.settings import ModelSettings
 from reasonseg.weights import refuse
 
@@ -30,6 +33,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Writes a model folder aside and renames it; `dtype` is that of the stored weights (None: as they are)."""
     folder = Path(folder)
+    if any(quant.is_quantized(module) for module in segmenter.modules()):
+        raise InputError("a quantized model is not saved; load it without quantization to save it")
     if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -86,48 +91,63 @@ def load(
 ) -> Segmenter:
     """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
-    `device` None takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA; `read` says which state
-    prompts the decoder (`predicting` or `at`), `template` which conversation strings are used. Raises `InputError` where
-    the source does not exist, a key is missing, left over or of another shape (unless a prefix in `allow` covers it), or
-    an option does not apply.
+    A folder of LISA's is read as it was released (`reasonseg.released`), LLaVA v1 with a `sam` beside it. `device` None takes
+    CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`) is of the language
+    model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask decoder to use instead (.pth, folder or
+    hub id). `read` says which state prompts the decoder (`predicting` or `at`), `template` which conversation strings are used. Raises
+    `InputError` where the source does not exist, a key is missing, left over or of another shape (unless a prefix in `allow` covers
+    it), or an option does not apply.
     """
-    if quantization is not None or clip is not None or sam is not None:
-        named = next(k for k, v in {"quantization": quantization, "clip": clip, "sam": sam}.items() if v is not None)
-        raise InputError(f"{named} does not apply to {source or 'the embedded model'}; leave it out")
-    folder = _folder(source, revision)
-    settings = _settings(folder, template, read)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     dtype = DTYPES.get(dtype, dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if quantization is not None and quantization not in quant.KINDS:
+        raise InputError(f"quantization {quantization!r} is not one of {', '.join(quant.KINDS)}")
+    place = _place(source, revision)
+    common = {"device": device, "dtype": dtype, "quantization": quantization, "allow": tuple(allow)}
+    if not (place / "settings.yaml").is_file():
+        return _released(place, {**common, "clip": clip, "sam_from": sam, "template": template, "at": read})
+    if clip is not None:
+        raise InputError(f"clip does not apply to {source or 'the embedded model'}, which has its vision tower; leave it out")
+    return _own(cls, place, _settings(place, template, read), sam=sam, **common)
+
+
+def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
     backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
-    decoder = settings.decoder.config.load(folder / "decoder", allow, dtype=dtype)
+    if quantization:
+        quant.quantize(backbone.layers, quantization, dtype, device)
+    if sam is None:
+        decoder = settings.decoder.config.load(folder / "decoder", allow, dtype=dtype)
+    else:
+        from reasonseg.released.lisa import decoder_from
+
+        kind, decoder = decoder_from(sam, device, dtype, allow)
+        settings = replace(settings, decoder=Kind(kind, config_class("decoders", kind)()))
     prompter = settings.prompter.config.build().to(dtype)
     _fill(prompter, folder / "prompter.safetensors", allow)
     return cls(settings, backbone, prompter, decoder).to(device).eval()
 
 
-def _folder(source: str | Path | None, revision: str | None) -> Path:
+def _released(place: Path, options: dict) -> Segmenter:
+    from reasonseg.released.layout import recognise
+    from reasonseg.released.lisa import read
+
+    layout = recognise(place)
+    if layout is None:
+        raise InputError(
+            f"{place} is no model we know: it has neither a settings.yaml (ours) nor the config.json and weights of LISA or LLaVA v1"
+        )
+    return read(layout, **options)
+
+
+def _place(source: str | Path | None, revision: str | None) -> Path:
     if source is None:
         return EMBEDDED
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / "settings.yaml").is_file():
-            raise InputError(
-                f"{folder} is no reasonseg model: it has no settings.yaml (released weights are imported first)"
-            )
-        return folder
-    text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise InputError(f"no model at {text}: it is neither a folder nor a hub id such as owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise InputError(f"no model at {text}: no such folder, and the hub did not give it ({reason})") from None
+    place = Path(source)
+    if place.exists():
+        return place
+    return download(str(source), revision, "give a folder or a hub id as model (--model)")
 
 
 def _settings(folder: Path, template: str | None, read: str | None) -> ModelSettings:

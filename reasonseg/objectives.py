@@ -41,11 +41,14 @@ class Objective(nn.Module):
 
 
 class Dense(Objective):
-    """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder."""
+    """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder.
 
-    def __init__(self, segmenter: Segmenter):
+    `copy` off leaves the encoder alone, where it has learned already.
+    """
+
+    def __init__(self, segmenter: Segmenter, copy: bool = True):
         super().__init__()
-        self.segmenter = segmenter
+        self.segmenter, self.copy = segmenter, copy
         vision = segmenter.backbone.model.config.vision_config
         self.size, self.patch, self.width = vision.image_size, vision.patch_size, vision.hidden_size
         self.heads = DenseHeads(self.width, len(pack_of("")))
@@ -62,7 +65,8 @@ class Dense(Objective):
 
     def finish(self) -> None:
         """Gives the decoder's image encoder the tower's layers, as far as it has them."""
-        copy_tower(self.segmenter.backbone.tower, self.segmenter.decoder.encoder)
+        if self.copy:
+            copy_tower(self.segmenter.backbone.tower, self.segmenter.decoder.encoder)
 
 
 def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
@@ -156,16 +160,18 @@ class Codes(Objective):
     """Draws every thing of a scene from its code, or from a click or a box.
 
     `match` keeps the decoder's image embedding close to the codes of its patches, so that finding what a code means starts
-    as finding what looks like it; without it training stays on a plateau (every thing drawn at once) for long.
+    as finding what looks like it; without it training stays on a plateau (every thing drawn at once) for long. `fresh` off keeps
+    a decoder's own weights at the start.
     """
 
-    def __init__(self, segmenter: Segmenter, match: float = 2.0):
+    def __init__(self, segmenter: Segmenter, match: float = 2.0, fresh: bool = True):
         super().__init__()
         self.segmenter, self.match = segmenter, match
         vision = segmenter.backbone.model.config.vision_config
         self.size, self.grid = vision.image_size, vision.image_size // vision.patch_size
         self.coder = Coder(vision.hidden_size, segmenter.decoder.width)
-        align(segmenter.decoder, self.coder)
+        if fresh:
+            align(segmenter.decoder, self.coder)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return SceneMasks(pack_of(data.config.sprites), self.size, seed, length)

@@ -34,7 +34,9 @@ class Pixels:
         """`(height, width)` that a picture of `size` has in the network before padding or cropping."""
         if self.aspect == "squash":
             return self.size, self.size
-        scale = self.size / (max(size) if self.aspect == "pad" else min(size))
+        if self.aspect == "crop":  # CLIP's preprocessing rounds down, SAM's to the nearest
+            return self.size * size[0] // min(size), self.size * size[1] // min(size)
+        scale = self.size / max(size)
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:

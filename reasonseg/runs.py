@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from reasonseg.errors import InputError
 from reasonseg.config import Kind, Room, parse, read
 from reasonseg.settings import ModelSettings
 
@@ -28,18 +29,28 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """A whole run: the model it starts from fresh, its data, its stages in order and where it writes."""
+    """A whole run: the model it starts from, its data, its stages in order and where it writes.
 
-    model: ModelSettings
+    `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
+    `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
+    """
+
     data: Annotated[Kind, Room("datasets")]
     stages: dict[str, Stage]
+    model: ModelSettings | None = None
+    start: str = ""
     out: str = "out/train"
     seed: int = 0
     workers: int = 1
     save_every: int = 100
     log_every: int = 10
     bf16: bool = True
+    products: bool = False
     report_to: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if (self.model is None) == (not self.start):
+            raise InputError("a run needs one of model (fresh weights) and start (a model folder, or embedded)")
 
 
 def read_run(file: str | Path, overrides: list[str] = ()) -> TrainSettings:

@@ -92,14 +92,13 @@ class SamDecoderBase(nn.Module):
         """Points `(x, y, on)` and boxes in pixels of an image of `size` as the tokens of one mask, `[1, k, d]`."""
         height, width = self.pixels.resized(size)
         scale = torch.tensor([width / size[1], height / size[0]], device=self._weight.device)
-        tokens = []
+        corners = [torch.tensor(b, dtype=torch.float32, device=scale.device).reshape(2, 2) * scale for b in boxes]
+        tokens = [self._embed(input_boxes=c.reshape(1, 1, 4)) for c in corners]
         if points:
             spots = torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=scale.device) * scale
             labels = torch.tensor([[p[2] for p in points]], device=scale.device)
-            tokens.append(self._embed(input_points=spots[None], input_labels=labels[None]))
-        for box in boxes:
-            corners = torch.tensor(box, dtype=torch.float32, device=scale.device).reshape(2, 2) * scale
-            tokens.append(self._embed(input_boxes=corners.reshape(1, 1, 4)))
+            beside = {"input_boxes": corners[0].reshape(1, 1, 4)} if boxes else {}  # points alone get a padding point
+            tokens[:1] = [self._embed(input_points=spots[None], input_labels=labels[None], **beside)]
         return Prompt(torch.cat(tokens, 2)[0].to(self._weight.dtype))
 
     def _embed(self, **places) -> torch.Tensor:

@@ -167,6 +167,11 @@ class Speaker(nn.Module):
         return self.model.get_input_embeddings().weight.device
 
     @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's layers."""
+        return self.model.get_decoder().layers
+
+    @property
     def ends(self) -> set[int]:
         """Ids that end an answer."""
         ends = self.model.generation_config.eos_token_id

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from reasonseg.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Objective
@@ -30,7 +31,7 @@ WEIGHTS = "model.safetensors"
 def train(settings: TrainSettings) -> Segmenter:
     """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16 bit."""
     set_seed(settings.seed)
-    segmenter = Segmenter.build(settings.model)
+    segmenter = _beginning(settings)
     out, extras = Path(settings.out), {}
     out.mkdir(parents=True, exist_ok=True)
     for name, stage in settings.stages.items():
@@ -49,8 +50,20 @@ def train(settings: TrainSettings) -> Segmenter:
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
-    segmenter.settings = replace(segmenter.settings, about={**segmenter.settings.about, "stages": seen})
+    about = segmenter.settings.about
+    segmenter.settings = replace(segmenter.settings, about={**about, "rounds": [*about.get("rounds", []), seen]})
     segmenter.save_pretrained(out / "model", torch.float16)
+    return segmenter
+
+
+def _beginning(settings: TrainSettings) -> Segmenter:
+    if settings.model is not None:
+        segmenter = Segmenter.build(settings.model)
+    else:
+        source = None if settings.start == "embedded" else settings.start
+        segmenter = Segmenter.from_pretrained(source, dtype=torch.float32)
+    if settings.products:
+        use_products(segmenter.backbone.model)
     return segmenter
 
 

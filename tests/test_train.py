@@ -58,7 +58,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(font, tmp_path):
     for name in ours:
         assert torch.equal(ours[name], theirs[name]), name
     loaded = Segmenter.from_pretrained(tmp_path / "b" / "model")
-    assert loaded.settings.about["stages"]["language"] == 60
+    assert loaded.settings.about["rounds"][0]["language"] == 60
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):

@@ -13,16 +13,20 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.errors import InputError
+from reasonseg.llama_pieces import MODEL as PIECES
+from reasonseg.llama_pieces import LlamaPieces
 from reasonseg.pixels import Pixels
-from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, pieces
+from reasonseg.speaking import IGNORED, SEG, Markers, Speaker, Taught, pieces
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
 
 IMAGE = "<image>"
-V1 = (
+SPLICED = -200  # stands for the image where the vocabulary has no `<image>`; the embedding never sees it
+HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
+SYSTEMS = {"plain": "", "llava_v1": HUMAN + " ", "vicuna_v1": HUMAN.replace("human", "user") + " "}
 LLAMA_2 = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
@@ -31,9 +35,12 @@ LLAMA_2 = (
 
 @dataclass(frozen=True)
 class Config:
-    """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh."""
+    """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
-    template: Literal["plain", "llava_v1", "llava_llama_2"] = "llava_v1"
+    `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious user"), or `plain` without a system text.
+    """
+
+    template: Literal["plain", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
@@ -50,7 +57,8 @@ class Config:
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Llava:
         """A backbone from a transformers folder with its tokenizer; `allow` as in `weights.from_folder`."""
         model = from_folder(LlavaForConditionalGeneration, folder, allow, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        released = (folder / PIECES).is_file() and not (folder / "tokenizer.json").is_file()
+        tokenizer = (LlamaPieces if released else AutoTokenizer).from_pretrained(folder)
         pixels = Pixels.load(folder, size=model.config.vision_config.image_size, resample="bicubic", aspect="crop")
         return Llava(model, tokenizer, pixels, self)
 
@@ -80,7 +88,7 @@ def conversation(template: str, question: str, history: tuple = ()) -> str:
         turns[0] = f"{IMAGE}USER: {questions[0]}"
     ends = [f" ASSISTANT: {a}</s>" for a in answers] + [" ASSISTANT:"]
     text = "".join(turn + end for turn, end in zip(turns, ends, strict=True))
-    return f"{V1} {text}" if template == "llava_v1" else text
+    return SYSTEMS[template] + text
 
 
 class Llava(Speaker):
@@ -98,7 +106,7 @@ class Llava(Speaker):
         self.patches += model.config.vision_feature_select_strategy == "full" and vision.model_type.startswith("clip")
         names = (IMAGE, "<im_start>", "<im_end>", self.markers.seg_text, self.markers.rej_text, "<s>", "</s>")
         self.ids_of_names = {name: vocabulary[name] for name in names if name in vocabulary}
-        if self.image_id is None or self.image_id >= model.get_input_embeddings().num_embeddings:
+        if self.image_id != SPLICED and not 0 <= self.image_id < model.get_input_embeddings().num_embeddings:
             raise InputError(f"image_token_id {self.image_id} is not in the embedding of the language model")
 
     @property
@@ -115,6 +123,8 @@ class Llava(Speaker):
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text with names in it, each piece between names encoded for itself; no BOS."""
+        if isinstance(self.tokenizer, LlamaPieces):
+            return self._released_ids(text)
         names = tuple(self.ids_of_names)
         ids = []
         for piece in pieces(text, names):
@@ -127,18 +137,27 @@ class Llava(Speaker):
                 ids += self.tokenizer.encode(piece, add_special_tokens=False)
         return ids
 
+    def _released_ids(self, text: str) -> list[int]:
+        run = [self.image_id] * self.patches
+        parts = (text.replace(IMAGE, f"<im_start>{IMAGE}<im_end>") if self.wrapped else text).split(IMAGE)
+        ids = self.tokenizer.encode(parts[0], add_special_tokens=False)
+        for part in parts[1:]:
+            ids += run + self.tokenizer.encode(part, add_special_tokens=False)
+        return ids
+
     def prompt_ids(self, query: Query) -> list[int]:
         """Ids up to where the answer begins."""
         text = conversation(self.config.template, _without_names(query.text, self.ids_of_names), tuple(query.history))
         return [self.tokenizer.bos_token_id, *self.text_ids(text)]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an answer with its end."""
-        return [*self.text_ids(answer), self.tokenizer.eos_token_id]
+        """Ids of an answer with its end; `<SEG>` stands for the marker as the tokenizer spells it."""
+        end = " " if self.config.template == "llava_llama_2" and isinstance(self.tokenizer, LlamaPieces) else ""
+        return [*self.text_ids(answer.replace(SEG, self.markers.seg_text) + end), self.tokenizer.eos_token_id]
 
     def embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]`."""
-        embedded = self.model.get_input_embeddings()(ids)
+        embedded = self.model.get_input_embeddings()(ids.clamp(min=0))
         places = (ids == self.image_id)[..., None].expand_as(embedded)
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 

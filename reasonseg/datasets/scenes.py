@@ -14,7 +14,7 @@ from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
 from reasonseg.vocabulary import Answer, Query, Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
-SEVEN = tuple(level for level in LEVELS if level != "novel")
+SEVEN = tuple(level for level in LEVELS if level not in ("novel", "missing"))
 KEPT = 64
 MAX_TRIES = 400  # scenes looked at before a level is given up
 

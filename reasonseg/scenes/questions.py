@@ -1,4 +1,6 @@
-"""Asks about a scene: seven levels of questions with their true answers, and `novel`, the function level in unseen words.
+"""Asks about a scene: seven levels of questions with their true answers, and two special ones.
+
+`novel` is the function level in unseen words; `missing` the part of `absent` that asks for properties, for training more of it.
 
 Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the pairings it owns, so
 test questions never repeat what training paired.
@@ -300,14 +302,19 @@ def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Ca
                 if not any(_close(color, c) for c in colors):
                     yield Candidate(f"the {color} {name}", f"The {color} {name} {REJ}", (), (name, f"absent {color}"))
     elif kind < 0.92:
-        held = {key for t in scene.objects for key in t.sprite.properties}
-        missing = [key for key in asker.knowledge.properties if key not in held]
-        for i in rng.permutation(len(missing))[:8]:
-            for words in asker.knowledge.properties[missing[i]].wordings:
-                yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"))
+        yield from _missing(asker, scene, rng)
     else:
         for category in sorted({s.category for s in asker.absentees} - {t.sprite.category for t in scene.objects}):
             yield Candidate(f"the {category}", f"The {category} {REJ}", (), (category, "absent"), frame_counts=True)
+
+
+def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Properties that nothing in the scene has."""
+    held = {key for t in scene.objects for key in t.sprite.properties}
+    missing = [key for key in asker.knowledge.properties if key not in held]
+    for i in rng.permutation(len(missing))[:8]:
+        for words in asker.knowledge.properties[missing[i]].wordings:
+            yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"))
 
 
 def _close(a: str, b: str) -> bool:
@@ -324,4 +331,5 @@ LEVELS: dict[str, Callable[[Asker, Scene, np.random.Generator], Iterator[Candida
     "multi": _multi,
     "absent": _absent,
     "novel": _novel,
+    "missing": _missing,
 }

@@ -1,0 +1,85 @@
+"""Modules without values, and how checkpoints fill them: tensor by tensor, on the device, in the precision asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers.initialization import no_init_weights
+
+from reasonseg.quantization import is_quantized, quantized
+from reasonseg.weights import refuse
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Modules built inside have parameters without storage; their buffers are real."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
+
+
+class Filling:
+    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse` does."""
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype, source: Path):
+        self.module, self.device, self.dtype, self.source = module, device, dtype, source
+        self.parameters = dict(module.named_parameters(remove_duplicate=False))
+        self.problems: list[tuple[str, str, str]] = []
+        self.filled: set[str] = set()
+
+    def put(self, targets: Iterable[str], value: torch.Tensor, key: str = "") -> None:
+        """Fills the parameters of these names (more than one: they are tied) with one tensor, called `key` in its file."""
+        kept: nn.Parameter | None = None
+        for target in targets:
+            key = key or target
+            if target not in self.parameters:
+                self.problems.append(("left over", key, ""))
+                continue
+            wanted = tuple(self.parameters[target].shape)
+            if tuple(value.shape) != wanted:
+                self.problems.append(("reshaped", key, f" is {list(value.shape)}, not {list(wanted)}"))
+                self.filled.add(target)
+                continue
+            place, _, name = target.rpartition(".")
+            owner = self.module.get_submodule(place)
+            if kept is None:
+                kept = self._parameter(owner, name, value)
+            owner._parameters[name] = kept
+            self.filled.add(target)
+
+    def _parameter(self, owner: nn.Module, name: str, value: torch.Tensor) -> nn.Parameter:
+        if name == "weight" and is_quantized(owner):
+            return quantized(owner, value.to(self.dtype), self.device)
+        return nn.Parameter(value.to(self.device, self.dtype, copy=True))
+
+    def done(self, allow: Sequence[str] = ()) -> None:
+        """Raises `InputError` where a key is missing, left over or of another shape and no prefix in `allow` covers it.
+
+        What is allowed to be missing starts as noise of the usual spread (0.02), norms as ones, biases as zeros.
+        """
+        missing = [name for name in self.parameters if name not in self.filled]
+        refuse([*self.problems, *(("missing", name, "") for name in missing)], self.source, allow)
+        for name in self.parameters:
+            place, _, last = name.rpartition(".")
+            owner = self.module.get_submodule(place)
+            if owner._parameters[last].is_meta:
+                owner._parameters[last] = self._fresh(owner, last)
+        for name, buffer in self.module.named_buffers():
+            place, _, last = name.rpartition(".")
+            floating = buffer.is_floating_point() and last != "inv_freq"  # rotary angles stay float32
+            self.module.get_submodule(place)._buffers[last] = buffer.to(self.device, self.dtype if floating else None)
+
+    def _fresh(self, owner: nn.Module, name: str) -> nn.Parameter:
+        shape = owner._parameters[name].shape
+        value = torch.empty(shape, device=self.device, dtype=self.dtype)
+        if name == "bias":
+            value.zero_()
+        elif value.ndim == 1:
+            value.fill_(1.0)
+        else:
+            value.normal_(0, 0.02)
+        return nn.Parameter(value)
