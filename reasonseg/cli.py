@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_add_ask, _add_chat, _add_train, _add_eval, _add_scenes, _add_show, _add_doctor):
+    for add in (_add_ask, _add_chat, _add_train, _add_import, _add_eval, _add_scenes, _add_show, _add_doctor):
         add(commands)
     return parser
 
@@ -201,6 +201,43 @@ def _train(options) -> None:
 
     train(settings)
     print(f"wrote {settings.out}/model")
+
+
+def _add_import(commands) -> None:
+    parser = commands.add_parser(
+        "import", help="released LISA or LLaVA weights into a model folder",
+        description="Reads a released checkpoint (LISA v1; LLaVA v1 with --sam) and writes a folder for --model.",
+    )  # fmt: skip
+    parser.add_argument("source", metavar="SRC", help="folder, hub id, or the weight file of a training checkpoint")
+    parser.add_argument("target", metavar="DST")
+    parser.add_argument("--verify", action="store_true", help="run the original segment-anything beside it and compare")
+    parser.add_argument("--clip", metavar="DIR", help="vision tower, where it does not lie beside the weights")
+    parser.add_argument("--sam", metavar="FILE", help="mask decoder to use instead: .pth, folder or hub id")
+    parser.add_argument("--template", help="conversation strings: llava_v1, vicuna_v1, llava_llama_2")
+    parser.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: as it is)")
+    parser.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit")
+    parser.add_argument("--revision", help="of a hub model")
+    parser.set_defaults(run=_import)
+
+
+def _import(options) -> None:
+    from reasonseg.libraries import quiet_libraries
+
+    quiet_libraries()
+    from reasonseg.checkpoint import DTYPES
+    from reasonseg.released.importing import differences, read_to_import
+
+    layout, segmenter = read_to_import(
+        options.source, revision=options.revision, dtype=DTYPES.get(options.dtype), clip=options.clip,
+        sam_from=options.sam, template=options.template, at=options.read, allow=tuple(options.allow),
+    )  # fmt: skip
+    segmenter.save_pretrained(options.target)
+    count = sum(p.numel() for p in segmenter.parameters()) / 1e6
+    print(f"{count:.1f} M parameters written to {options.target}")
+    if options.verify:
+        found = differences(segmenter, layout, options.sam)
+        print("largest difference to segment-anything: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
 
 
 def _add_eval(commands) -> None:

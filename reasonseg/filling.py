@@ -23,9 +23,12 @@ def hollow() -> Iterator[None]:
 
 
 class Filling:
-    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse` does."""
+    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse` does.
 
-    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype, source: Path):
+    `dtype` None keeps each tensor as it is stored.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype | None, source: Path):
         self.module, self.device, self.dtype, self.source = module, device, dtype, source
         self.parameters = dict(module.named_parameters(remove_duplicate=False))
         self.problems: list[tuple[str, str, str]] = []
@@ -53,8 +56,8 @@ class Filling:
 
     def _parameter(self, owner: nn.Module, name: str, value: torch.Tensor) -> nn.Parameter:
         if name == "weight" and is_quantized(owner):
-            return quantized(owner, value.to(self.dtype), self.device)
-        return nn.Parameter(value.to(self.device, self.dtype, copy=True))
+            return quantized(owner, value.to(self.dtype or value.dtype), self.device)
+        return nn.Parameter(value.to(self.device, self.dtype or value.dtype, copy=True))
 
     def done(self, allow: Sequence[str] = ()) -> None:
         """Raises `InputError` where a key is missing, left over or of another shape and no prefix in `allow` covers it.

@@ -6,14 +6,13 @@ masks suffer first.
 
 from __future__ import annotations
 
-from typing import Literal
+import logging
 
 import torch
 from torch import nn
 
 from reasonseg.errors import InputError
 
-Kind = Literal["int8", "nf4"]
 KINDS = ("int8", "nf4")
 
 
@@ -23,6 +22,7 @@ def library():
         import bitsandbytes
     except ImportError:
         raise InputError("quantization needs bitsandbytes; install reasonseg[quant]") from None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of a cast at every layer and step
     return bitsandbytes
 
 

@@ -49,3 +49,29 @@ def oracle(*parts):
     if not path.exists():
         pytest.skip(f"LOUD: reference outputs are absent ({'/'.join(parts)}); parity is NOT tested here")
     return path
+
+
+PARITY: list[tuple[str, str, float, float]] = []  # (case, what is compared, largest difference, allowed), for docs/parity.md
+
+
+def close(case, what, found, expected, atol=2e-4, rtol=0.0):
+    """Asserts that arrays agree, and notes by how much they differ."""
+    found = found.numpy(force=True) if hasattr(found, "numpy") else np.asarray(found)
+    expected = np.asarray(expected)
+    difference = float(np.abs(found - expected).max()) if expected.size else 0.0
+    PARITY.append((case, what, difference, atol))
+    np.testing.assert_allclose(found, expected, atol=atol, rtol=rtol)
+
+
+def pytest_addoption(parser):
+    """`--parity-table FILE` writes what the parity tests measured."""
+    parser.addoption("--parity-table", metavar="FILE", help="write the differences to the reference outputs as a table")
+
+
+def pytest_sessionfinish(session):
+    """Writes the table where it was asked for."""
+    file = session.config.getoption("--parity-table")
+    if file:
+        rows = [f"| {case} | {what} | {found:.1e} | {allowed:.0e} |" for case, what, found, allowed in PARITY]
+        head = ["| case | what is compared | largest difference | allowed |", "|---|---|---|---|"]
+        Path(file).write_text("\n".join([*head, *rows]) + "\n")

@@ -13,10 +13,9 @@ from PIL import Image
 from reasonseg import Answer, Query, Sample, Segmenter
 from reasonseg.prompt import Prompt
 from reasonseg.released import llava, sam
-from conftest import oracle
+from conftest import close, oracle
 
 EVALS = ["eval_0", "eval_1", "eval_2", "eval_3", "eval_4_truncated"]
-CLOSE = {"atol": 2e-4, "rtol": 0}
 
 
 @pytest.fixture(scope="module")
@@ -62,16 +61,17 @@ def test_evaluate(folder, models, name):
             model.decoder.encode([image]), torch.zeros(len(prompt), dtype=torch.long), prompt
         )
         full = model.decoder.restore(logits, query.size)
-    np.testing.assert_allclose(states, expected["seg_hidden"], **CLOSE)
-    np.testing.assert_allclose(prompt.tokens, expected["text_embeds"], **CLOSE)
-    np.testing.assert_allclose(full, expected["pred_masks"], **CLOSE)
-    np.testing.assert_allclose(quality, expected["iou"][:, 0], **CLOSE)
+    close(name, "state that predicts [SEG]", states, expected["seg_hidden"])
+    close(name, "prompt token", prompt.tokens, expected["text_embeds"])
+    close(name, "mask logits, original size", full, expected["pred_masks"])
+    close(name, "predicted IoU", quality, expected["iou"][:, 0])
     if "low_res_logits_every2" in expected:
-        np.testing.assert_allclose(logits[:, ::2, ::2], expected["low_res_logits_every2"][:, 0], **CLOSE)
+        close(name, "low-resolution logits", logits[:, ::2, ::2], expected["low_res_logits_every2"][:, 0])
 
     answer = model(query, max_new_tokens=case["max_new_tokens"])
     assert answer.status == ("found" if case["n_seg"] else "no_seg")
-    assert (answer.masks != (expected["pred_masks"] > 0)).sum() <= 4
+    flipped = (answer.masks != (expected["pred_masks"] > 0)).sum()
+    close(name, "mask pixels that differ", flipped, 0, atol=4)
     assert answer.text.count("[SEG]") == case["n_seg"]
     squeezed = re.sub(r"\s+", "", case["decoded_new"]).removesuffix("</s>")
     assert re.sub(r"\s+", "", answer.text) == squeezed
@@ -121,8 +121,8 @@ def test_teacher_forced(folder, models, name):
         features = model.decoder.encode([samples[0].query.image])
         logits, _ = model.decoder.decode(features, torch.zeros(len(prompt), dtype=torch.long), prompt)
         full = model.decoder.restore(logits, samples[0].query.size)
-    np.testing.assert_allclose(prompt.tokens, expected["text_embeds"], **CLOSE)
-    np.testing.assert_allclose(full, expected["pred_masks"], **CLOSE)
+    close(name, "prompt token", prompt.tokens, expected["text_embeds"])
+    close(name, "mask logits, original size", full, expected["pred_masks"])
 
 
 FROZEN = (  # what LISA does not train
@@ -141,24 +141,24 @@ def test_losses_and_gradients(folder, models, name):
     parts = model.loss(samples_of(folder, case, expected))
     parts["loss"].backward()
     weights = model.settings.loss
-    assert float(parts["text"]) == pytest.approx(float(expected["ce_loss"]), abs=2e-4)
-    assert float(weights.bce * parts["bce"]) == pytest.approx(float(expected["mask_bce_loss"]), abs=2e-4)
-    assert float(weights.dice * parts["dice"]) == pytest.approx(float(expected["mask_dice_loss"]), abs=2e-4)
-    assert float(parts["loss"]) == pytest.approx(float(expected["loss"]), abs=4e-4)
+    values = {k: float(v.detach()) for k, v in parts.items()}
+    close(name, "text loss", values["text"], expected["ce_loss"])
+    close(name, "BCE, weighted", weights.bce * values["bce"], expected["mask_bce_loss"])
+    close(name, "Dice, weighted", weights.dice * values["dice"], expected["mask_dice_loss"])
+    close(name, "loss", values["loss"], expected["loss"], atol=4e-4)
 
     own = dict(model.named_parameters(remove_duplicate=False))
     norms = json.loads((folder / "extra" / f"{name}_grad_norms.json").read_text())
     assert len(norms) > 100
-    for theirs, norm in norms.items():
-        gradient = own[ours(theirs)].grad
-        found = 0.0 if gradient is None else float(gradient.norm())
-        assert found == pytest.approx(norm, rel=1e-3, abs=2e-4), theirs
+    gradients = [own[ours(theirs)].grad for theirs in norms]
+    found = [0.0 if g is None else float(g.norm()) for g in gradients]
+    close(name, f"norms of {len(norms)} gradients", found, list(norms.values()), rtol=1e-3)
     seg = model.backbone.markers.seg
     head = model.backbone.model.lm_head.weight.grad[seg]
-    np.testing.assert_allclose(head, expected["grad_lm_head_seg_row"], atol=2e-4, rtol=1e-3)
-    np.testing.assert_allclose(own["prompter.mlp.2.bias"].grad, expected["grad_text_fc2_bias"], atol=2e-4, rtol=1e-3)
+    close(name, "gradient of the [SEG] row of the head", head, expected["grad_lm_head_seg_row"], rtol=1e-3)
+    close(name, "gradient of the prompter", own["prompter.mlp.2.bias"].grad, expected["grad_text_fc2_bias"], rtol=1e-3)
     tokens = own["decoder.model.mask_decoder.mask_tokens.weight"].grad
-    np.testing.assert_allclose(tokens, expected["grad_iou_mask_tokens"], atol=2e-4, rtol=1e-3)
+    close(name, "gradient of the mask tokens", tokens, expected["grad_iou_mask_tokens"], rtol=1e-3)
     model.zero_grad()
 
 
@@ -174,7 +174,7 @@ def ours(theirs: str) -> str:
 def test_preprocessing(folder, models, name):
     image, expected = picture(folder, f"images/{name}.png"), np.load(folder / f"images/{name}_pre.npz")
     model = models["llava_v1"]
-    np.testing.assert_allclose(model.backbone.pixels(image), expected["clip"], atol=0.03)  # one level of 255 is 0.015
+    close(name, "CLIP input", model.backbone.pixels(image), expected["clip"], atol=0.03)  # one level of 255 is 0.015
     assert np.abs(model.backbone.pixels(image).numpy() - expected["clip"]).mean() < 2e-4
     height, width = expected["resize"]
     assert model.decoder.pixels.resized(image.shape[:2]) == (height, width)
@@ -182,7 +182,7 @@ def test_preprocessing(folder, models, name):
     mean, std = model.decoder.pixels.mean, model.decoder.pixels.std
     framed = np.zeros((3, 1024, 1024), np.float32)
     framed[:, :height, :width] = ((resized / 255 - mean) / std).transpose(2, 0, 1)
-    np.testing.assert_allclose(framed[:, ::8, ::8], expected["sam_every8"], atol=1e-4)
+    close(name, "SAM input, from the resized picture", framed[:, ::8, ::8], expected["sam_every8"], atol=1e-4)
     assert np.abs(model.decoder.pixels(image).numpy() - framed).max() < 0.04  # Pillow's versions differ by two levels
 
 
@@ -191,7 +191,7 @@ def test_image_embedding(folder, models, name):
     expected = np.load(folder / f"images/{name}_sam_embed_every8.npz")["embed"]
     with torch.inference_mode():
         found = models["llava_v1"].decoder.encode([picture(folder, f"images/{name}.png")]).embedding[0, :, ::8, ::8]
-    np.testing.assert_allclose(found, expected, atol=5e-4)
+    close(name, "SAM image embedding", found, expected, atol=5e-4)
 
 
 def test_own_format_answers_the_same(folder, models, tmp_path):
@@ -227,7 +227,7 @@ def test_read_at_takes_the_state_of_seg_itself(folder):
     )[0]
     t = said.ids.index(model.backbone.markers.seg)
     row = int(expected["seg_rows"][0]) + 1  # the row after the one that predicts it
-    np.testing.assert_allclose(said.states[t + 1], expected["last_hidden"][0, row], **CLOSE)
+    close("eval_0", "state at [SEG]", said.states[t + 1], expected["last_hidden"][0, row])
 
 
 def test_it_can_be_taught_on(folder):

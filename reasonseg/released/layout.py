@@ -50,6 +50,7 @@ class Layout:
     def items(self):
         """(plain name, tensor) shard by shard, adapters merged into their weights: W + alpha/r B A, in the dtype of W."""
         plain = {key: name for name, key in self.keys.items()}
+        _ = self._adapted
         for key, value in self.shards.items():
             if key not in plain:
                 continue  # an adapter, or skipped
@@ -57,8 +58,15 @@ class Layout:
             yield name, self._merged(name, value) if name in self.adapters else value
 
     def _merged(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        down, up = (Shards(self.shards.of[self.adapters[name][s]]).tensor(self.adapters[name][s]) for s in "AB")
+        down, up = self._adapted[name]
         return weight + self.alpha / len(down) * (up.to(weight.dtype) @ down.to(weight.dtype))
+
+    @cached_property
+    def _adapted(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """The two factors of every adapter, which are small, read file by file."""
+        wanted = {key for sides in self.adapters.values() for key in sides.values()}
+        found = {key: self.shards.tensor(key).clone() for key in self.shards.of if key in wanted}
+        return {name: (found[sides["A"]], found[sides["B"]]) for name, sides in self.adapters.items()}
 
     @cached_property
     def alpha(self) -> float:

@@ -24,10 +24,10 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..2
 
 
 def read(
-    layout: Layout, *, device: torch.device, dtype: torch.dtype, quantization: str | None = None, clip: str | None = None,
+    layout: Layout, *, device: torch.device, dtype: torch.dtype | None, quantization: str | None = None, clip: str | None = None,
     sam_from: str | None = None, template: str | None = None, at: str | None = None, allow: tuple[str, ...] = (),
 ) -> Segmenter:  # fmt: skip
-    """The segmenter in a layout. Raises `InputError` naming file, expected and found wherever parts do not fit."""
+    """The segmenter in a layout, in `dtype` (None: every tensor as stored, to be saved). Raises `InputError` naming file, expected and found wherever parts do not fit."""
     if not layout.is_lisa and sam_from is None:
         raise InputError(
             f"{layout.folder} is LLaVA, which draws no masks; give a mask decoder to start a training from as sam (--sam)"
@@ -67,7 +67,7 @@ def fill(segmenter, layout, tower: Path, device, dtype, allow, with_sam: bool) -
         filling.filled |= {name for name in filling.parameters if name.startswith("decoder.")}
     if not layout.is_lisa:
         filling.filled |= {name for name in filling.parameters if name.startswith("prompter.")}
-        fresh = segmenter.prompter.config.build().to(device, dtype)
+        fresh = segmenter.prompter.config.build().to(device, dtype or torch.float32)
         segmenter.prompter.load_state_dict(fresh.state_dict(), assign=True)
     heads = sam.head_layers(layout.sam_keys) if with_sam else 0
     for name, value in layout.items():
@@ -91,7 +91,7 @@ def hollow_sam(names: list[str], shape) -> sam_room.SamDecoder:
     return sam_room.SamDecoder(sam_room.SamModel(config), Pixels(config.vision_config.image_size, mean, std))
 
 
-def decoder_from(source: str, device: torch.device, dtype: torch.dtype, allow: tuple[str, ...] = ()):
+def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()):
     """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ or SAM 2."""
     path = Path(source)
     if path.is_file():
@@ -118,5 +118,5 @@ def hub_decoder(path: Path, source: str, device, dtype, allow):
         raise InputError(f"{folder} has no config.json; a mask decoder is a .pth file or a transformers folder")
     type_ = AutoConfig.from_pretrained(folder).model_type
     kind = "sam2" if type_.startswith("sam2") else "sam"
-    decoder = config_class("decoders", kind).load(folder, allow, dtype=dtype)
+    decoder = config_class("decoders", kind).load(folder, allow, dtype=dtype or "auto")
     return kind, decoder.to(device)

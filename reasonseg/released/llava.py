@@ -10,6 +10,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.backbones.llava import SPLICED, Config, Llava
+from reasonseg.config import parse
 from reasonseg.errors import InputError
 from reasonseg.filling import Filling
 from reasonseg.llama_pieces import ADDED, LlamaPieces
@@ -119,7 +120,8 @@ def backbone_of(layout: Layout, tokenizer, vision: dict, tower: Path, template: 
             f"{tower}: pictures are {pixels.size} pixels wide in preprocessor_config.json, {vision['image_size']} in config.json"
         )
     model = LlavaForConditionalGeneration(network_of(layout, vision))
-    return Llava(model, tokenizer, pixels, Config(template or "llava_v1"))
+    config = parse(Config, {"template": template or Config().template}, "backbone")
+    return Llava(model, tokenizer, pixels, config)
 
 
 def target(name: str) -> str:

@@ -1,0 +1,97 @@
+"""`reasonseg import`: released weights into our own folder format, and the proof that the mask decoder came over whole."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reasonseg.errors import InputError
+from reasonseg.hub import download
+from reasonseg.prompt import Prompt
+from reasonseg.released import lisa
+from reasonseg.released.files import Shards
+from reasonseg.released.layout import Layout, recognise
+from reasonseg.released.sam import DECODER_HEADS
+from reasonseg.segmenter import Segmenter
+
+INSIDE = "model.visual_model."  # LISA's name for its SAM
+
+
+def read_to_import(source: str, *, revision: str | None = None, dtype: torch.dtype | None = None, **options):
+    """(layout, segmenter) of a released checkpoint on the CPU; `dtype` None keeps every tensor as it is stored."""
+    place = Path(source) if Path(source).exists() else download(source, revision, "give a folder or a hub id")
+    layout = recognise(place)
+    if layout is None:
+        raise InputError(f"{place} holds neither LISA's nor LLaVA v1's config.json and weights; there is nothing to import")
+    return layout, lisa.read(layout, device=torch.device("cpu"), dtype=dtype, **options)
+
+
+def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> dict[str, float]:
+    """The largest difference between the original package and the import on a probe picture: embedding, logits, score.
+
+    Both run in float32. Raises `InputError` where segment-anything is not installed or the decoder has no original.
+    """
+    if sam_from and not Path(sam_from).is_file():
+        raise InputError("--verify compares with original segment-anything weights; this decoder comes from a transformers folder")
+    weights = Shards(sam_from) if sam_from else layout.shards
+    lead = "" if sam_from else INSIDE
+    names = {plain.removeprefix(lead): key for plain, key in _plain(weights, layout, sam_from).items() if plain.startswith(lead)}
+    decoder = segmenter.decoder.float().eval()
+    original = build_original(decoder.model.config)
+    original.load_state_dict({name: weights.tensor(key).float() for name, key in names.items()}, strict=True)
+    image = probe()
+    tokens = torch.randn(2, 1, decoder.width, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        features = decoder.encode([image])
+        logits, scores = decoder.decode(features, torch.zeros(2, dtype=torch.long), Prompt(tokens))
+        embedding = original.image_encoder(decoder.pixels(image)[None])
+        dense = original.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(2, -1, *embedding.shape[-2:])
+        theirs, quality = original.mask_decoder(
+            image_embeddings=embedding, image_pe=original.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=tokens, dense_prompt_embeddings=dense, multimask_output=False,
+        )  # fmt: skip
+    pairs = {"embedding": (features.embedding, embedding), "logits": (logits, theirs[:, 0]), "score": (scores, quality[:, 0])}
+    return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
+
+
+def _plain(weights: Shards, layout: Layout, sam_from: str | None) -> dict[str, str]:
+    return {key: key for key in weights.of} if sam_from else layout.keys
+
+
+def build_original(config) -> torch.nn.Module:
+    """segment-anything's own SAM with the sizes of a transformers `SamConfig`, on the CPU, its weights unset."""
+    try:
+        from segment_anything import modeling
+    except ImportError:
+        raise InputError("--verify needs the original package; install reasonseg[sam]") from None
+    vision, masks = config.vision_config, config.mask_decoder_config
+    grid = vision.image_size // vision.patch_size
+    encoder = modeling.ImageEncoderViT(
+        img_size=vision.image_size, patch_size=vision.patch_size, embed_dim=vision.hidden_size,
+        depth=vision.num_hidden_layers, num_heads=vision.num_attention_heads, mlp_ratio=vision.mlp_dim / vision.hidden_size,
+        out_chans=vision.output_channels, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True,
+        window_size=vision.window_size, global_attn_indexes=tuple(vision.global_attn_indexes),
+    )  # fmt: skip
+    prompts = modeling.PromptEncoder(
+        embed_dim=masks.hidden_size, image_embedding_size=(grid, grid), input_image_size=(vision.image_size,) * 2,
+        mask_in_chans=config.prompt_encoder_config.mask_input_channels,
+    )  # fmt: skip
+    transformer = modeling.TwoWayTransformer(masks.num_hidden_layers, masks.hidden_size, DECODER_HEADS, masks.mlp_dim)
+    decoder = modeling.MaskDecoder(
+        transformer_dim=masks.hidden_size, transformer=transformer, num_multimask_outputs=masks.num_multimask_outputs,
+        iou_head_depth=masks.iou_head_depth, iou_head_hidden_dim=masks.iou_head_hidden_dim,
+    )  # fmt: skip
+    return modeling.Sam(encoder, prompts, decoder).eval()
+
+
+def probe() -> np.ndarray:
+    """A picture with edges, gradients and noise, uint8 `[180, 240, 3]`, always the same."""
+    y, x = np.mgrid[:180, :240]
+    rng = np.random.default_rng(0)
+    picture = np.stack([x, y * 240 / 180, 240 - x], -1) + rng.normal(0, 8, (180, 240, 3))
+    picture[(x - 90) ** 2 + (y - 80) ** 2 < 1600] = (220, 40, 40)
+    picture[100:150, 150:220] = (30, 160, 60)
+    return picture.clip(0, 255).astype(np.uint8)
