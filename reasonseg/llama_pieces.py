@@ -105,13 +105,14 @@ class LlamaPieces:
         return [self.pieces.piece_to_id(token) for token in tokens]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
+        """The text of ids; those of an embedding's spare rows have none."""
         names = {i: name for name, i in self.added.items()}
         special = {self.bos_token_id, self.eos_token_id, self.unk_token_id}
         text, run = [], []
         for i in [*ids, None]:
-            if i is not None and i not in names and not (skip_special_tokens and i in special):
-                run.append(i)
+            if i is not None and i not in names:
+                if i < len(self.pieces) and not (skip_special_tokens and i in special):
+                    run.append(i)
                 continue
             text += [self.pieces.decode(run)] if run else []
             text += [names[i]] if i in names else []

@@ -8,8 +8,9 @@ The weights take 16 GB of disk and as much memory; `--layers 2` is a small versi
 
 import argparse
 import json
-import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -139,15 +140,21 @@ def prove_shapes() -> None:
     print(f"{len(Shapes.of)} tensors, every one in its place; only CLIP's and the identity come from elsewhere")
 
 
+def peak_host() -> int:
+    """The most memory this process ever held, in bytes, mapped files included (Linux)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def measure(folder: Path, options) -> dict:
     """Imports and asks; seconds and peak memory."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_host()
     began = time.perf_counter()
     model = Segmenter.from_pretrained(
         folder, device=options.device, dtype=options.dtype, quantization=options.quantization
     )
     loaded = time.perf_counter() - began
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    host = peak_host()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     on_gpu = model.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else None
@@ -157,8 +164,8 @@ def measure(folder: Path, options) -> dict:
     asked = time.perf_counter() - began
     assert answer.masks.shape == (1, 480, 640)
     gib = 2**30
-    found = {"seconds_to_load": loaded, "seconds_to_answer": asked, "model_gib": size / gib, "host_before_gib": before * 1024 / gib}
-    found["host_peak_loading_gib"] = host * 1024 / gib
+    found = {"seconds_to_load": loaded, "seconds_to_answer": asked, "model_gib": size / gib, "host_before_gib": before / gib}
+    found["host_peak_loading_gib"] = host / gib
     if on_gpu:
         found |= {"device_peak_loading_gib": peak / gib, "device_peak_gib": torch.cuda.max_memory_allocated() / gib}
         found["device"] = torch.cuda.get_device_name()
@@ -180,12 +187,9 @@ if __name__ == "__main__":
         raise SystemExit(prove_shapes())
     folder = options.folder or Path(tempfile.mkdtemp()) / "lisa"
     largest = None if folder.exists() else write(folder, options.layers)
-    if largest:  # a process of its own: writing leaves its own peak behind
-        print(f"wrote {folder}, largest shard {largest / 2**30:.2f} GiB")
-    import subprocess
-    import sys
-
     if largest:
+        print(f"wrote {folder}, largest shard {largest / 2**30:.2f} GiB")
+    if largest:  # measured in a process of its own: writing leaves a peak behind
         again = [sys.executable, "-m", "scripts.bench_import", "--folder", str(folder), "--dtype", options.dtype]
         again += ["--device", options.device] if options.device else []
         again += ["--quantization", options.quantization] if options.quantization else []

@@ -55,6 +55,11 @@ def test_decoding_gives_the_words_back(pieces):
     assert pieces.decode(ids).replace(" ", "") == "Sure,itis[SEG]."
 
 
+def test_spare_rows_have_no_text(pieces):
+    """An embedding may have more rows than the tokenizer has tokens, and an untrained model may name one."""
+    assert pieces.decode([*pieces.encode("It is", False), len(pieces) + 5]) == "It is"
+
+
 def test_saved_and_read_again(pieces, modern, tmp_path):
     modern.save_pretrained(tmp_path)
     again = LlamaPieces.from_pretrained(tmp_path)
