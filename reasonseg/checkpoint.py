@@ -109,7 +109,9 @@ def load(
     if not (place / "settings.yaml").is_file():
         return _released(place, {**common, "clip": clip, "sam_from": sam, "template": template, "at": read})
     if clip is not None:
-        raise InputError(f"clip does not apply to {source or 'the embedded model'}, which has its vision tower; leave it out")
+        raise InputError(
+            f"clip does not apply to {source or 'the embedded model'}, which has its vision tower; leave it out"
+        )
     return _own(cls, place, _settings(place, template, read), sam=sam, **common)
 
 

@@ -215,7 +215,9 @@ def _add_import(commands) -> None:
     parser.add_argument("--sam", metavar="FILE", help="mask decoder to use instead: .pth, folder or hub id")
     parser.add_argument("--template", help="conversation strings: llava_v1, vicuna_v1, llava_llama_2")
     parser.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: as it is)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: as it is)"
+    )
     parser.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit")
     parser.add_argument("--revision", help="of a hub model")
     parser.set_defaults(run=_import)
@@ -256,6 +258,45 @@ def _add_eval(commands) -> None:
     scenes.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     add_model_options(scenes)
     scenes.set_defaults(run=_eval_scenes)
+    for name in ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco"):
+        one = names.add_parser(name, help="teacher-forced and generated, with intervals")
+        one.add_argument(
+            "--root", default="", metavar="DIR", help="LISA's dataset folder, or the one that holds the data set"
+        )
+        one.add_argument("--split", default="val", help="for RefCOCO also testA, testB (default: %(default)s)")
+        if name == "reasonseg":
+            one.add_argument("--sentences", choices=["first", "all"], default="first", help="texts of each image")
+        one.add_argument("--limit", type=_positive, metavar="N", help="only the first samples")
+        one.add_argument("--out", metavar="DIR", help="write rows.jsonl and summary.json there; resumes")
+        one.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
+        one.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+        add_model_options(one)
+        one.set_defaults(run=_eval_benchmark, name=name)
+
+
+def _eval_benchmark(options) -> None:
+    from reasonseg.libraries import quiet_libraries
+
+    quiet_libraries()
+    import json
+
+    from reasonseg.benchmarks import evaluate_benchmark
+    from reasonseg.config import config_class
+
+    if options.name == "reasonseg":
+        config = config_class("datasets", "reason")(options.root, options.split, options.sentences)
+    else:
+        config = config_class("datasets", "refer")(options.root, options.name, options.split)
+    summary = evaluate_benchmark(
+        None if options.predictions else load_model(options), config, name=options.name, limit=options.limit,
+        out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        from reasonseg.tables import print_benchmark
+
+        print_benchmark(options.name, summary)
 
 
 def _eval_scenes(options) -> None:

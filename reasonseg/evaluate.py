@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from tqdm import tqdm
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
-from reasonseg.masks import from_rle, to_rle
+from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
+from reasonseg.rows import answers_from, append, kept, read_predictions
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -51,23 +52,23 @@ def evaluate_scenes(
             warnings.warn(f"{sprites} gives rise to no questions of {', '.join(dropped)}; left out", stacklevel=2)
         config = replace(config, levels=tuple(levels))
         data = Scenes(config)
-    key = {**asdict(config), "model": "predictions" if predictions else segmenter.settings.about.get("name", "")}
-    rows = _kept(out, json.loads(json.dumps(key)))
+    key = {**asdict(config), "model": "predictions" if predictions else segmenter.fingerprint}
+    rows = kept(out, json.loads(json.dumps(key)))
     done = {row["id"] for row in rows}
     todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]
-    given = _predictions(predictions) if predictions else None
+    given = read_predictions(predictions) if predictions else None
     bar = tqdm(total=len(data), initial=len(rows), desc="eval scenes", unit="question", disable=not progress)
     for start in range(0, len(todo), BATCH):
         part = todo[start : start + BATCH]
         samples = [data[i] for i in part]
-        answers = _given(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
+        answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
         fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
         scenes = [data.scene(i) for i in part]
         for row, sample, scene in zip(fresh, samples, scenes, strict=True):
             row["random_object"] = _random_object(sample, scene)
         if given is None:
             _add_baselines(segmenter, samples, [data[(i + 1) % len(data)] for i in part], fresh)
-        _append(out, fresh)
+        append(out, fresh)
         rows += fresh
         bar.update(len(fresh))
     bar.close()
@@ -173,65 +174,3 @@ def _scores(rows: list[dict]) -> dict[str, Any]:
         "n": len(rows),
         "ci95": bootstrap_mean(each),
     }
-
-
-def _kept(out: str | Path | None, key: dict) -> list[dict]:
-    """Rows of an earlier run with the same settings; an earlier run with others is an error."""
-    if out is None:
-        return []
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    run = out / "run.json"
-    if run.is_file() and json.loads(run.read_text()) != key:
-        raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
-    with written_aside(run) as aside:
-        aside.write_text(json.dumps(key, indent=1) + "\n")
-    if not (out / "rows.jsonl").is_file():
-        return []
-    rows = list(_whole_lines((out / "rows.jsonl").read_text()))
-    with written_aside(out / "rows.jsonl") as aside:  # a line that was cut off goes
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def _whole_lines(text: str) -> Iterator[dict]:
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
-
-
-def _append(out: str | Path | None, rows: list[dict]) -> None:
-    if out is not None:
-        with open(Path(out) / "rows.jsonl", "a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _predictions(file: str | Path) -> dict[str, dict]:
-    """A JSONL of `{"id", "objects": [{"segmentation"}], "status"}` by id."""
-    if not Path(file).is_file():
-        raise InputError(f"{file} does not exist")
-    found = {}
-    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-            found[row["id"]] = row
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{file}, line {number}: expected an object with id, objects and status") from None
-    return found
-
-
-def _given(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
-    answers = []
-    for sample in samples:
-        if sample.id not in rows:
-            raise InputError(f"the predictions have no line with id {sample.id!r}")
-        objects = rows[sample.id].get("objects", [])
-        masks = [from_rle(o["segmentation"]) for o in objects]
-        if any(mask.shape != sample.query.size for mask in masks):
-            raise InputError(f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}")
-        status = "found" if masks else rows[sample.id].get("status", "no_seg")
-        stack = np.array(masks, bool).reshape(-1, *sample.query.size)
-        answers.append(Answer("", stack, np.ones(len(masks)), [""] * len(masks), status))
-    return answers

@@ -18,4 +18,6 @@ def download(name: str, revision: str | None, remedy: str) -> Path:
         return Path(snapshot_download(name, revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise InputError(f"nothing at {name}: no such folder, and the hub did not give it ({reason}); {remedy}") from None
+        raise InputError(
+            f"nothing at {name}: no such folder, and the hub did not give it ({reason}); {remedy}"
+        ) from None

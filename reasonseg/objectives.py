@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -114,6 +115,16 @@ def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
     return nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid).flatten(1)
 
 
+def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
+    """Values of a square grid of patches `[b, t, d]` at another grid, `[b, grid * grid, d]`."""
+    old = int(values.shape[1] ** 0.5)
+    if old == grid:
+        return values
+    maps = values.transpose(1, 2).unflatten(2, (old, old))
+    maps = nn.functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
 SHARP = 2.0
 TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`
 
@@ -161,17 +172,20 @@ class Codes(Objective):
 
     `match` keeps the decoder's image embedding close to the codes of its patches, so that finding what a code means starts
     as finding what looks like it; without it training stays on a plateau (every thing drawn at once) for long. `fresh` off keeps
-    a decoder's own weights at the start.
+    a decoder's own weights at the start, and `coder` (the `finished.safetensors` of an earlier stage) its coder's.
     """
 
-    def __init__(self, segmenter: Segmenter, match: float = 2.0, fresh: bool = True):
+    def __init__(self, segmenter: Segmenter, match: float = 2.0, fresh: bool = True, coder: str = ""):
         super().__init__()
         self.segmenter, self.match = segmenter, match
         vision = segmenter.backbone.model.config.vision_config
-        self.size, self.grid = vision.image_size, vision.image_size // vision.patch_size
+        self.size, self.grid = segmenter.decoder.pixels.size, vision.image_size // vision.patch_size
         self.coder = Coder(vision.hidden_size, segmenter.decoder.width)
         if fresh:
             align(segmenter.decoder, self.coder)
+        if coder:
+            kept = load_file(coder)
+            self.coder.load_state_dict({k.removeprefix("coder."): v for k, v in kept.items() if k.startswith("coder.")})
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return SceneMasks(pack_of(data.config.sprites), self.size, seed, length)
@@ -197,7 +211,9 @@ class Codes(Objective):
         codes = codes + 0.1 * codes.std() * torch.randn_like(codes)
         encoded = decoder.encode(batch["images"])
         wanted = self.coder.project(self.coder.norm(features.float())).detach()
-        seen = encoded.embedding.float().flatten(2).transpose(1, 2)
+        seen = encoded.embedding.float()
+        wanted = resampled(wanted, seen.shape[-1])
+        seen = seen.flatten(2).transpose(1, 2)
         sums, iou = {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()}, torch.zeros(())
         for kind in range(3):
             mine = (batch["kinds"] == kind).nonzero()[:, 0]

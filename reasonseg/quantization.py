@@ -37,11 +37,11 @@ def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
         bias = old.bias is not None
         with torch.device("meta"):
             if kind == "int8":
-                new = bnb.nn.Linear8bitLt(old.in_features, old.out_features, bias, has_fp16_weights=False, threshold=6.0)
-            else:
-                new = bnb.nn.Linear4bit(
-                    old.in_features, old.out_features, bias, compute_dtype=dtype, quant_type="nf4"
+                new = bnb.nn.Linear8bitLt(
+                    old.in_features, old.out_features, bias, has_fp16_weights=False, threshold=6.0
                 )
+            else:
+                new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias, compute_dtype=dtype, quant_type="nf4")
         new.requires_grad_(False)
         place, _, last = name.rpartition(".")
         setattr(layers.get_submodule(place), last, new)

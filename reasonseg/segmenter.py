@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from torch import nn
 from reasonseg import losses
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
+from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
-from reasonseg.speaking import Spoken, pieces
+from reasonseg.speaking import SEG, Spoken, pieces
 from reasonseg.vocabulary import Answer, Query, Sample
 
 MAX_BATCH = 32  # questions generated at once; more are taken in turns
@@ -74,6 +76,14 @@ class Segmenter(nn.Module):
     def device(self) -> torch.device:
         """Where it runs."""
         return self.backbone.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Name and a hash of the settings and of the first values of every weight: other weights, another fingerprint."""
+        digest = hashlib.sha256(repr(self.settings).encode())
+        for name, value in self.named_parameters():
+            digest.update(name.encode() + value.detach().flatten()[:64].float().cpu().numpy().tobytes())
+        return f"{self.settings.about.get('name', 'model')}-{digest.hexdigest()[:12]}"
 
     def forward(self, query: Query, **options) -> Answer:
         """One answer; the options are those of `batch`."""
@@ -133,6 +143,31 @@ class Segmenter(nn.Module):
         seconds = round((time.perf_counter() - began) / len(queries), 4)
         for answer in answers:
             answer.meta["seconds"] = seconds
+        return answers
+
+    @torch.inference_mode()
+    def forced(self, queries: Sequence[Query], answer: str = FORCED) -> list[Answer]:
+        """Masks of an answer put into the model's mouth, as LISA validates: nothing is generated, so refusing is not possible.
+
+        Questions on one image (the same object) share its prefix and its embedding.
+        """
+        self.eval()
+        answers: list[Answer] = []
+        for start in range(0, len(queries), MAX_BATCH):
+            part = list(queries[start : start + MAX_BATCH])
+            blank = [np.zeros((answer.count(SEG), *q.size), bool) for q in part]
+            said = [Answer(answer, b, np.ones(len(b)), [""] * len(b), "found") for b in blank]
+            taught = self.backbone.teach(
+                [Sample(q, a) for q, a in zip(part, said, strict=True)], self.prompter.config.at
+            )
+            images, of_image = distinct([q.image for q in part])
+            index = torch.tensor([of_image[i] for i in taught.of], device=self.device)
+            logits, scores = self.decoder.decode(self.decoder.encode(images), index, self.prompter(taught.states))
+            for i, query in enumerate(part):
+                mine = [m for m, owner in enumerate(taught.of) if owner == i]
+                full = self.decoder.restore(logits[mine], query.size)
+                quality = self._quality(full, scores[mine]).float().cpu().numpy()
+                answers.append(replace(said[i], masks=(full > 0).cpu().numpy(), scores=quality))
         return answers
 
     def _speak(self, queries: list[Query], images: list, of_image: list[int], how: dict) -> list[Spoken | None]:

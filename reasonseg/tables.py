@@ -32,6 +32,23 @@ def print_scenes(summary: dict) -> None:
     console.print(worth)
 
 
+def print_benchmark(name: str, summary: dict) -> None:
+    """The scores of a published benchmark: teacher-forced and generated, then short and long questions."""
+    table = Table(title=f"eval {name}")
+    for column in ("questions", "answers", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "n"):
+        table.add_column(column, justify="left" if column in ("questions", "answers") else "right")
+    for which, part in (("all", summary), *((k, summary[k]) for k in ("short", "long") if k in summary)):
+        for way in ("teacher_forced", "generated"):
+            if row := part.get(way):
+                interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+                cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
+                table.add_row(which, way.replace("_", "-"), cells[0], interval, *cells[1:], str(row["n"]))
+    console = Console()
+    console.print(table)
+    if summary["errors"]:
+        console.print(f"{summary['errors']} samples could not be read; rows.jsonl names them")
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 

@@ -284,12 +284,13 @@ class Answer:
 
 @dataclass
 class Sample:
-    """A question and its true answer; what data sets are made of."""
+    """A question and its true answer; what data sets are made of. `ignored` bool `[h, w]`: pixels that no score counts."""
 
     query: Query
     truth: Answer
     id: str = ""
     level: str = ""  # a group that reports keep apart
+    ignored: np.ndarray | None = None
 
     def __post_init__(self):
         if len(self.truth.masks) and self.truth.masks.shape[1:] != self.query.size:

@@ -164,7 +164,12 @@ def measure(folder: Path, options) -> dict:
     asked = time.perf_counter() - began
     assert answer.masks.shape == (1, 480, 640)
     gib = 2**30
-    found = {"seconds_to_load": loaded, "seconds_to_answer": asked, "model_gib": size / gib, "host_before_gib": before / gib}
+    found = {
+        "seconds_to_load": loaded,
+        "seconds_to_answer": asked,
+        "model_gib": size / gib,
+        "host_before_gib": before / gib,
+    }
     found["host_peak_loading_gib"] = host / gib
     if on_gpu:
         found |= {"device_peak_loading_gib": peak / gib, "device_peak_gib": torch.cuda.max_memory_allocated() / gib}

@@ -75,7 +75,9 @@ def test_points_and_boxes(decoder, encoded, io, what):
         close(f"B {what}", "prompt tokens", prompt.tokens, io[f"c_{what}_sparse"])
     close(f"B {what}", "low-resolution logits", logits, io[f"c_{what}_single_low"])
     close(f"B {what}", "predicted IoU", scores, io[f"c_{what}_single_iou"])
-    close(f"B {what}", "mask logits, original size", decoder.restore(logits, image.shape[:2]), io[f"c_{what}_single_full"])
+    close(
+        f"B {what}", "mask logits, original size", decoder.restore(logits, image.shape[:2]), io[f"c_{what}_single_full"]
+    )
 
 
 def test_a_mask_as_dense_prompt(decoder, encoded, io):

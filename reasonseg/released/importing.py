@@ -25,7 +25,9 @@ def read_to_import(source: str, *, revision: str | None = None, dtype: torch.dty
     place = Path(source) if Path(source).exists() else download(source, revision, "give a folder or a hub id")
     layout = recognise(place)
     if layout is None:
-        raise InputError(f"{place} holds neither LISA's nor LLaVA v1's config.json and weights; there is nothing to import")
+        raise InputError(
+            f"{place} holds neither LISA's nor LLaVA v1's config.json and weights; there is nothing to import"
+        )
     return layout, lisa.read(layout, device=torch.device("cpu"), dtype=dtype, **options)
 
 
@@ -35,10 +37,16 @@ def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> d
     Both run in float32. Raises `InputError` where segment-anything is not installed or the decoder has no original.
     """
     if sam_from and not Path(sam_from).is_file():
-        raise InputError("--verify compares with original segment-anything weights; this decoder comes from a transformers folder")
+        raise InputError(
+            "--verify compares with original segment-anything weights; this decoder comes from a transformers folder"
+        )
     weights = Shards(sam_from) if sam_from else layout.shards
     lead = "" if sam_from else INSIDE
-    names = {plain.removeprefix(lead): key for plain, key in _plain(weights, layout, sam_from).items() if plain.startswith(lead)}
+    names = {
+        plain.removeprefix(lead): key
+        for plain, key in _plain(weights, layout, sam_from).items()
+        if plain.startswith(lead)
+    }
     decoder = segmenter.decoder.float().eval()
     original = build_original(decoder.model.config)
     original.load_state_dict({name: weights.tensor(key).float() for name, key in names.items()}, strict=True)
@@ -53,7 +61,11 @@ def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> d
             image_embeddings=embedding, image_pe=original.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=tokens, dense_prompt_embeddings=dense, multimask_output=False,
         )  # fmt: skip
-    pairs = {"embedding": (features.embedding, embedding), "logits": (logits, theirs[:, 0]), "score": (scores, quality[:, 0])}
+    pairs = {
+        "embedding": (features.embedding, embedding),
+        "logits": (logits, theirs[:, 0]),
+        "score": (scores, quality[:, 0]),
+    }
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
 
 

@@ -14,7 +14,9 @@ from reasonseg.errors import InputError
 from reasonseg.released.files import SUFFIXES, Shards
 
 WRAPPED = "base_model.model."  # what peft puts before every name
-SKIPPED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$|^model\.vision_tower\.")  # recomputed, or read from CLIP's own folder
+SKIPPED = re.compile(
+    r"(rotary_emb\.inv_freq|position_ids)$|^model\.vision_tower\."
+)  # recomputed, or read from CLIP's own folder
 ADAPTER = re.compile(r"^(?P<base>.*)\.lora_(?P<side>[AB])(\.\w+)?\.weight$")
 LORA_ALPHA = 16.0  # of LISA's published recipe, where no adapter_config.json lies beside the weights
 V0 = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")

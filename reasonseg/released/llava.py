@@ -86,7 +86,9 @@ def tower_folder(layout: Layout, clip: str | None) -> Path:
         from reasonseg.hub import download
 
         return download(said, None, "the vision tower is not in LISA's files; give its folder as clip (--clip)")
-    raise InputError(f"no vision tower at {said}: give the folder of the CLIP model that config.json names as clip (--clip)")
+    raise InputError(
+        f"no vision tower at {said}: give the folder of the CLIP model that config.json names as clip (--clip)"
+    )
 
 
 def tower_config(layout: Layout, folder: Path) -> dict:
@@ -95,7 +97,9 @@ def tower_config(layout: Layout, folder: Path) -> dict:
     config = json.loads(file.read_text())
     vision = config.get("vision_config", config)
     vision = CLIPVisionConfig(**{k: v for k, v in vision.items() if k in CLIPVisionConfig().to_dict()}).to_dict()
-    projector = "model.mm_projector.weight" if "model.mm_projector.weight" in layout.keys else "model.mm_projector.0.weight"
+    projector = (
+        "model.mm_projector.weight" if "model.mm_projector.weight" in layout.keys else "model.mm_projector.0.weight"
+    )
     width = layout.shape(projector)[1]
     if vision["hidden_size"] != width:
         raise InputError(f"{file}: hidden_size is {vision['hidden_size']}, but the projector takes {width}")

@@ -1,0 +1,138 @@
+"""Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and generated, kept apart.
+
+Teacher-forced, the answer `<SEG>.` is put into the model's mouth, so a model that would refuse or only talk is not penalised. Generated,
+it answers by itself, all masks of its answer together are compared, and nothing marked counts as an empty mask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.masks import to_rle
+from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
+from reasonseg.rows import answers_from, append, kept, read_predictions
+from reasonseg.vocabulary import Answer, Sample
+
+BATCH = 16
+WAYS = ("teacher_forced", "generated")
+
+
+def evaluate_benchmark(
+    segmenter,
+    config,
+    *,
+    name: str,
+    limit: int | None = None,
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and writes the summary of `contracts`.
+
+    `limit` takes the first samples. With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is
+    resumed. A sample that cannot be read becomes a row with its error, and is counted. Raises `InputError` for a data set that is
+    not there or malformed predictions.
+    """
+    data = config.build()
+    key = {
+        "name": name,
+        **asdict(config),
+        "limit": limit,
+        "model": "predictions" if predictions else segmenter.fingerprint,
+    }
+    rows = kept(out, json.loads(json.dumps(key)))
+    done = {row["id"] for row in rows}
+    total = len(data) if limit is None else min(limit, len(data))
+    todo = [i for i in range(total) if data.id(i) not in done]
+    given = read_predictions(predictions) if predictions else None
+    bar = tqdm(total=total, initial=len(rows), desc=f"eval {name}", unit="question", disable=not progress)
+    for start in range(0, len(todo), BATCH):
+        samples, fresh = _read(data, todo[start : start + BATCH])
+        if given is None:
+            queries = [s.query for s in samples]
+            answers = {"teacher_forced": segmenter.forced(queries), "generated": segmenter.batch(queries)}
+        else:
+            answers = {"generated": answers_from(samples, given)}
+        fresh += [row(sample, {way: a[i] for way, a in answers.items()}) for i, sample in enumerate(samples)]
+        append(out, fresh)
+        rows += fresh
+        bar.update(len(fresh))
+    bar.close()
+    summary = summarise(rows)
+    if out is not None:
+        with written_aside(Path(out) / "summary.json") as aside:
+            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _read(data, indices: list[int]) -> tuple[list[Sample], list[dict]]:
+    """The samples that can be read, and a row with its error for each that cannot."""
+    samples, errors = [], []
+    for i in indices:
+        try:
+            samples.append(data[i])
+        except InputError as error:
+            errors.append({"id": data.id(i), "error": str(error)})
+    return samples, errors
+
+
+def row(sample: Sample, answers: dict[str, Answer]) -> dict:
+    """What is kept of one sample: counts of each way of answering, the generated words and masks."""
+    target = union(sample.truth.masks, sample.query.size).astype(np.uint8)
+    if sample.ignored is not None:
+        target[sample.ignored] = IGNORE
+    made = answers["generated"]
+    counts = {way: asdict(count(union(a.masks, sample.query.size), target)) for way, a in answers.items()}
+    objects = [
+        {"segmentation": to_rle(mask), "score": float(score)}
+        for mask, score in zip(made.masks, made.scores, strict=True)
+    ]
+    return {
+        "id": sample.id, "level": sample.level, "question": sample.query.text, "absent": sample.truth.status == "absent",
+        "answer": made.text, "status": made.status, "refused": not made.masks.any(), "counts": counts, "objects": objects,
+    }  # fmt: skip
+
+
+def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """All masks `[n, h, w]` as one, bool `[h, w]`; blank where there are none."""
+    return masks.any(0) if len(masks) else np.zeros(size, bool)
+
+
+def summarise(rows: list[dict]) -> dict[str, Any]:
+    """gIoU, cIoU, n and a 95 % interval of each way of answering; of short and long questions; refusals; errors."""
+    good = [r for r in rows if "error" not in r]
+    summary: dict[str, Any] = _ways(good, lambda r: True)
+    for level in ("short", "long"):
+        if any(r["level"] == level for r in good):
+            summary[level] = _ways(good, lambda r, level=level: r["level"] == level)
+    if any(r["absent"] for r in good):
+        n_acc, t_acc = refusals([r["absent"] for r in good], [r["refused"] for r in good])
+        summary["generated"] |= {"n_acc": n_acc, "t_acc": t_acc}
+    summary["errors"] = len(rows) - len(good)
+    return summary
+
+
+def _ways(rows: list[dict], chosen: Callable[[dict], bool]) -> dict[str, dict]:
+    found = {}
+    for way in WAYS:
+        mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])  # sums in one order
+        if not mine:
+            continue
+        counts = [Counts(**r["counts"][way]) for r in mine]
+        total = sum(counts, Counts())
+        found[way] = {
+            "giou": total.giou,
+            "ciou": total.ciou,
+            "n": total.n,
+            "ci95": bootstrap_mean([c.giou for c in counts]),
+        }
+    return found

@@ -1,0 +1,120 @@
+"""ReasonSeg: a folder a split, with X.jpg beside X.json (texts, is_sentence, LabelMe shapes)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.images import read_image
+from reasonseg.phrasing import FORCED, asked
+from reasonseg.polygons import IGNORED, THING, paint
+from reasonseg.vocabulary import Answer, Query, Sample
+
+PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
+PICTURES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`root` is LISA's dataset folder, or the one that holds the splits; several splits are joined with `_`.
+
+    `sentences`: the first text of each image, as LISA validates, or all of them.
+    """
+
+    root: str = ""
+    split: str = "val"
+    sentences: Literal["first", "all"] = "first"
+
+    def build(self) -> ReasonSeg:
+        """The data set."""
+        return ReasonSeg(self)
+
+    @classmethod
+    def example(cls) -> Config | None:
+        """It has none of its own: the files are the user's."""
+        return None
+
+
+class ReasonSeg:
+    """Samples by index. `level` is `long` for sentences and `short` for phrases; `ignored` holds what no score counts."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        base = next((b for b in (Path(config.root) / p for p in PLACES) if _splits(b, config.split)), None)
+        if base is None:
+            raise InputError(
+                f"{config.root or '.'} has no ReasonSeg split {config.split!r}; expected {PLACES[0]}/{config.split}"
+            )
+        files = [f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))]
+        self.entries: list[tuple[Path, int]] = []  # (json file, number of its text)
+        for file in files:
+            count = len(read_annotation(file)["text"])
+            self.entries += [(file, t) for t in range(count if config.sentences == "all" else min(count, 1))]
+        self._latest: tuple[Path, tuple] | None = None
+        if not self.entries:
+            raise InputError(f"{base / config.split} holds no annotated image")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def id(self, i: int) -> str:
+        """The name of sample `i`: its file, and the number of its text where it is not the first."""
+        file, text = self.entries[i]
+        return f"{file.parent.name}/{file.stem}" + (f"#{text}" if text else "")
+
+    def group(self, i: int) -> str:
+        """Samples on one image have the same group."""
+        return str(self.entries[i][0])
+
+    def __getitem__(self, i: int) -> Sample:
+        file, number = self.entries[i]
+        if self._latest is None or self._latest[0] != file:  # questions on one image share it, the very object
+            self._latest = file, read_pair(file)
+        image, values, texts, is_sentence = self._latest[1]
+        text = texts[number].strip()
+        truth = Answer(FORCED, (values == THING)[None], np.ones(1), [text], "found")
+        query = Query(image, asked(text, is_sentence))
+        return Sample(query, truth, self.id(i), "long" if is_sentence else "short", values == IGNORED)
+
+
+def _splits(base: Path, split: str) -> bool:
+    return all((base / part).is_dir() for part in split.split("_"))
+
+
+def read_annotation(file: Path) -> dict:
+    """The JSON of an image, read as UTF-8, else as Windows wrote it. Raises `InputError` naming the file and what it lacks."""
+    data = file.read_bytes()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from None
+    texts = found.get("text") if isinstance(found, dict) else None
+    if isinstance(texts, str):
+        found["text"] = [texts]
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("text"), list)
+        or not isinstance(found.get("shapes"), list)
+    ):
+        raise InputError(f"{file}: expected text (a list of words) and shapes (a list of polygons)")
+    return found
+
+
+def read_pair(file: Path) -> tuple[np.ndarray, np.ndarray, list[str], bool]:
+    """(image, values uint8 `[h, w]` of 0, 1 and 255, texts, is_sentence) of an annotation and the picture beside it."""
+    annotation = read_annotation(file)
+    picture = next((p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()), None)
+    if picture is None:
+        raise InputError(f"{file}: there is no picture {file.stem}.jpg beside it")
+    image = read_image(picture)
+    values = paint(annotation["shapes"], image.shape[:2], str(file))
+    return image, values, [str(t) for t in annotation["text"]], bool(annotation.get("is_sentence"))

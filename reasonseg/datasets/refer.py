@@ -1,0 +1,157 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: refs and instances in the layout of the REFER API."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.images import read_image
+from reasonseg.phrasing import FORCED, REFUSED, asked
+from reasonseg.polygons import coco_mask
+from reasonseg.vocabulary import Answer, Query, Sample
+
+NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco")
+PLACES = ("refer_seg", "")  # where the data sets lie below a root
+PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
+
+
+@dataclass(frozen=True)
+class Config:
+    """`root` is LISA's dataset folder, or the one that holds the data sets. `split_by` empty: `umd` for RefCOCOg, else `unc`."""
+
+    root: str = ""
+    name: Literal["refcoco", "refcoco+", "refcocog", "grefcoco"] = "refcoco"
+    split: str = "val"
+    split_by: str = ""
+
+    def build(self) -> Refer:
+        """The data set."""
+        return Refer(self)
+
+    @classmethod
+    def example(cls) -> Config | None:
+        """It has none of its own: the files are the user's."""
+        return None
+
+
+class Refer:
+    """One sample a sentence, images in ascending order of their id, sentences in the order of the file."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        folders = [Path(config.root) / place / config.name for place in PLACES]
+        self.folder = next((f for f in folders if f.is_dir()), None)
+        if self.folder is None:
+            raise InputError(f"{config.root or '.'} has no {config.name}; expected {PLACES[0]}/{config.name}")
+        by = config.split_by or ("umd" if config.name == "refcocog" else "unc")
+        refs = read_refs(self.folder, by)
+        chosen = [ref for ref in refs if belongs(str(ref.get("split", "")), config.split)]
+        if not chosen:
+            there = sorted({str(ref.get("split")) for ref in refs})
+            raise InputError(f"{self.folder} has no split {config.split!r}; there are {', '.join(there)}")
+        chosen.sort(key=lambda ref: ref["image_id"])  # stable: sentences stay in the order of the file
+        self._latest: tuple[int, np.ndarray] | None = None
+        self.entries = [(ref, s) for ref in chosen for s in range(len(ref["sentences"]))]
+
+    @cached_property
+    def instances(self) -> tuple[dict[int, dict], dict[int, dict]]:
+        """(images, annotations) by id."""
+        file = self.folder / "instances.json"
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            return {i["id"]: i for i in found["images"]}, {a["id"]: a for a in found["annotations"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is not a COCO file of images and annotations: {error!r}") from None
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def id(self, i: int) -> str:
+        """The name of sample `i`: reference and sentence."""
+        ref, s = self.entries[i]
+        return f"{self.config.name}-{ref['ref_id']}-{ref['sentences'][s].get('sent_id', s)}"
+
+    def group(self, i: int) -> int:
+        """Samples on one image have the same group."""
+        return self.entries[i][0]["image_id"]
+
+    def __getitem__(self, i: int) -> Sample:
+        ref, s = self.entries[i]
+        images, annotations = self.instances
+        if ref["image_id"] not in images:
+            raise InputError(
+                f"{self.folder / 'instances.json'}: no image {ref['image_id']}, which ref {ref['ref_id']} names"
+            )
+        if (
+            self._latest is None or self._latest[0] != ref["image_id"]
+        ):  # questions on one image share it, the very object
+            self._latest = ref["image_id"], read_image(self._picture(images[ref["image_id"]]["file_name"]))
+        image = self._latest[1]
+        mask = np.zeros(image.shape[:2], bool)
+        wanted = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+        for number in wanted:
+            if number == -1:  # gRefCOCO: nothing here fits
+                continue
+            if number not in annotations:
+                raise InputError(
+                    f"{self.folder / 'instances.json'}: no annotation {number}, which ref {ref['ref_id']} names"
+                )
+            mask |= coco_mask(annotations[number]["segmentation"], mask.shape, f"annotation {number}")
+        text = ref["sentences"][s]["sent"].strip().lower()
+        absent = wanted == [-1]
+        masks = mask[None][: 0 if absent else 1]
+        said = (REFUSED, "absent") if absent else (FORCED, "found")
+        truth = Answer(said[0], masks, np.ones(len(masks)), [text] * len(masks), said[1])
+        return Sample(Query(image, asked(text, False)), truth, self.id(i), "")
+
+    def _picture(self, name: str) -> Path:
+        bases = [self.folder.parent / place for place in PICTURES] + [Path(self.config.root) / "coco" / "train2014"]
+        for base in bases:
+            if (base / name).is_file():
+                return base / name
+        raise InputError(f"{name} is not in {bases[0]}; RefCOCO's pictures are COCO's train2014")
+
+
+def belongs(split: str, wanted: str) -> bool:
+    """Whether a ref's split is the wanted one: testA and testB by their letter, `test` by the word, others exactly (REFER)."""
+    if wanted in ("testA", "testB"):
+        return wanted[-1] in split
+    return "test" in split if wanted == "test" else split == wanted
+
+
+class Plain(pickle.Unpickler):
+    """Reads lists, dicts, words and numbers, and nothing that names code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuses whatever a file asks to import."""
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def read_refs(folder: Path, by: str) -> list[dict]:
+    """The refs of `refs(by).p` (`grefs(by)` for gRefCOCO; .json too). Raises `InputError` for anything but plain data."""
+    stems = [f"{lead}({by})" for lead in ("refs", "grefs")]
+    file = next((f for s in stems for f in (folder / f"{s}.p", folder / f"{s}.json") if f.is_file()), None)
+    if file is None:
+        raise InputError(f"{folder} has no {stems[0]}.p")
+    try:
+        if file.suffix == ".json":
+            refs = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            with file.open("rb") as opened:
+                refs = Plain(opened, encoding="utf-8").load()
+        for ref in refs:
+            _ = ref["ref_id"], ref["image_id"], ref["ann_id"], [s["sent"] for s in ref["sentences"]]
+        return list(refs)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} holds more than plain data: {error}; only lists, dicts, words and numbers are read"
+        ) from None
+    except (EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not a list of refs: {error!r}") from None

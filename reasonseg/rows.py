@@ -1,0 +1,78 @@
+"""Rows of an evaluation: kept as they come, so that a killed run goes on; and predictions that others made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.masks import from_rle
+from reasonseg.vocabulary import Answer, Sample
+
+
+def kept(out: str | Path | None, key: dict) -> list[dict]:
+    """Rows of an earlier run with the same settings; an earlier run with others is an error."""
+    if out is None:
+        return []
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run = out / "run.json"
+    if run.is_file() and json.loads(run.read_text()) != key:
+        raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
+    with written_aside(run) as aside:
+        aside.write_text(json.dumps(key, indent=1) + "\n")
+    if not (out / "rows.jsonl").is_file():
+        return []
+    rows = list(_whole_lines((out / "rows.jsonl").read_text()))
+    with written_aside(out / "rows.jsonl") as aside:  # a line that was cut off goes
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def _whole_lines(text: str) -> Iterator[dict]:
+    for line in text.splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def append(out: str | Path | None, rows: list[dict]) -> None:
+    """Adds rows to `rows.jsonl`."""
+    if out is not None:
+        with open(Path(out) / "rows.jsonl", "a") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_predictions(file: str | Path) -> dict[str, dict]:
+    """A JSONL of `{"id", "objects": [{"segmentation"}], "status"}` by id."""
+    if not Path(file).is_file():
+        raise InputError(f"{file} does not exist")
+    found = {}
+    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found[row["id"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{file}, line {number}: expected an object with id, objects and status") from None
+    return found
+
+
+def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
+    """The predicted answers of samples. Raises `InputError` where one is missing or a mask is of another size."""
+    answers = []
+    for sample in samples:
+        if sample.id not in rows:
+            raise InputError(f"the predictions have no line with id {sample.id!r}")
+        objects = rows[sample.id].get("objects", [])
+        masks = [from_rle(o["segmentation"]) for o in objects]
+        if any(mask.shape != sample.query.size for mask in masks):
+            raise InputError(f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}")
+        status = "found" if masks else rows[sample.id].get("status", "no_seg")
+        stack = np.array(masks, bool).reshape(-1, *sample.query.size)
+        answers.append(Answer("", stack, np.ones(len(masks)), [""] * len(masks), status))
+    return answers
