@@ -14,7 +14,10 @@ NAME = "products"
 
 
 def attend(module, query, key, value, attention_mask=None, scaling=None, **_):
-    """transformers' attention signature: `[b, h, t, d]` each -> (`[b, t, h, d]`, None). Key and value heads as many as query's."""
+    """transformers' attention signature:
+
+    `[b, h, t, d]` each -> (`[b, t, h, d]`, None). Key and value heads as many as query's.
+    """
     autocast = torch.is_autocast_enabled(query.device.type)
     dtype = torch.get_autocast_dtype(query.device.type) if autocast else value.dtype
     with torch.autocast(query.device.type, enabled=False):

@@ -1,7 +1,8 @@
 """Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and generated, kept apart.
 
-Teacher-forced, the answer `<SEG>.` is put into the model's mouth, so a model that would refuse or only talk is not penalised. Generated,
-it answers by itself, all masks of its answer together are compared, and nothing marked counts as an empty mask.
+Teacher-forced, the answer `<SEG>.` is put into the model's mouth, so a model that would refuse or only talk is not
+penalised. Generated, it answers by itself, all masks of its answer together are compared, and nothing marked counts as
+an empty mask.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def evaluate_benchmark(
     predictions: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and writes the summary of `contracts`.
+    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and writes the summary
+    of `contracts`.
 
     `limit` takes the first samples. With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is
     resumed. A sample that cannot be read becomes a row with its error, and is counted. Raises `InputError` for a data set that is

@@ -91,12 +91,12 @@ def load(
 ) -> Segmenter:
     """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
-    A folder of LISA's is read as it was released (`reasonseg.released`), LLaVA v1 with a `sam` beside it. `device` None takes
-    CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`) is of the language
-    model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask decoder to use instead (.pth, folder or
-    hub id). `read` says which state prompts the decoder (`predicting` or `at`), `template` which conversation strings are used. Raises
-    `InputError` where the source does not exist, a key is missing, left over or of another shape (unless a prefix in `allow` covers
-    it), or an option does not apply.
+    A folder of LISA's is read as it was released (`reasonseg.released`), LLaVA v1 with a `sam` beside it. `device` None
+    takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`)
+    is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
+    decoder to use instead (.pth, folder or hub id). `read` says which state prompts the decoder (`predicting` or `at`),
+    `template` which conversation strings are used. Raises `InputError` where the source does not exist, a key is
+    missing, left over or of another shape (unless a prefix in `allow` covers it), or an option does not apply.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in DTYPES:
@@ -138,7 +138,8 @@ def _released(place: Path, options: dict) -> Segmenter:
     layout = recognise(place)
     if layout is None:
         raise InputError(
-            f"{place} is no model we know: it has neither a settings.yaml (ours) nor the config.json and weights of LISA or LLaVA v1"
+            f"{place} is no model we know: it has neither a settings.yaml (ours) "
+            "nor the config.json and weights of LISA or LLaVA v1"
         )
     return read(layout, **options)
 

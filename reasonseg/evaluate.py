@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
-from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals

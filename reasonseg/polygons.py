@@ -15,8 +15,9 @@ FRACTION = 16  # bits behind the point of an edge's place
 def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarray:
     """LabelMe polygons as ReasonSeg reads them: uint8 `[h, w]`, 1 the thing, 255 ignored, 0 the rest.
 
-    Points are cut to whole pixels, the outline is drawn one pixel wide and filled; larger areas first, so that smaller ones lie above (of equal ones the first). Shapes
-    labelled `flag` are left out, those whose label holds `ignore` are ignored. Raises `InputError` naming `place` for a malformed shape.
+    Points are cut to whole pixels, the outline is drawn one pixel wide and filled; larger areas first, so that smaller
+    ones lie above (of equal ones the first). Shapes labelled `flag` are left out, those whose label holds `ignore` are
+    ignored. Raises `InputError` naming `place` for a malformed shape.
     """
     layers = []
     for number, shape in enumerate(shapes):
@@ -37,9 +38,11 @@ def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarr
 
 
 def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One polygon `[n, 2]` with its outline, bool `[h, w]`, pixel for pixel as OpenCV 4.8 draws it (`polylines`, then `fillPoly`).
+    """One polygon `[n, 2]` with its outline, bool `[h, w]`, pixel for pixel as OpenCV 4.8 draws it (`polylines`, then
+    `fillPoly`).
 
-    Later versions of OpenCV break ties of the outline otherwise, and published ReasonSeg numbers were measured on masks of that one.
+    Later versions of OpenCV break ties of the outline otherwise, and published ReasonSeg numbers were measured on masks
+    of that one.
     """
     layer = np.zeros(size, bool)
     corners = [(int(x), int(y)) for x, y in points]
@@ -62,7 +65,10 @@ def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _edge(start: tuple[int, int], end: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows an edge crosses, and where, in fixed point of `FRACTION` bits. An edge that leaves the picture starts from its clipped ends."""
+    """The rows an edge crosses, and where, in fixed point of `FRACTION` bits.
+
+    An edge that leaves the picture starts from its clipped ends.
+    """
     height, width = size
     if all(0 <= x < width and 0 <= y < height for x, y in (start, end)):
         half = 1 << (FRACTION - 1)

@@ -1,7 +1,7 @@
 """8-bit and 4-bit weights by bitsandbytes, of the language model's layers only.
 
-The vision tower, the projector, the embeddings, the head, the prompter and the mask decoder keep their precision: they are small, and
-masks suffer first.
+The vision tower, the projector, the embeddings, the head, the prompter and the mask decoder keep their precision: they
+are small, and masks suffer first.
 """
 
 from __future__ import annotations

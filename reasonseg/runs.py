@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from reasonseg.errors import InputError
 from reasonseg.config import Kind, Room, parse, read
+from reasonseg.errors import InputError
 from reasonseg.settings import ModelSettings
 
 

@@ -3,7 +3,8 @@
 bench_import.py [--layers N] [--device D] [--dtype T] [--quantization int8|nf4] [--folder DIR] [--keep] [--json FILE]
 bench_import.py --shapes      only proves, on the meta device, that every tensor of the released model finds its place
 
-The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the extra `sam` for the names of SAM's tensors.
+The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the extra `sam` for the names
+of SAM's tensors.
 """
 
 import argparse

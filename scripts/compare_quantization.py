@@ -1,4 +1,6 @@
-"""What 8-bit and 4-bit language models cost in masks, on drawn test scenes: compare_quantization.py [--model M] [--limit N] [--json FILE]."""
+"""What 8-bit and 4-bit language models cost in masks, on drawn test scenes: compare_quantization.py [--model M]
+[--limit N] [--json FILE].
+"""
 
 import argparse
 import json

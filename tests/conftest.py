@@ -53,9 +53,10 @@ def oracle(*parts):
 
 TITLE = """# Parity with the reference implementations
 
-Written by `pytest tests/test_released_lisa.py tests/test_released_sam.py --parity-table docs/parity.md` (float32, CPU), from what the reference
-implementations printed on tiny random weights in the released layouts. `B ...` is SAM alone, `eval_*` LISA's chat path, `forward_*` its
-teacher-forced one. Token ids are compared too, and are equal in every case."""
+Written by `pytest tests/test_released_lisa.py tests/test_released_sam.py --parity-table docs/parity.md` (float32, CPU),
+from what the reference implementations printed on tiny random weights in the released layouts. `B ...` is SAM alone,
+`eval_*` LISA's chat path, `forward_*` its teacher-forced one. Token ids are compared too, and are equal in every case.
+"""
 PARITY: list[
     tuple[str, str, float, float]
 ] = []  # (case, what is compared, largest difference, allowed), for docs/parity.md

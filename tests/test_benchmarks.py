@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
+from small_data import reason_seg
+from small_data import refer as write_refer
 
 from reasonseg.benchmarks import evaluate_benchmark, union
 from reasonseg.cli import main
 from reasonseg.datasets import reason, refer
 from reasonseg.masks import to_rle
 from reasonseg.metrics import count
-from small_data import reason_seg
-from small_data import refer as write_refer
 
 
 @pytest.fixture

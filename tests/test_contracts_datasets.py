@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from small_data import reason_seg, refer
 
 from reasonseg import InputError, Sample, config
 from reasonseg.datasets.scenes import Config
-from small_data import reason_seg, refer
 
 KINDS = config.kinds("datasets")
 WRITTEN = {"reason": reason_seg, "refer": refer}  # kinds whose files are the user's

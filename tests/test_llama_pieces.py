@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from conftest import oracle
+
 from reasonseg.errors import InputError
 from reasonseg.llama_pieces import LlamaPieces
 

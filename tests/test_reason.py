@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-
 from conftest import oracle
+from small_data import reason_seg
+
 from reasonseg.datasets.reason import Config, read_annotation, read_pair
 from reasonseg.errors import InputError
-from small_data import reason_seg
 
 
 @pytest.fixture(scope="module")

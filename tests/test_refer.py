@@ -5,12 +5,12 @@ import pickle
 
 import numpy as np
 import pytest
-
 from conftest import oracle
+from small_data import refer
+
 from reasonseg.datasets.refer import Config
 from reasonseg.errors import InputError
 from reasonseg.polygons import coco_mask
-from small_data import refer
 
 SPECS = [
     "refcoco|unc|val",

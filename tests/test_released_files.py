@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from conftest import oracle
+
 from reasonseg import Query, Segmenter
 from reasonseg.cli import main
 from reasonseg.errors import InputError

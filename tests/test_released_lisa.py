@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import close, oracle
 from PIL import Image
 
 from reasonseg import Answer, Query, Sample, Segmenter
 from reasonseg.prompt import Prompt
 from reasonseg.released import llava, sam
-from conftest import close, oracle
 
 EVALS = ["eval_0", "eval_1", "eval_2", "eval_3", "eval_4_truncated"]
 

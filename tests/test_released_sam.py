@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import close, oracle
 from PIL import Image
 
-from conftest import close, oracle
 from reasonseg import Segmenter
 from reasonseg.errors import InputError
 from reasonseg.prompt import Prompt

@@ -37,7 +37,8 @@ LLAMA_2 = (
 class Config:
     """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
-    `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious user"), or `plain` without a system text.
+    `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious user"), or `plain`
+    without a system text.
     """
 
     template: Literal["plain", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"

@@ -1,4 +1,6 @@
-"""What a folder of released weights is, by its content: the fields of config.json and the names of its tensors, never its own name."""
+"""What a folder of released weights is, by its content: the fields of config.json and the names of its tensors, never
+its own name.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ def read(
     layout: Layout, *, device: torch.device, dtype: torch.dtype | None, quantization: str | None = None, clip: str | None = None,
     sam_from: str | None = None, template: str | None = None, at: str | None = None, allow: tuple[str, ...] = (),
 ) -> Segmenter:  # fmt: skip
-    """The segmenter in a layout, in `dtype` (None: every tensor as stored, to be saved). Raises `InputError` naming file, expected and found wherever parts do not fit."""
+    """The segmenter in a layout, in `dtype` (None: every tensor as stored, to be saved).
+
+    Raises `InputError` naming file, expected and found wherever parts do not fit.
+    """
     if not layout.is_lisa and sam_from is None:
         raise InputError(
             f"{layout.folder} is LLaVA, which draws no masks; give a mask decoder to start a training from as sam (--sam)"
