@@ -63,10 +63,11 @@ def test_widths_must_agree(folder):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"source": "nowhere/at/all"}, "neither a folder nor a hub id"),
+        ({"source": "nowhere/at/all"}, "neither a file or folder nor a hub id"),
         ({"source": "no-body/no-model"}, "no such folder"),
         ({"dtype": "float8"}, "not one of"),
-        ({"quantization": "int8"}, "does not apply"),
+        ({"quantization": "int7"}, "not one of int8"),
+        ({"clip": "somewhere"}, "does not apply"),
         ({"template": "nonsense"}, "not one of plain"),
         ({"read": "after"}, "not one of predicting"),
     ],

@@ -42,7 +42,7 @@ def run(capsys, *arguments):
         (["ask", "{f}/scene.png"], "nothing is asked"),
         (["ask", "{f}/scene.png", "dog " * 10_000], "10000 words"),
         (["ask", "{f}/scene.png", "a", "--model", "./nowhere"], "nothing at ./nowhere"),
-        (["ask", "{f}/scene.png", "a", "--model", "{f}"], "no settings.yaml"),
+        (["ask", "{f}/scene.png", "a", "--model", "{f}"], "is no model we know"),
         (["ask", "{f}/scene.png", "a", "--box", "1,2,3"], "not a box"),
         (["ask", "{f}/scene.png", "a", "--box", "1,2,9000,4"], "does not lie in"),
         (["ask", "{f}/scene.png", "a", "--ref", "{f}/scene.png"], "pair them"),

@@ -1,0 +1,86 @@
+"""`ask` and `chat`."""
+
+from __future__ import annotations
+
+from reasonseg.commands.shared import add_model_options, box, load_model, point, positive
+from reasonseg.errors import InputError
+
+
+def add_ask(commands) -> None:
+    """`ask IMAGE [TEXT]`."""
+    parser = commands.add_parser("ask", help="one question about one image", description="Asks for masks in an image.")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("text", metavar="TEXT", nargs="?", default="")
+    parser.add_argument("--out", metavar="DIR", help="write overlay.png, mask-*.png and answer.json there")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+    parser.add_argument("--box", type=box, action="append", default=[], metavar="x0,y0,x1,y1")
+    parser.add_argument("--point", type=point, action="append", default=[], metavar="x,y[,0]")
+    parser.add_argument("--ref", action="append", default=[], metavar="IMG", help="an example image")
+    parser.add_argument("--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order")
+    parser.add_argument("--label", action="append", default=[], metavar="L", help="its label, in the same order")
+    parser.add_argument("--force-seg", action="store_true", help="a mask in any case")
+    parser.add_argument(
+        "--absent-threshold", type=float, default=0.5, metavar="P", help="share of <REJ> that means absent"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, metavar="N")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    add_model_options(parser)
+    parser.set_defaults(run=_ask)
+
+
+def _ask(options) -> None:
+    import json
+
+    from reasonseg import Query, Reference
+
+    if len(options.ref) != len(options.ref_mask) or len(options.label) > len(options.ref):
+        raise InputError(
+            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them"
+        )
+    labels = options.label + [None] * len(options.ref)
+    references = [
+        Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
+    ]
+    query = Query.open(options.image, options.text, points=options.point, boxes=options.box, references=references)
+    segmenter = load_model(options)
+    answer = segmenter(
+        query, max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed,
+        force_seg=options.force_seg, absent_threshold=options.absent_threshold,
+    )  # fmt: skip
+    if options.out:
+        answer.save(options.out)
+    if options.json:
+        print(json.dumps(answer.to_dict(), ensure_ascii=False))
+        return
+    print(answer.text or "(places only: no words were said)")
+    sizes = [100 * mask.mean() for mask in answer.masks]
+    for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
+        print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
+    if answer.status == "absent":
+        print(
+            "  absent: the model says it is not in this image (--absent-threshold moves the line, --force-seg overrides)"
+        )
+    elif answer.status == "no_seg":
+        print("  no mask: the model only talked (--force-seg gets one in any case)")
+    if options.out:
+        print(f"wrote {options.out}/overlay.png, {len(answer.masks)} masks and answer.json")
+
+
+def add_chat(commands) -> None:
+    """`chat [IMAGE]`."""
+    parser = commands.add_parser(
+        "chat", help="a conversation about an image", description="Talks about images; /help lists what it knows."
+    )
+    parser.add_argument("image", metavar="IMAGE", nargs="?")
+    parser.add_argument(
+        "--out", metavar="DIR", default="out/chat", help="where each turn is written (default: %(default)s)"
+    )
+    add_model_options(parser)
+    parser.set_defaults(run=_chat)
+
+
+def _chat(options) -> None:
+    from reasonseg.chat import converse
+
+    converse(lambda: load_model(options), options.image, options.out)

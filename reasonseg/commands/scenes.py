@@ -1,0 +1,40 @@
+"""`scenes`."""
+
+from __future__ import annotations
+
+from reasonseg.commands.shared import Parser, positive
+
+
+def add_scenes(commands) -> None:
+    """`scenes draw` and `scenes sprites`."""
+    parser = commands.add_parser("scenes", help="draw scenes or render sprites", description="The embedded world.")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=Parser)
+    draw = verbs.add_parser("draw", help="a contact sheet of scenes with questions and true masks")
+    draw.add_argument("--out", required=True, metavar="DIR")
+    draw.add_argument("--split", default="val")
+    draw.add_argument("--count", type=positive, default=12)
+    draw.add_argument("--seed", type=int, default=0)
+    draw.add_argument("--levels", metavar="a,b")
+    draw.add_argument("--sprites", metavar="DIR", default="")
+    draw.set_defaults(run=_scenes_draw)
+    sprites = verbs.add_parser("sprites", help="render the emoji pack into a folder")
+    sprites.add_argument("--out", required=True, metavar="DIR")
+    sprites.set_defaults(run=_scenes_sprites)
+
+
+def _scenes_draw(options) -> None:
+    from reasonseg.datasets.scenes import SEVEN, Config
+    from reasonseg.sheet import save_sheet
+
+    levels = tuple(options.levels.split(",")) if options.levels else SEVEN
+    data = Config(options.split, options.count, options.seed, levels=levels, sprites=options.sprites).build()
+    path = save_sheet([data[i] for i in range(len(data))], options.out)
+    print(f"wrote {path}, {options.count} images with masks and samples.jsonl")
+
+
+def _scenes_sprites(options) -> None:
+    from pathlib import Path
+
+    from reasonseg.scenes.sprites import render_pack
+
+    print(f"wrote {render_pack(Path(options.out))} sprites and index.json to {options.out}")

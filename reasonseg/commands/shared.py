@@ -1,0 +1,80 @@
+"""What commands share: the flags of a model, and words that are numbers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from reasonseg.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says a mistake in one line."""
+
+    def error(self, message: str):
+        print(f"reasonseg: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Every keyword of `Segmenter.from_pretrained`."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="M", help="folder or hub id (default: the embedded model)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    group.add_argument("--quantization", choices=["int8", "nf4"], help="of the language model")
+    group.add_argument("--clip", metavar="DIR", help="vision tower of a released checkpoint that comes without one")
+    group.add_argument("--sam", metavar="DIR", help="mask decoder to use instead")
+    group.add_argument("--template", help="conversation strings: plain, llava_v1, llava_llama_2")
+    group.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
+    group.add_argument(
+        "--allow", action="append", default=[], metavar="PREFIX", help="weights that may be missing or left over"
+    )
+    group.add_argument("--revision", help="of a hub model")
+
+
+def load_model(options: argparse.Namespace, notice: bool = True):
+    """The segmenter the options name; its notice, if it has one, goes to stderr once."""
+    from reasonseg.libraries import quiet_libraries
+
+    quiet_libraries()
+    from reasonseg import Segmenter
+
+    names = ("device", "dtype", "quantization", "clip", "sam", "template", "read", "revision")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    try:
+        segmenter = Segmenter.from_pretrained(options.model, allow=tuple(options.allow), **given)
+    except RuntimeError as error:  # torch's word for a device it does not know or have
+        raise InputError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    if notice and segmenter.settings.notice:
+        print(segmenter.settings.notice, file=sys.stderr)
+    return segmenter
+
+
+def numbers(text: str, counts: tuple[int, ...], what: str) -> tuple[float, ...]:
+    """Numbers with commas between, as many as one of `counts`."""
+    try:
+        values = tuple(float(v) for v in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in counts:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return values
+
+
+def box(text: str) -> tuple[float, ...]:
+    """`x0,y0,x1,y1`."""
+    return numbers(text, (4,), "a box x0,y0,x1,y1")
+
+
+def point(text: str) -> tuple[float, float, int]:
+    """`x,y` or `x,y,0`."""
+    x, y, *on = numbers(text, (2, 3), "a point x,y or x,y,0")
+    return x, y, int(on[0]) if on else 1
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
