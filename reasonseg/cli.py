@@ -14,7 +14,11 @@ from reasonseg.errors import InputError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. User mistakes are one line on stderr and exit code 2."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        options.overrides += rest  # key=value after an option, which argparse does not take for the same list
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return options.run(options) or 0
     except InputError as error:
@@ -32,10 +36,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (
-        ask.add_ask, ask.add_chat, train.add_train, model.add_import, evaluate.add_eval, scenes.add_scenes, model.add_show,
-        model.add_doctor,
-    ):  # fmt: skip
+    groups = [ask.COMMANDS, train.COMMANDS, model.COMMANDS, evaluate.COMMANDS, scenes.COMMANDS]
+    for add in (add for group in groups for add in group):
         add(commands)
     return parser
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -287,7 +286,7 @@ class Language(Objective):
         self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
-        return _Items(replace(data.config, count=length, seed=seed).build())
+        return _Items(data.config.training(length, seed))
 
     def collate(self, items: list[Sample]) -> dict:
         return {"samples": items}

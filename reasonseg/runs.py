@@ -13,8 +13,11 @@ from reasonseg.settings import ModelSettings
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the end
-    over which the learning rate falls to a thirtieth; `options` go to the objective."""
+    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the
+    end over which the learning rate falls to a thirtieth; `options` go to the objective; `optimizer`: `muon` on
+    matrices and AdamW on the rest, for training from nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight
+    decay).
+    """
 
     objective: Literal["dense", "codes", "language"]
     steps: int
@@ -25,6 +28,7 @@ class Stage:
     train: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    optimizer: Literal["muon", "adamw"] = "muon"
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def train(settings: TrainSettings) -> Segmenter:
         if finished.is_file():
             load_model(objective, finished)
         else:
-            _run(objective, stage, settings, out / name)
+            run_stage(objective, stage, settings, out / name)
             objective.finish()
             with written_aside(finished) as aside:
                 save_model(objective, str(aside))
@@ -84,7 +84,8 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
     return objective
 
 
-def _run(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> None:
+def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> None:
+    """Trains one objective, or goes on from the newest complete checkpoint in `folder`."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -147,8 +148,12 @@ class StageTrainer(Trainer):
         return SequentialSampler(self.train_dataset)
 
     def create_optimizer(self, model=None):
-        """Muon and AdamW over what is trained."""
-        self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
+        """Over what is trained: Muon and AdamW, or AdamW alone."""
+        if self.stage.optimizer == "muon":
+            self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
+        else:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, self.stage.lr, betas=(0.9, 0.95), weight_decay=0.0)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

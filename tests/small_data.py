@@ -55,3 +55,105 @@ def refer(root: Path, name: str = "refcoco", by: str = "unc", stem: str = "refs"
     with (folder / f"{stem}({by}).p").open("wb") as file:
         pickle.dump(refs, file)
     return root
+
+
+def shapes_picture(number: int, size=(96, 128)) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A picture of one disc and one bar in the same grey on dark, with their masks."""
+    rng = np.random.default_rng([5, number])
+    height, width = size
+    y, x = np.mgrid[:height, :width]
+    left = bool(rng.integers(2))
+    cx, cy = (32 if left else 96) + int(rng.integers(-6, 7)), int(rng.integers(36, 60))
+    disc = (x - cx) ** 2 + (y - cy) ** 2 < int(rng.integers(16, 24)) ** 2
+    bx, by = (96 if left else 32) + int(rng.integers(-6, 7)), int(rng.integers(36, 60))
+    bar = (abs(x - bx) < 8) & (abs(y - by) < 28)
+    image = np.full((*size, 3), 40, np.uint8) + rng.integers(0, 12, (*size, 3), dtype=np.uint8)
+    image[disc] = (200, 190, 60)
+    image[bar] = (60, 190, 200)
+    return image, {"disc": disc, "bar": bar}
+
+
+def pairs(root: Path, count: int = 12) -> Path:
+    """`images/` and `masks/<label>/`."""
+    for number in range(count):
+        image, masks = shapes_picture(number)
+        for name, values in {
+            "images": image,
+            **{f"masks/{k}": m.astype(np.uint8) * 255 for k, m in masks.items()},
+        }.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(root / name / f"{number:03}.png")
+    return root
+
+
+def indexed(root: Path) -> Path:
+    """`images/` and indexed `masks/`, with the names of the classes."""
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    for number in range(4):
+        image, masks = shapes_picture(number)
+        Image.fromarray(image).save(root / "images" / f"{number}.jpg")
+        Image.fromarray(masks["disc"] * np.uint8(1) + masks["bar"] * np.uint8(2)).save(root / "masks" / f"{number}.png")
+    (root / "labels.json").write_text('{"1": "disc", "2": "bar"}')
+    return root
+
+
+def coco(root: Path) -> Path:
+    """A COCO file and pictures, with run-length encodings."""
+    from reasonseg.masks import to_rle
+
+    root.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for number in range(4):
+        image, masks = shapes_picture(number)
+        Image.fromarray(image).save(root / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 96, "width": 128})
+        for category, label in enumerate(("disc", "bar")):
+            annotations.append(
+                {
+                    "id": 2 * number + category,
+                    "image_id": number,
+                    "category_id": category,
+                    "segmentation": to_rle(masks[label]),
+                }
+            )
+    categories = [{"id": 0, "name": "disc"}, {"id": 1, "name": "bar"}]
+    (root / "annotations.json").write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
+    return root
+
+
+def lines(root: Path) -> Path:
+    """`samples.jsonl` with masks as files and as run-length encodings."""
+    from reasonseg.masks import to_rle
+
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(4):
+        image, masks = shapes_picture(number)
+        Image.fromarray(image).save(root / f"{number}.png")
+        Image.fromarray(masks["disc"].astype(np.uint8) * 255).save(root / f"{number}-disc.png")
+        rows.append(
+            {"image": f"{number}.png", "text": "what rolls", "masks": [f"{number}-disc.png"], "labels": ["disc"]}
+        )
+        rows.append(
+            {"image": f"{number}.png", "text": "what bars the way", "masks": [to_rle(masks["bar"])], "labels": ["bar"]}
+        )
+    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
+
+
+def labelme(root: Path) -> Path:
+    """LabelMe files beside their pictures."""
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(4):
+        image, masks = shapes_picture(number)
+        Image.fromarray(image).save(root / f"{number}.jpg")
+        shapes = []
+        for label, mask in masks.items():
+            ys, xs = np.nonzero(mask)
+            box = [[xs.min(), ys.min()], [xs.max(), ys.min()], [xs.max(), ys.max()], [xs.min(), ys.max()]]
+            shapes.append({"label": label, "points": [[int(v) for v in p] for p in box], "shape_type": "polygon"})
+        (root / f"{number}.json").write_text(json.dumps({"shapes": shapes}))
+    return root

@@ -38,6 +38,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
     {"checkpoint"},
     {"objectives", "doctor", "tables", "rows"},
     {"train", "evaluate", "benchmarks"},
+    {"finetune"},
     {"chat", "serve"},
     {"commands"},
     {"cli"},

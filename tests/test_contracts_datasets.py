@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from small_data import reason_seg, refer
+from small_data import pairs, reason_seg, refer
 
 from reasonseg import InputError, Sample, config
 from reasonseg.datasets.scenes import Config
 
 KINDS = config.kinds("datasets")
-WRITTEN = {"reason": reason_seg, "refer": refer}  # kinds whose files are the user's
+WRITTEN = {"reason": reason_seg, "refer": refer, "folder": pairs}  # kinds whose files are the user's
 
 
 def test_the_walk_sees_kinds():

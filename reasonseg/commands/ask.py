@@ -84,3 +84,6 @@ def _chat(options) -> None:
     from reasonseg.chat import converse
 
     converse(lambda: load_model(options), options.image, options.out)
+
+
+COMMANDS = (add_ask, add_chat)

@@ -85,3 +85,6 @@ def _eval_scenes(options) -> None:
         from reasonseg.tables import print_scenes
 
         print_scenes(summary)
+
+
+COMMANDS = (add_eval,)

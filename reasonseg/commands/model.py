@@ -91,3 +91,6 @@ def _doctor(options) -> int:
     from reasonseg.doctor import examine
 
     return examine()
+
+
+COMMANDS = (add_import, add_show, add_doctor)

@@ -38,3 +38,6 @@ def _scenes_sprites(options) -> None:
     from reasonseg.scenes.sprites import render_pack
 
     print(f"wrote {render_pack(Path(options.out))} sprites and index.json to {options.out}")
+
+
+COMMANDS = (add_scenes,)

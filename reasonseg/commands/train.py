@@ -1,6 +1,9 @@
-"""`train`."""
+"""`train` and `finetune`."""
 
 from __future__ import annotations
+
+from reasonseg.commands.shared import add_model_options, load_model
+from reasonseg.errors import InputError
 
 
 def add_train(commands) -> None:
@@ -23,3 +26,36 @@ def _train(options) -> None:
 
     train(settings)
     print(f"wrote {settings.out}/model")
+
+
+def add_finetune(commands) -> None:
+    """`finetune FOLDER --out DIR [key=value ...]`."""
+    parser = commands.add_parser(
+        "finetune", help="teach a model your own images",
+        description="Reads a folder of images and masks, shows what it understood, trains, and scores before and after.",
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="FOLDER", help="COCO, LabelMe, images/ and masks/, or samples.jsonl")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.max_steps=500")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without the samples that cannot be used")
+    add_model_options(parser)
+    parser.set_defaults(run=_finetune)
+
+
+def _finetune(options) -> None:
+    from reasonseg.config import override, parse
+    from reasonseg.finetune import FinetuneSettings, finetune
+
+    settings = parse(FinetuneSettings, override({}, options.overrides))
+    if options.quantization:
+        raise InputError("finetune does not train quantized models; leave --quantization out")
+    summary = finetune(load_model(options), options.folder, options.out, settings, options.skip_bad)
+    for way in ("teacher_forced", "generated"):
+        before, after = (summary[when][way] for when in ("before", "after"))
+        print(
+            f"{way.replace('_', '-')} gIoU {before['giou']:.3f} -> {after['giou']:.3f} on {after['n']} validation samples"
+        )
+    print(f"wrote {options.out}/model; pictures in {options.out}/understood, before and after")
+
+
+COMMANDS = (add_train, add_finetune)

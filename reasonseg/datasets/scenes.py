@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,10 @@ class Config:
     def build(self) -> Scenes:
         """The data set."""
         return Scenes(self)
+
+    def training(self, length: int, seed: int) -> Scenes:
+        """`length` samples of the training split, a pure function of the seed."""
+        return replace(self, count=length, seed=seed).build()
 
     @classmethod
     def example(cls) -> Config:

@@ -1,0 +1,296 @@
+"""A folder of one's own images and masks, in any of the layouts people have.
+
+- COCO: a .json with images, annotations and categories; pictures beside it or under `images/`
+- LabelMe or ReasonSeg: X.json beside X.jpg
+- pairs: `images/` and `masks/`, the masks PNGs of the same name (binary or indexed), or a folder of them for each label
+- `samples.jsonl`: a line `{"image", "text", "answer"?, "masks": [png or COCO RLE, ...], "labels"?}` each
+
+One sample for each label of an image (all its shapes together), or for each text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from reasonseg.errors import InputError
+from reasonseg.images import read_image, read_mask
+from reasonseg.masks import from_rle
+from reasonseg.polygons import coco_mask, paint
+from reasonseg.vocabulary import Answer, Query, Sample
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Config:
+    """`split`: `all`, `train` or `validation`; a share of the images (never of the samples) is kept for validation.
+
+    `absent`: chance of a question about a label of other images, with the true answer that it is not there.
+    """
+
+    root: str = ""
+    split: str = "all"
+    share: float = 0.1
+    absent: float = 0.0
+    seed: int = 0
+    skipped: tuple[str, ...] = ()  # ids of samples to leave out
+
+    def build(self) -> Folder:
+        """The data set."""
+        return Folder(self)
+
+    def training(self, length: int, seed: int) -> Stream:
+        """`length` samples in an order that is a pure function of the seed."""
+        return Stream(self.build(), length, seed, self.absent)
+
+    @classmethod
+    def example(cls) -> Config | None:
+        """It has none of its own: the files are the user's."""
+        return None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sample to be: its picture, what is asked, and how its masks are read in the picture's size."""
+
+    picture: Path
+    text: str
+    labels: tuple[str, ...]
+    masks: Callable[[tuple[int, int]], list[np.ndarray]]
+    answer: str = ""
+
+
+class Folder:
+    """Samples by index. `labels` are all the labels there are."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        root = Path(config.root)
+        if not root.is_dir():
+            raise InputError(f"{root} is no folder")
+        entries = next((found for layout in LAYOUTS if (found := layout(root))), [])
+        if not entries:
+            raise InputError(
+                f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside pictures, "
+                "images/ with masks/, or samples.jsonl"
+            )
+        self.labels = sorted({label for e in entries for label in e.labels})
+        kept = self._kept(entries)
+        wanted = [e for e in entries if config.split == "all" or (e.picture in kept) == (config.split == VALIDATION)]
+        self.entries = [e for e in wanted if self.name(e) not in config.skipped]
+        self._latest: tuple[Path, np.ndarray] | None = None
+
+    def _kept(self, entries: list[Entry]) -> set[Path]:
+        pictures = sorted({e.picture for e in entries})
+        order = np.random.default_rng(self.config.seed).permutation(len(pictures))
+        count = max(round(self.config.share * len(pictures)), 1) if len(pictures) > 1 else 0
+        return {pictures[i] for i in order[:count]}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def id(self, i: int) -> str:
+        """The name of sample `i`: its picture and its text."""
+        return self.name(self.entries[i])
+
+    def name(self, entry: Entry) -> str:
+        """The name of a sample: its picture and its text."""
+        return f"{entry.picture.relative_to(self.config.root).as_posix()}: {entry.text}"
+
+    def group(self, i: int) -> str:
+        """Samples on one image have the same group."""
+        return str(self.entries[i].picture)
+
+    def image(self, i: int) -> np.ndarray:
+        """The picture of sample `i`; samples on one picture in a row share it, the very object."""
+        path = self.entries[i].picture
+        if self._latest is None or self._latest[0] != path:
+            self._latest = path, read_image(path)
+        return self._latest[1]
+
+    def __getitem__(self, i: int) -> Sample:
+        entry, image = self.entries[i], self.image(i)
+        masks = entry.masks(image.shape[:2])
+        for mask in masks:
+            where = f"{entry.picture}: the mask of {entry.text!r}"
+            if mask.shape != image.shape[:2]:
+                raise InputError(f"{where} is {list(mask.shape)}, the image {list(image.shape[:2])}")
+            if not mask.any():
+                raise InputError(f"{where} is empty")
+        labels = list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
+        truth = Answer(entry.answer or said(labels), np.array(masks), np.ones(len(masks)), labels, "found")
+        return Sample(Query(image, entry.text), truth, self.id(i), "")
+
+    @cached_property
+    def present(self) -> dict[Path, set[str]]:
+        """The labels of each picture."""
+        found: dict[Path, set[str]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.picture, set()).update(entry.labels)
+        return found
+
+    def refused(self, i: int, rng: np.random.Generator) -> Sample | None:
+        """A question about the picture of sample `i` for a label it does not have; None where it has all."""
+        others = [label for label in self.labels if label not in self.present[self.entries[i].picture]]
+        if not others:
+            return None
+        label, image = others[rng.integers(len(others))], self.image(i)
+        truth = Answer(f"The {label} <REJ>.", np.zeros((0, *image.shape[:2]), bool), np.zeros(0), [], "absent")
+        return Sample(Query(image, f"the {label}"), truth, f"{self.id(i)} (absent: {label})", "absent")
+
+
+class Stream:
+    """Samples in epochs of their own order, with questions about what is not there mixed in; a pure function of the seed."""
+
+    def __init__(self, samples: Folder, length: int, seed: int, absent: float):
+        self.samples, self.length, self.seed, self.absent = samples, length, seed, absent
+        if not len(samples):
+            raise InputError(f"{samples.config.root} leaves no sample to train on")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < self.length:
+            raise IndexError(i)
+        epoch, place = divmod(i, len(self.samples))
+        chosen = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))[place])
+        rng = np.random.default_rng([self.seed, 1, i])
+        if rng.random() < self.absent and (sample := self.samples.refused(chosen, rng)):
+            return sample
+        return self.samples[chosen]
+
+
+def said(labels: list[str]) -> str:
+    """The true answer: each label with its `<SEG>`."""
+    return ", ".join(f"{'the' if i else 'The'} {label} <SEG>" for i, label in enumerate(labels)) + "."
+
+
+def check(samples: Folder) -> list[tuple[str, str]]:
+    """(id, what is wrong) of each sample that cannot be used, by reading them all."""
+    problems = []
+    for i in range(len(samples)):
+        try:
+            _ = samples[i]
+        except InputError as error:
+            problems.append((samples.id(i), str(error)))
+    return problems
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON: {error}") from None
+
+
+def _coco(root: Path) -> list[Entry]:
+    for file in sorted(root.glob("*.json")) + sorted((root / "annotations").glob("*.json")):
+        tree = _json(file)
+        if isinstance(tree, dict) and {"images", "annotations", "categories"} <= tree.keys():
+            return _coco_entries(root, file, tree)
+    return []
+
+
+def _coco_entries(root: Path, file: Path, tree: dict) -> list[Entry]:
+    names = {c["id"]: str(c["name"]) for c in tree["categories"]}
+    pictures = {i["id"]: i["file_name"] for i in tree["images"]}
+    groups: dict[tuple[int, str], list[dict]] = {}
+    for number, a in enumerate(tree["annotations"]):
+        image, category = a.get("image_id"), a.get("category_id")
+        if image not in pictures or category not in names:
+            missing = f"image {image}" if image not in pictures else f"category {category}"
+            raise InputError(f"{file}, annotation {a.get('id', number)}: {missing} does not exist")
+        groups.setdefault((image, names[category]), []).append(a)
+    entries = []
+    for (image, label), members in sorted(groups.items()):
+        places = (root / pictures[image], root / "images" / pictures[image])
+
+        def masks(size, members=members):
+            parts = [coco_mask(m.get("segmentation"), size, f"{file}, annotation {m.get('id')}") for m in members]
+            return [np.any(parts, 0)]
+
+        picture = next((p for p in places if p.is_file()), places[0])
+        entries.append(Entry(picture, f"the {label}", (label,), masks))
+    return entries
+
+
+def _labelme(root: Path) -> list[Entry]:
+    entries = []
+    for file in sorted(root.rglob("*.json")):
+        tree = _json(file)
+        if not isinstance(tree, dict) or not isinstance(tree.get("shapes"), list):
+            continue
+        picture = next((p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()), file.with_suffix(".jpg"))
+        texts = tree.get("text") or []
+        labels = dict.fromkeys(str(s.get("label", "")) for s in tree["shapes"] if isinstance(s, dict))
+        wanted = {t.strip(): None for t in ([texts] if isinstance(texts, str) else texts)} or {
+            label: label for label in labels if label.lower() != "flag" and "ignore" not in label.lower()
+        }
+        for text, label in wanted.items():
+
+            def masks(size, label=label, tree=tree, file=file):
+                shapes = [s for s in tree["shapes"] if label is None or s.get("label") == label]
+                return [paint(shapes, size, str(file)) == 1]
+
+            entries.append(Entry(picture, f"the {label}" if label else text, (label or text,), masks))
+    return entries
+
+
+def _pairs(root: Path) -> list[Entry]:
+    pictures = {p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES}
+    names = _json(root / "labels.json") if (root / "labels.json").is_file() else {}
+    entries = []
+    for file in sorted((root / "masks").rglob("*.png")):
+        if file.stem not in pictures:
+            raise InputError(f"{file} has no picture of its name in {root / 'images'}")
+        label = "" if file.parent == root / "masks" else file.parent.name
+        for value in _values(file) if not label else [None]:
+            name = label or names.get(str(value)) or ("thing" if value is None else f"class {value}")
+
+            def masks(size, file=file, value=value):
+                return [read_mask(file) if value is None else np.asarray(Image.open(file)) == value]
+
+            entries.append(Entry(pictures[file.stem], f"the {name}", (name,), masks))
+    return entries
+
+
+def _values(file: Path) -> list[int | None]:
+    """The classes of an indexed mask, or [None] where it is binary."""
+    try:
+        with Image.open(file) as picture:
+            values = set(np.unique(np.asarray(picture)).tolist()) if picture.mode in ("P", "L") else {0, 255}
+    except OSError:
+        return [None]  # it is named when it is read
+    return [None] if values <= {0, 1} or values <= {0, 255} else sorted(values - {0, 255})
+
+
+def _lines(root: Path) -> list[Entry]:
+    file = root / "samples.jsonl"
+    if not file.is_file():
+        return []
+    entries = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            picture, text, given = root / row["image"], str(row["text"]), list(row["masks"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file}, line {number}: expected image, text and masks ({error!r})") from None
+
+        def masks(size, given=given):
+            return [from_rle(m) if isinstance(m, dict) else read_mask(root / m) for m in given]
+
+        entries.append(Entry(picture, text, tuple(row.get("labels", ())), masks, row.get("answer", "")))
+    return entries
+
+
+LAYOUTS = (_lines, _coco, _pairs, _labelme)

@@ -1,0 +1,152 @@
+"""Teaching a model a folder of one's own images: checked first, scored before and after, killed and resumed at any step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.benchmarks import evaluate_benchmark
+from reasonseg.config import Kind
+from reasonseg.datasets.folder import VALIDATION, Folder, check
+from reasonseg.datasets.folder import Config as FolderConfig
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.objectives import Language
+from reasonseg.overlay import draw_overlay
+from reasonseg.runs import Stage, TrainSettings
+from reasonseg.segmenter import Segmenter
+from reasonseg.sheet import contact_sheet, save_sheet
+from reasonseg.train import run_stage
+
+SHOWN = 12  # samples on a contact sheet
+DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trained beside the language model
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, projector and head whole)."""
+
+    max_steps: int = 300
+    batch: int = 8
+    lr: float = 3e-4
+    warmup: int = 20
+    lora: int = 8
+    alpha: float = 16.0
+    save_every: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    """`share` of the images is kept for validation; `absent` of the questions ask for what is not there."""
+
+    share: float = 0.1
+    absent: float = 0.1
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What `reasonseg finetune FOLDER ... key=value` may change."""
+
+    train: Steps = field(default_factory=Steps)
+    data: Data = field(default_factory=Data)
+
+
+def finetune(
+    segmenter: Segmenter, root: str, out: str | Path, settings: FinetuneSettings, skip_bad: bool = False
+) -> dict[str, Any]:
+    """Trains on the folder `root`; writes `understood/`, `before/`, `after/`, `model/` and `summary.json` under `out`.
+
+    Returns the summary: gIoU on the validation images before and after. Raises `InputError` listing every sample that
+    cannot be read (unless `skip_bad`), and where nothing is left to train or to validate on.
+    """
+    out, steps = Path(out), settings.train
+    absent = settings.data.absent if segmenter.backbone.markers.rej is not None else 0.0
+    config = FolderConfig(root, share=settings.data.share, absent=absent, seed=steps.seed)
+    bad = understood(config.build(), out, skip_bad)
+    validation = replace(config, split=VALIDATION, skipped=bad)
+    training = replace(config, split="train", skipped=bad)
+    if not len(validation.build()):
+        raise InputError(f"{root}: one image cannot be both trained and validated on; two or more are needed")
+    before = score(segmenter, validation, out / "before")
+    learn(segmenter, training, out, steps)
+    about = segmenter.settings.about
+    name = f"{about.get('name', 'model')}-{Path(root).resolve().name}"
+    segmenter.settings = replace(segmenter.settings, about={**about, "name": name})
+    segmenter.save_pretrained(out / "model")
+    after = score(segmenter, validation, out / "after")
+    summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
+    summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
+    with written_aside(out / "summary.json") as aside:
+        aside.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> None:
+    """Trains in place; adapters are folded into the weights at the end."""
+    stage = Stage(
+        "language", steps.max_steps, steps.batch, steps.lr, steps.warmup, decay=1.0, optimizer="adamw", seed=steps.seed
+    )
+    run = TrainSettings(
+        Kind("folder", data), {"finetune": stage}, start="given", out=str(out), seed=steps.seed,
+        save_every=steps.save_every, bf16=segmenter.device.type == "cuda",
+    )  # fmt: skip
+    set_seed(steps.seed)  # adapters begin at random
+    objective = Language(segmenter)
+    choose(objective, steps)
+    run_stage(objective, stage, run, out / "training")
+    if steps.lora:
+        fold_lora(segmenter.backbone.layers)
+    segmenter.requires_grad_(True).eval()
+
+
+def understood(samples: Folder, out: Path, skip_bad: bool) -> tuple[str, ...]:
+    """Reads every sample, shows some on a sheet, and returns the ids of those that cannot be read."""
+    problems = check(samples)
+    if problems and not skip_bad:
+        listed = "; ".join(problem for _, problem in problems[:20])
+        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(
+            f"{len(problems)} of {len(samples)} samples cannot be used: {listed}{more}; "
+            "mend them, or go on with --skip-bad"
+        )
+    bad = tuple(name for name, _ in problems)
+    good = [i for i in range(len(samples)) if samples.id(i) not in bad]
+    if not good:
+        raise InputError(f"{samples.config.root} holds no sample that can be used")
+    save_sheet([samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood")
+    return bad
+
+
+def choose(objective: Language, steps: Steps) -> int:
+    """Marks what is trained and returns how many parameters that are; towers and image encoders stay as they are."""
+    backbone = objective.segmenter.backbone
+    objective.requires_grad_(False)
+    chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
+    if steps.lora:
+        chosen += add_lora(backbone.layers, steps.lora, steps.alpha)
+    else:
+        chosen += [*backbone.layers.parameters(), *backbone.model.get_output_embeddings().parameters()]
+    for p in chosen:
+        p.requires_grad_(True)
+    return sum(p.numel() for p in chosen)
+
+
+def score(segmenter: Segmenter, config: FolderConfig, out: Path) -> dict[str, Any]:
+    """gIoU and cIoU on a folder, teacher-forced and generated, with some answers on `sheet.png`."""
+    summary = evaluate_benchmark(segmenter, config, name=out.name, out=out)
+    samples = config.build()
+    shown = [samples[i] for i in range(0, len(samples), max(len(samples) // SHOWN, 1))][:SHOWN]
+    with torch.inference_mode():
+        answers = segmenter.batch([s.query for s in shown])
+    pictures = [draw_overlay(s.query.image, a.masks, a.labels, a.scores) for s, a in zip(shown, answers, strict=True)]
+    captions = [f"{s.query.text}\n{a.text}" for s, a in zip(shown, answers, strict=True)]
+    with written_aside(out / "sheet.png") as aside:
+        contact_sheet(list(zip(pictures, captions, strict=True))).save(aside, format="PNG")
+    return summary

@@ -1,0 +1,111 @@
+"""Fine-tuning on a folder: it learns, it resumes to the same weights, and its result is an ordinary model."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from small_data import pairs
+
+from reasonseg import Segmenter
+from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.cli import main
+from reasonseg.config import override, parse
+from reasonseg.errors import InputError
+from reasonseg.finetune import FinetuneSettings, finetune
+
+FEW = ["train.max_steps=6", "train.batch=4", "train.save_every=2", "data.share=0.2"]
+
+
+def settings(*overrides):
+    return parse(FinetuneSettings, override({}, list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return str(pairs(tmp_path_factory.mktemp("own") / "shapes", 16))
+
+
+def test_it_learns_shapes_it_never_saw(root, tmp_path):
+    """Discs and bars are no emoji; forty steps on a dozen pictures are enough to mark them."""
+    model = Segmenter.from_pretrained(device="cpu")
+    how = settings("train.max_steps=40", "train.batch=8", "train.lr=1e-3", "train.warmup=4", "data.share=0.25")
+    summary = finetune(model, root, tmp_path / "out", how)
+    before, after = (summary[when]["teacher_forced"]["giou"] for when in ("before", "after"))
+    assert after > before + 0.15, (before, after)
+    assert (tmp_path / "out" / "understood" / "sheet.png").is_file() and (
+        tmp_path / "out" / "after" / "sheet.png"
+    ).is_file()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    again = Segmenter.from_pretrained(tmp_path / "out" / "model")
+    assert not any("lora" in name for name, _ in again.named_parameters())
+    for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
+    finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "a", settings(*FEW))
+    command = [sys.executable, "-m", "reasonseg.cli", "finetune", root, "--out", str(tmp_path / "b"), *FEW]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 200
+    while (
+        not list((tmp_path / "b" / "training").glob("checkpoint-*"))
+        and process.poll() is None
+        and time.time() < deadline
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "b" / "summary.json").exists(), "it was too quick to be killed"
+    assert main(["finetune", root, "--out", str(tmp_path / "b"), *FEW]) == 0
+    for file in sorted((tmp_path / "a" / "model").rglob("*.safetensors")):
+        assert (
+            file.read_bytes() == (tmp_path / "b" / "model" / file.relative_to(tmp_path / "a" / "model")).read_bytes()
+        ), file
+
+
+def test_bad_samples_stop_it_unless_told(root, tmp_path, capsys):
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(root, spoilt)
+    (spoilt / "images" / "003.png").write_bytes(b"nothing")
+    assert main(["finetune", str(spoilt), "--out", str(tmp_path / "out"), *FEW]) == 2
+    said = capsys.readouterr().err
+    assert "2 of 32 samples cannot be used" in said and "003.png" in said and "--skip-bad" in said
+    assert not (tmp_path / "out").exists()
+    short = [*FEW, "train.max_steps=1"]
+    assert main(["finetune", str(spoilt), "--out", str(tmp_path / "out"), "--skip-bad", *short]) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"] == 2
+
+
+def test_one_image_is_too_few(tmp_path):
+    with pytest.raises(InputError, match="two or more"):
+        finetune(
+            Segmenter.from_pretrained(device="cpu"), str(pairs(tmp_path / "d", 1)), tmp_path / "out", settings(*FEW)
+        )
+
+
+@pytest.mark.parametrize("change, words", [("train.steps=3", "max_steps"), ("train.lr=fast", "expected float")])
+def test_wrong_settings_are_named(change, words):
+    with pytest.raises(InputError, match=words):
+        settings(change)
+
+
+def test_adapters_fold_into_the_weights(segmenter):
+    import copy
+
+    layers = copy.deepcopy(segmenter.backbone.layers)
+    names = [name for name, _ in layers.named_parameters()]
+    weight = layers[0].self_attn.q_proj.weight.detach().clone()
+    added = add_lora(layers, 4, 8.0)
+    assert len(added) == 4 * len(layers)
+    with torch.no_grad():
+        for p in added:
+            p.normal_(0, 0.1)
+    a, b = (getattr(layers[0].self_attn.q_proj, f"lora_{s}")["default"].weight.detach() for s in "AB")
+    fold_lora(layers)
+    assert [name for name, _ in layers.named_parameters()] == names
+    torch.testing.assert_close(layers[0].self_attn.q_proj.weight.detach(), weight + 2 * b @ a)

@@ -1,0 +1,102 @@
+"""Folders of one's own images and masks: every layout says the same, and what cannot be used is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_data import coco, indexed, labelme, lines, pairs, shapes_picture
+
+from reasonseg.datasets.folder import Config, check, said
+from reasonseg.errors import InputError
+
+LAYOUTS = {"coco": coco, "indexed": indexed, "labelme": labelme, "lines": lines, "pairs": lambda root: pairs(root, 4)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_masks(tmp_path, layout):
+    data = Config(str(LAYOUTS[layout](tmp_path / "data"))).build()
+    assert len(data) == 8 and data.labels == ["bar", "disc"] and not check(data)
+    for i in range(8):
+        sample = data[i]
+        number = int(sample.id.split(":")[0].split("/")[-1].split(".")[0])
+        truth = shapes_picture(number)[1][sample.truth.labels[0]]
+        found = sample.truth.masks[0]
+        if layout == "labelme":  # boxes around them
+            assert (found & truth).sum() == truth.sum()
+        else:
+            assert np.array_equal(found, truth)
+
+
+def test_validation_images_are_never_trained_on(tmp_path):
+    root = str(pairs(tmp_path))
+    train, kept = Config(root, "train", share=0.25).build(), Config(root, "validation", share=0.25).build()
+    a, b = ({s.id.split(":")[0] for s in part} for part in (train, kept))
+    assert len(a) == 9 and len(b) == 3 and not a & b
+
+
+def test_a_stream_is_a_pure_function_of_its_seed(tmp_path):
+    config = Config(str(pairs(tmp_path, 5)), absent=0.3)
+    one, again, other = (config.training(40, seed) for seed in (1, 1, 2))
+    ids = [one[i].id for i in range(40)]
+    assert ids == [again[i].id for i in reversed(range(40))][::-1] != [other[i].id for i in range(40)]
+    assert sorted(set(ids)) == sorted(
+        Config(config.root).build().id(i) for i in range(10)
+    )  # nothing is absent: all have both
+
+
+def test_absent_questions_ask_for_other_images_labels(tmp_path):
+    root = pairs(tmp_path, 4)
+    (root / "masks" / "bar" / "000.png").unlink()
+    stream = Config(str(root), absent=1.0).training(30, 0)
+    refused = [s for s in stream if s.truth.status == "absent"]
+    assert refused and all("000" in s.id and s.query.text == "the bar" and "<REJ>" in s.truth.text for s in refused)
+
+
+def test_said():
+    assert said(["cup", "cup"]) == "The cup <SEG>, the cup <SEG>."
+
+
+def broken_size(root):
+    Image.new("L", (5, 5), 255).save(root / "masks" / "disc" / "001.png")
+
+
+def empty_mask(root):
+    Image.new("L", (128, 96)).save(root / "masks" / "disc" / "001.png")
+
+
+def no_picture(root):
+    (root / "images" / "001.png").write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize(
+    "spoil, words, count", [(broken_size, "is [5, 5]", 1), (empty_mask, "is empty", 1), (no_picture, "001.png", 2)]
+)
+def test_what_cannot_be_used_is_named(tmp_path, spoil, words, count):
+    root = pairs(tmp_path, 4)
+    spoil(root)
+    problems = check(Config(str(root)).build())
+    assert len(problems) == count and words in problems[0][1]
+
+
+def test_ids_that_point_nowhere(tmp_path):
+    root = coco(tmp_path)
+    tree = json.loads((root / "annotations.json").read_text())
+    tree["annotations"][3]["category_id"] = 99
+    (root / "annotations.json").write_text(json.dumps(tree))
+    with pytest.raises(InputError, match="annotation 3: category 99 does not exist"):
+        Config(str(root)).build()
+
+
+@pytest.mark.parametrize("line, words", [("{", "line 1"), ('{"image": "a.png"}', "expected image, text and masks")])
+def test_bad_lines(tmp_path, line, words):
+    (tmp_path / "samples.jsonl").write_text(line)
+    with pytest.raises(InputError, match=words):
+        Config(str(tmp_path)).build()
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(InputError, match="no annotated images"):
+        Config(str(tmp_path)).build()
+    with pytest.raises(InputError, match="no folder"):
+        Config(str(tmp_path / "nowhere")).build()
