@@ -74,12 +74,26 @@ def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
     return segmenter.backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
 
 
+def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
+    """Values of a square grid of patches `[b, t, d]` at another grid, `[b, grid * grid, d]`."""
+    old = int(values.shape[1] ** 0.5)
+    if old == grid:
+        return values
+    maps = values.transpose(1, 2).unflatten(2, (old, old))
+    maps = nn.functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
 @torch.no_grad()
 def copy_tower(tower: nn.Module, encoder: nn.Module) -> None:
-    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer (both are plain pre-norm ViTs)."""
+    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer (both are plain pre-norm ViTs).
+
+    Positions are interpolated where the encoder's picture is larger.
+    """
     patches, positions = tower.embeddings.patch_embedding, tower.embeddings.position_embedding.weight
     encoder.patch_embed.projection.load_state_dict(patches.state_dict())
-    encoder.pos_embed.copy_(positions.reshape(encoder.pos_embed.shape))
+    grid = encoder.pos_embed.shape[1]  # may be finer than the tower's
+    encoder.pos_embed.copy_(resampled(positions[None], grid).unflatten(1, (grid, grid)))
     for theirs, ours in zip(encoder.layers, tower.encoder.layers, strict=False):
         theirs.layer_norm1.load_state_dict(ours.layer_norm1.state_dict())
         theirs.layer_norm2.load_state_dict(ours.layer_norm2.state_dict())
@@ -112,16 +126,6 @@ class Coder(nn.Module):
 def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
     """How much of each patch of a square frame a mask covers: `[n, s, s]` -> `[n, grid * grid]`."""
     return nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid).flatten(1)
-
-
-def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
-    """Values of a square grid of patches `[b, t, d]` at another grid, `[b, grid * grid, d]`."""
-    old = int(values.shape[1] ** 0.5)
-    if old == grid:
-        return values
-    maps = values.transpose(1, 2).unflatten(2, (old, old))
-    maps = nn.functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
-    return maps.flatten(2).transpose(1, 2)
 
 
 SHARP = 2.0

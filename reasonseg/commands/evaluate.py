@@ -6,6 +6,12 @@ import sys
 
 from reasonseg.commands.shared import Parser, add_model_options, load_model, positive
 
+BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")
+SPLITS = {
+    "reasonseg": ["train", "val", "test"], "refcoco": ["train", "val", "testA", "testB"],
+    "refcocog": ["train", "val", "test"], "folder": ["all"],
+}  # fmt: skip
+
 
 def add_eval(commands) -> None:
     """`eval NAME`."""
@@ -24,12 +30,13 @@ def add_eval(commands) -> None:
     scenes.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
     add_model_options(scenes)
     scenes.set_defaults(run=_eval_scenes)
-    for name in ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco"):
+    for name in BENCHMARKS:
         one = names.add_parser(name, help="teacher-forced and generated, with intervals")
         one.add_argument(
             "--root", default="", metavar="DIR", help="LISA's dataset folder, or the one that holds the data set"
         )
-        one.add_argument("--split", default="val", help="for RefCOCO also testA, testB (default: %(default)s)")
+        split = "all" if name == "folder" else "val"
+        one.add_argument("--split", default=split, help="for RefCOCO also testA, testB (default: %(default)s)")
         if name == "reasonseg":
             one.add_argument("--sentences", choices=["first", "all"], default="first", help="texts of each image")
         one.add_argument("--limit", type=positive, metavar="N", help="only the first samples")
@@ -40,6 +47,17 @@ def add_eval(commands) -> None:
         one.set_defaults(run=_eval_benchmark, name=name)
 
 
+def data_of(name: str, root: str, split: str, sentences: str = "first"):
+    """The configuration of a data set by the name it has on the command line."""
+    from reasonseg.config import config_class
+
+    if name == "reasonseg":
+        return config_class("datasets", "reason")(root, split, sentences)
+    if name == "folder":
+        return config_class("datasets", "folder")(root, split)
+    return config_class("datasets", "refer")(root, name, split)
+
+
 def _eval_benchmark(options) -> None:
     from reasonseg.libraries import quiet_libraries
 
@@ -47,12 +65,8 @@ def _eval_benchmark(options) -> None:
     import json
 
     from reasonseg.benchmarks import evaluate_benchmark
-    from reasonseg.config import config_class
 
-    if options.name == "reasonseg":
-        config = config_class("datasets", "reason")(options.root, options.split, options.sentences)
-    else:
-        config = config_class("datasets", "refer")(options.root, options.name, options.split)
+    config = data_of(options.name, options.root, options.split, getattr(options, "sentences", "first"))
     summary = evaluate_benchmark(
         None if options.predictions else load_model(options), config, name=options.name, limit=options.limit,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
@@ -87,4 +101,30 @@ def _eval_scenes(options) -> None:
         print_scenes(summary)
 
 
-COMMANDS = (add_eval,)
+def add_data(commands) -> None:
+    """`data check NAME --root DIR`."""
+    parser = commands.add_parser("data", help="look at a data set", description="Says what a data set holds and lacks.")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=Parser)
+    check = verbs.add_parser("check", help="read every sample, name what is broken, draw a few")
+    check.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    check.add_argument("--root", required=True, metavar="DIR")
+    check.add_argument("--split", help="(default: every split there is)")
+    check.add_argument(
+        "--out", metavar="DIR", default="out/data", help="where samples are drawn (default: %(default)s)"
+    )
+    check.set_defaults(run=_data_check)
+
+
+def _data_check(options) -> int:
+    from reasonseg.inspection import inspect
+
+    splits = [options.split] if options.split else SPLITS.get(options.name, SPLITS["refcoco"])
+    configs = {split: data_of(options.name, options.root, split, "all") for split in splits}
+    found = inspect(configs, options.out, progress=sys.stderr.isatty())
+    for line in found.lines():
+        print(line)
+    print(f"pictures in {options.out}")
+    return 1 if found.problems else 0
+
+
+COMMANDS = (add_eval, add_data)

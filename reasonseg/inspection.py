@@ -1,0 +1,89 @@
+"""Looks at a data set before it is trusted: reads every sample, counts, draws a few, and finds pictures that two splits share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reasonseg.errors import InputError
+from reasonseg.sheet import save_sheet
+
+SHOWN, NAMED = 8, 20  # samples drawn, and problems listed, of each split
+
+
+@dataclass
+class Found:
+    """What was found: samples and pictures of each split, what is missing, what is broken, what is shared."""
+
+    counts: dict[str, tuple[int, int, float]] = field(
+        default_factory=dict
+    )  # samples, pictures, mean share of the picture marked
+    missing: dict[str, str] = field(default_factory=dict)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)  # (split, id, what)
+    shared: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """As sentences."""
+        said = [
+            f"{split}: {samples} samples on {pictures} pictures, {100 * share:.1f} % marked on average"
+            for split, (samples, pictures, share) in self.counts.items()
+        ]
+        said += [f"{split}: not there ({why})" for split, why in self.missing.items()]
+        said += [f"broken: {split}, {name}: {what}" for split, name, what in self.problems[:NAMED]]
+        if len(self.problems) > NAMED:
+            said.append(f"and {len(self.problems) - NAMED} more that are broken")
+        return said + [
+            f"{a} and {b} share {n} pictures: do not train on one and test on the other"
+            for (a, b), n in self.shared.items()
+        ]
+
+
+def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) -> Found:
+    """Reads the data sets that `configs` builds, by split, and draws some samples of each under `out`.
+
+    Raises `InputError` where not one split is there.
+    """
+    found, pictures = Found(), {}
+    for split, config in configs.items():
+        try:
+            data = config.build()
+        except InputError as error:
+            found.missing[split] = str(error)
+            continue
+        pictures[split] = _read(split, data, Path(out) / split, found, progress)
+    if not pictures:
+        raise InputError("; ".join(dict.fromkeys(found.missing.values())))
+    names = list(pictures)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            if common := len(pictures[a] & pictures[b]):
+                found.shared[a, b] = common
+    return found
+
+
+def _read(split: str, data, out: Path, found: Found, progress: bool) -> set[str]:
+    """Reads every sample of a split; returns the hashes of its pictures."""
+    seen, shares, shown, latest = set(), [], [], None
+    every = max(len(data) // SHOWN, 1)
+    for i in tqdm(range(len(data)), desc=split, disable=not progress):
+        try:
+            sample = data[i]
+        except InputError as error:
+            found.problems.append((split, data.id(i), str(error)))
+            continue
+        if sample.query.image is not latest:
+            latest = sample.query.image
+            seen.add(hashlib.sha256(latest.tobytes()).hexdigest())
+        shares.append(float(sample.truth.masks.any(0).mean()) if len(sample.truth.masks) else 0.0)
+        if i % every == 0 and len(shown) < SHOWN:
+            shown.append(sample)
+    if shown:
+        save_sheet(shown, out)
+    found.counts[split] = (len(data), len(seen), float(np.mean(shares)) if shares else 0.0)
+    return seen
