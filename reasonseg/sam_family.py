@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,21 @@ class Features:
 
     def __getitem__(self, index) -> Features:
         return Features(self.embedding[index], tuple(m[index] for m in self.more))
+
+    def clone(self) -> Features:
+        """A copy with storage of its own."""
+        return Features(self.embedding.clone(), tuple(m.clone() for m in self.more))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        return self.embedding.nbytes + sum(m.nbytes for m in self.more)
+
+    @staticmethod
+    def joined(parts: Sequence[Features]) -> Features:
+        """Several as one batch."""
+        more = zip(*(p.more for p in parts), strict=True)
+        return Features(torch.cat([p.embedding for p in parts]), tuple(torch.cat(m) for m in more))
 
 
 class SamDecoderBase(nn.Module):

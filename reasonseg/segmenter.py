@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from reasonseg import losses
+from reasonseg.cache import ImageCache
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
 from reasonseg.phrasing import FORCED
@@ -33,6 +34,7 @@ class Segmenter(nn.Module):
     def __init__(self, settings: ModelSettings, backbone: nn.Module, prompter: nn.Module, decoder: nn.Module):
         super().__init__()
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
+        self.cache = ImageCache()  # of `batch` and `forced`, not of `loss`
         if prompter.config.width_out != decoder.width:
             raise InputError(
                 f"the prompter makes tokens of width {prompter.config.width_out}, the decoder takes {decoder.width}"
@@ -124,7 +126,7 @@ class Segmenter(nn.Module):
             if query.references:
                 raise InputError("this model takes words, points and boxes; it was not taught references")
         images, of_image = distinct([q.image for q in queries])
-        features = self.decoder.encode(images)
+        features = self.cache([self.decoder], images, self.decoder.encode)
         spoken = self._speak(queries, images, of_image, how)
         prompts, owners, shares = [], [], []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
@@ -157,12 +159,15 @@ class Segmenter(nn.Module):
             part = list(queries[start : start + MAX_BATCH])
             blank = [np.zeros((answer.count(SEG), *q.size), bool) for q in part]
             said = [Answer(answer, b, np.ones(len(b)), [""] * len(b), "found") for b in blank]
-            taught = self.backbone.teach(
-                [Sample(q, a) for q, a in zip(part, said, strict=True)], self.prompter.config.at
-            )
             images, of_image = distinct([q.image for q in part])
+            seen = None
+            if self.backbone.encoders and not any(q.history for q in part):
+                seen = self.cache(self.backbone.encoders, images, self.backbone.encode)
+            samples = [Sample(q, a) for q, a in zip(part, said, strict=True)]
+            taught = self.backbone.teach(samples, self.prompter.config.at, features=seen)
             index = torch.tensor([of_image[i] for i in taught.of], device=self.device)
-            logits, scores = self.decoder.decode(self.decoder.encode(images), index, self.prompter(taught.states))
+            features = self.cache([self.decoder], images, self.decoder.encode)
+            logits, scores = self.decoder.decode(features, index, self.prompter(taught.states))
             for i, query in enumerate(part):
                 mine = [m for m, owner in enumerate(taught.of) if owner == i]
                 full = self.decoder.restore(logits[mine], query.size)
@@ -175,9 +180,10 @@ class Segmenter(nn.Module):
         if not asked:
             return [None] * len(queries)
         seen = sorted({of_image[i] for i in asked})
-        features = self.backbone.encode([images[j] for j in seen])
-        rows = [seen.index(of_image[i]) for i in asked]
-        features = None if features is None else features[rows]
+        features = None
+        if encoders := self.backbone.encoders:
+            features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode)
+            features = features[[seen.index(of_image[i]) for i in asked]]
         said = self.backbone.speak([queries[i] for i in asked], features, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 

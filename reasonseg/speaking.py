@@ -178,8 +178,13 @@ class Speaker(nn.Module):
         ends = [self.tokenizer.eos_token_id] if ends is None else ends if isinstance(ends, list) else [ends]
         return set(ends)
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The modules that `encode` runs; none where a kind cannot tell images apart from words."""
+        return ()
+
     def encode(self, images: list) -> torch.Tensor | None:
-        """What the language model sees of each image, `[b, ...]`, or None where a kind cannot tell it apart."""
+        """What the language model sees of each image, `[b, ...]`, where there are encoders."""
         return None
 
     def prompt_inputs(self, queries: list, features: torch.Tensor | None = None) -> dict:

@@ -24,6 +24,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
         "llama_pieces",
         "quantization",
         "phrasing",
+        "cache",
         "adapters",
     },
     {"vocabulary", "scenes"},

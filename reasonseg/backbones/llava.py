@@ -115,6 +115,11 @@ class Llava(Speaker):
         """The vision tower."""
         return self.model.model.vision_tower
 
+    @property
+    def encoders(self) -> tuple[torch.nn.Module, ...]:
+        """The vision tower and the projector."""
+        return self.tower, self.model.model.multi_modal_projector
+
     def encode(self, images: list[np.ndarray]) -> torch.Tensor:
         """What the language model sees of each image: `[b, patches, width]`."""
         weight = self.model.model.multi_modal_projector.linear_1.weight
