@@ -1,0 +1,307 @@
+"""Speed as ratios of paired runs in one process: bench.py latency|throughput|evaluation|encoder [--json FILE].
+
+latency     one question on a new image, and a follow-up on the same, against (a) the reference protocol: no key-value cache, the
+            vision tower and the language model over the whole prefix at every token, image encoder at every question; and (b) a
+            plain transformers pipeline: `generate` with its cache, the decoder called apart, nothing kept. Answers of 4, 12 and
+            24 tokens are forced, so that all do the same work; masks are compared.
+throughput  `segmenter.batch` of 2 to 32 questions on as many images, against one by one
+evaluation  teacher-forced masks of 6 sentences an image, against the reference's way: the tower and the prefix for every sentence
+encoder     SAM's ViT-B with random weights: transformers' sdpa and eager against the original package (extra `sam`)
+
+A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their range.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from reasonseg import Query, Segmenter, speaking
+from reasonseg.prompt import Prompt
+
+LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 6
+WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat left of the tree", "something to eat")
+
+
+class Forced(LogitsProcessor):
+    """Says the given ids, whatever the scores; counts them as our own chooser does."""
+
+    def __init__(self, ids: list[int]):
+        self.ids, self.steps, self.probabilities = ids, 0, []
+
+    def __call__(self, input_ids, scores):
+        """Scores in which the next given id is the greatest."""
+        scores = torch.full_like(scores.float(), -torch.inf)
+        scores[:, self.ids[self.steps]] = 0.0
+        self.steps += 1
+        self.probabilities.append(torch.ones(len(scores)))
+        return scores
+
+
+@contextmanager
+def forced(ids: list[int]):
+    """Our engine says these ids."""
+    kept = speaking.Chooser
+    speaking.Chooser = lambda *_, **__: Forced(ids)
+    try:
+        yield
+    finally:
+        speaking.Chooser = kept
+
+
+def answer_of(segmenter: Segmenter, length: int) -> list[int]:
+    """Words, `<SEG>` and the end, `length` ids in all."""
+    backbone = segmenter.backbone
+    words = backbone.text_ids("the cup")
+    ids = (words * length)[: length - 2]
+    return [*ids, backbone.markers.seg, backbone.tokenizer.eos_token_id]
+
+
+@torch.inference_mode()
+def reference(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
+    """The reference protocol."""
+    backbone = segmenter.backbone
+    model, ids = backbone.model, backbone.prompt_ids(query)
+    for token in answer:
+        row = torch.tensor([ids], device=segmenter.device)
+        embedded = backbone.embed(row, backbone.encode([query.image]))
+        hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        _ = model.lm_head(hidden)[:, -1].argmax(-1)
+        ids = [*ids, token]
+    place = len(ids) - len(answer) + answer.index(backbone.markers.seg) - 1
+    return drawn(segmenter, query, hidden[:, place])
+
+
+@torch.inference_mode()
+def plain(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
+    """`generate` with its own cache, then the decoder."""
+    backbone = segmenter.backbone
+    row = torch.tensor([backbone.prompt_ids(query)], device=segmenter.device)
+    out = backbone.model.generate(
+        inputs_embeds=backbone.embed(row, backbone.encode([query.image])), attention_mask=torch.ones_like(row),
+        max_new_tokens=len(answer), do_sample=False, output_hidden_states=True, return_dict_in_generate=True,
+        logits_processor=LogitsProcessorList([Forced(answer)]), pad_token_id=backbone.tokenizer.pad_token_id,
+    )  # fmt: skip
+    step = answer.index(backbone.markers.seg)
+    return drawn(segmenter, query, out.hidden_states[step][-1][:, -1])
+
+
+def drawn(segmenter: Segmenter, query: Query, state: torch.Tensor) -> np.ndarray:
+    """Encodes the image and draws one mask."""
+    features = segmenter.decoder.encode([query.image])
+    logits, _ = segmenter.decoder.decode(features, torch.zeros(1, dtype=torch.long), segmenter.prompter(state))
+    return (segmenter.decoder.restore(logits, query.size) > 0).cpu().numpy()
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    """(seconds, result)."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    result = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+def paired(works: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns, after one run that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for run in range(runs + 1):
+        for name, work in works.items():
+            spent, _ = timed(work)
+            if run:
+                seconds[name].append(spent)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], baseline: str, ours: str) -> dict[str, float]:
+    """Median of the ratios of paired runs, and their range."""
+    ratios = [a / b for a, b in zip(seconds[baseline], seconds[ours], strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def image(seed: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
+    """A picture of noise."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def latency(segmenter: Segmenter, runs: int) -> dict:
+    """First question and follow-up, by answer length."""
+    seconds = {str(length): latency_of(segmenter, length, runs) for length in LENGTHS}
+    spread = {
+        f"{ours}_over_{baseline}": {length: ratio(spent, baseline, ours) for length, spent in seconds.items()}
+        for ours in ("first", "followup")
+        for baseline in ("reference", "plain")
+    }
+    ratios = {name: {length: r["median"] for length, r in by_length.items()} for name, by_length in spread.items()}
+    medians = {length: {k: statistics.median(v) for k, v in spent.items()} for length, spent in seconds.items()}
+    return {"ratios": ratios, "spread": spread, "seconds": medians}
+
+
+def latency_of(segmenter: Segmenter, length: int, runs: int) -> dict[str, list[float]]:
+    """Seconds of each way of answering in `length` tokens."""
+    answer, query = answer_of(segmenter, length), Query(image(0), WORDS[0])
+
+    def first():
+        segmenter.cache.clear()
+        return segmenter(query, max_new_tokens=length)
+
+    works = {
+        "reference": lambda: reference(segmenter, query, answer),
+        "plain": lambda: plain(segmenter, query, answer),
+        "first": first,
+        "followup": lambda: segmenter(query, max_new_tokens=length),
+    }
+    with forced(answer):
+        same = first().masks
+        for other in ("reference", "plain"):
+            assert (works[other]() != same).mean() < 1e-3, f"{other} draws another mask"
+        return paired(works, runs)
+
+
+def throughput(segmenter: Segmenter, runs: int) -> dict:
+    """Batches against one by one; sizes of images and lengths of questions mixed."""
+    queries = [
+        Query(image(i, (360 + 40 * (i % 4), 640 - 60 * (i % 3))), WORDS[i % len(WORDS)]) for i in range(max(BATCHES))
+    ]
+
+    def asked(count: int, batch: int):
+        segmenter.cache.clear()
+        for start in range(0, count, batch):
+            segmenter.batch(queries[start : start + batch], max_new_tokens=12)
+
+    ratios, spread, spent = {}, {}, {}
+    for n in BATCHES:
+        seconds = paired({"single": lambda n=n: asked(n, 1), "batch": lambda n=n: asked(n, n)}, max(runs // 2, 3))
+        spread[str(n)] = ratio(seconds, "single", "batch")
+        ratios[str(n)] = spread[str(n)]["median"]
+        spent[str(n)] = {"questions_per_second": n / statistics.median(seconds["batch"])}
+    return {"ratios": {"batch_over_single": ratios}, "spread": spread, "seconds": spent}
+
+
+@torch.inference_mode()
+def evaluation(segmenter: Segmenter, runs: int) -> dict:
+    """Teacher-forced masks of several sentences an image."""
+    backbone, picture = segmenter.backbone, image(0)
+    queries = [Query(picture, WORDS[i % len(WORDS)]) for i in range(SENTENCES)]
+    answer = [*backbone.text_ids("<SEG>."), backbone.tokenizer.eos_token_id]
+    place = answer.index(backbone.markers.seg)
+
+    def states() -> torch.Tensor:
+        rows = [[*backbone.prompt_ids(q), *answer] for q in queries]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        embedded = backbone.embed(ids, backbone.encode([q.image for q in queries]))
+        hidden = backbone.model.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        _ = backbone.model.lm_head(hidden)
+        return torch.stack([hidden[i, len(row) - len(answer) + place - 1] for i, row in enumerate(rows)])
+
+    def masks(features, prompt: Prompt):
+        return segmenter.decoder.decode(features, torch.zeros(SENTENCES, dtype=torch.long), prompt)[0]
+
+    def theirs():
+        return masks(segmenter.decoder.encode([picture]), segmenter.prompter(states()))
+
+    def ours():
+        segmenter.cache.clear()
+        return segmenter.forced(queries)
+
+    kept = segmenter.decoder.encode([picture])
+    whole = segmenter.decoder.encode
+
+    def without(work):
+        segmenter.decoder.encode = lambda images: kept
+        try:
+            return work()
+        finally:
+            segmenter.decoder.encode = whole
+
+    seconds = paired(
+        {"reference": theirs, "ours": ours, "reference-": lambda: without(theirs), "ours-": lambda: without(ours)}, runs
+    )
+    spread = {
+        "evaluation_over_reference": ratio(seconds, "reference", "ours"),
+        "evaluation_over_reference_without_encoder": ratio(seconds, "reference-", "ours-"),
+    }
+    return {
+        "ratios": {k: v["median"] for k, v in spread.items()},
+        "spread": spread,
+        "seconds": {k: statistics.median(v) for k, v in seconds.items()},
+    }
+
+
+@torch.inference_mode()
+def encoder(_: Segmenter | None, runs: int) -> dict:
+    """SAM's ViT-B at 1024 pixels."""
+    from segment_anything import sam_model_registry
+
+    from reasonseg.filling import Filling, hollow
+    from reasonseg.released import lisa, sam
+
+    original = sam_model_registry["vit_b"]().eval()
+    weights = original.state_dict()
+    with hollow():
+        decoder = lisa.hollow_sam(list(weights), lambda k: tuple(weights[k].shape))
+    filling = Filling(decoder, torch.device("cpu"), torch.float32, Path("vit_b"))
+    for key, value in weights.items():
+        filling.put([f"model.{name}" for name in sam.renamed(key, sam.head_layers(list(weights)))], value, key)
+    filling.done()
+    pixels = decoder.eval().pixels(image(0))[None]
+    works = {
+        "original": lambda: original.image_encoder(pixels),
+        "sdpa": lambda: decoder.encoder(pixels).last_hidden_state,
+    }
+    difference = float((works["original"]() - works["sdpa"]()).abs().max())
+    seconds = paired(works, max(runs // 2, 2))
+    spread = {"sdpa_over_original": ratio(seconds, "original", "sdpa")}
+    return {
+        "ratios": {k: v["median"] for k, v in spread.items()}, "spread": spread, "largest_difference": difference,
+        "seconds": {k: statistics.median(v) for k, v in seconds.items()},
+    }  # fmt: skip
+
+
+MODES = {"latency": latency, "throughput": throughput, "evaluation": evaluation, "encoder": encoder}
+
+
+def environment(segmenter: Segmenter | None) -> dict:
+    """What it was measured on."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    model = segmenter.fingerprint if segmenter else ""
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+        "device": device, "model": model,
+    }  # fmt: skip
+
+
+def show(tree: dict, lead: str = "") -> None:
+    """Prints numbers a line each."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            show(value, f"{lead}{name} ")
+        else:
+            print(f"{lead}{name}: {value:.3f}" if isinstance(value, float) else f"{lead}{name}: {value}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
+    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    segmenter = None if options.mode == "encoder" else Segmenter.from_pretrained(options.model)
+    found = {**MODES[options.mode](segmenter, options.runs), "environment": environment(segmenter)}
+    show(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
