@@ -154,8 +154,12 @@ def test_no_vision_tower(copy):
     refused(copy, None, "nowhere-14", "--clip")
 
 
-def test_layouts_of_version_0(copy, clip):
-    torch.save({}, copy / "pytorch_model-visual_model.bin")
+@pytest.mark.parametrize("mark", ["file", "config"])
+def test_layouts_of_version_0(copy, clip, mark):
+    if mark == "file":
+        torch.save({}, copy / "pytorch_model-visual_model.bin")
+    else:
+        change(copy / "config.json", mm_use_im_patch_token=True)
     refused(copy, clip, "v0", "<im_patch>")
 
 

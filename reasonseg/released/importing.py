@@ -41,12 +41,10 @@ def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> d
             "--verify compares with original segment-anything weights; this decoder comes from a transformers folder"
         )
     weights = Shards(sam_from) if sam_from else layout.shards
-    lead = "" if sam_from else INSIDE
-    names = {
-        plain.removeprefix(lead): key
-        for plain, key in _plain(weights, layout, sam_from).items()
-        if plain.startswith(lead)
-    }
+    if sam_from:
+        names = {key: key for key in weights.of}
+    else:
+        names = {name.removeprefix(INSIDE): key for name, key in layout.keys.items() if name.startswith(INSIDE)}
     decoder = segmenter.decoder.float().eval()
     original = build_original(decoder.model.config)
     original.load_state_dict({name: weights.tensor(key).float() for name, key in names.items()}, strict=True)
@@ -67,10 +65,6 @@ def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> d
         "score": (scores, quality[:, 0]),
     }
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
-
-
-def _plain(weights: Shards, layout: Layout, sam_from: str | None) -> dict[str, str]:
-    return {key: key for key in weights.of} if sam_from else layout.keys
 
 
 def build_original(config) -> torch.nn.Module:

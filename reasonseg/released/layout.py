@@ -95,7 +95,8 @@ def recognise(source: str | Path) -> Layout | None:
         raise InputError(f"{file} is not valid JSON: {error}") from None
     if "mm_vision_tower" not in config and "vision_tower" not in config:
         return None
-    if any((folder / name).is_file() for name in V0) or config.get("mm_use_im_patch_token"):
+    patches = "train_mask_decoder" in config and config.get("mm_use_im_patch_token")
+    if patches or any((folder / name).is_file() for name in V0):
         raise InputError(
             f"{folder} is a LISA v0 checkpoint: it repeats <im_patch> inside the text and keeps its mask decoder in files of its "
             "own, and its prompts differ; only v1 layouts are read (use a v1 checkpoint)"
