@@ -20,7 +20,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, append, kept, read_predictions
+from reasonseg.rows import answers_from, append, kept, maker, read_predictions, rewrite
 from reasonseg.vocabulary import Answer, Sample
 
 BATCH = 16
@@ -35,25 +35,29 @@ def evaluate_benchmark(
     limit: int | None = None,
     out: str | Path | None = None,
     predictions: str | Path | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and writes the summary
     of `contracts`.
 
-    `limit` takes the first samples. With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is
-    resumed. A sample that cannot be read becomes a row with its error, and is counted. Raises `InputError` for a data set that is
-    not there or malformed predictions.
+    `limit` takes the first samples; `seed` draws the intervals. With `out`, `rows.jsonl` and `summary.json` are written
+    there and a run that was cut off is resumed. A sample that cannot be read becomes a row with its error, is counted,
+    and is tried again by the next run. Raises `InputError` for a data set that is not there or malformed predictions.
     """
     data = config.build()
     key = {
         "name": name,
         **asdict(config),
         "limit": limit,
-        "model": "predictions" if predictions else segmenter.fingerprint,
+        "model": maker(segmenter, predictions),
     }
-    rows = kept(out, json.loads(json.dumps(key)))
-    done = {row["id"] for row in rows}
     total = len(data) if limit is None else min(limit, len(data))
+    ids = {data.id(i) for i in range(total)}
+    earlier = kept(out, json.loads(json.dumps(key)))
+    rows = [row for row in earlier if row["id"] in ids and "error" not in row]  # what was broken may be mended
+    done = {row["id"] for row in rows}
+    rewrite(out, rows)
     todo = [i for i in range(total) if data.id(i) not in done]
     given = read_predictions(predictions) if predictions else None
     bar = tqdm(total=total, initial=len(rows), desc=f"eval {name}", unit="question", disable=not progress)
@@ -69,7 +73,7 @@ def evaluate_benchmark(
         rows += fresh
         bar.update(len(fresh))
     bar.close()
-    summary = summarise(rows)
+    summary = summarise(rows, seed)
     if out is not None:
         with written_aside(Path(out) / "summary.json") as aside:
             aside.write_text(json.dumps(summary, indent=1) + "\n")
@@ -109,13 +113,13 @@ def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return masks.any(0) if len(masks) else np.zeros(size, bool)
 
 
-def summarise(rows: list[dict]) -> dict[str, Any]:
+def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
     """gIoU, cIoU, n and a 95 % interval of each way of answering; of short and long questions; refusals; errors."""
     good = [r for r in rows if "error" not in r]
-    summary: dict[str, Any] = _ways(good, lambda r: True)
+    summary: dict[str, Any] = _ways(good, lambda r: True, seed)
     for level in ("short", "long"):
         if any(r["level"] == level for r in good):
-            summary[level] = _ways(good, lambda r, level=level: r["level"] == level)
+            summary[level] = _ways(good, lambda r, level=level: r["level"] == level, seed)
     if any(r["absent"] for r in good):
         n_acc, t_acc = refusals([r["absent"] for r in good], [r["refused"] for r in good])
         summary["generated"] |= {"n_acc": n_acc, "t_acc": t_acc}
@@ -123,7 +127,7 @@ def summarise(rows: list[dict]) -> dict[str, Any]:
     return summary
 
 
-def _ways(rows: list[dict], chosen: Callable[[dict], bool]) -> dict[str, dict]:
+def _ways(rows: list[dict], chosen: Callable[[dict], bool], seed: int) -> dict[str, dict]:
     found = {}
     for way in WAYS:
         mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])  # sums in one order
@@ -135,6 +139,6 @@ def _ways(rows: list[dict], chosen: Callable[[dict], bool]) -> dict[str, dict]:
             "giou": total.giou,
             "ciou": total.ciou,
             "n": total.n,
-            "ci95": bootstrap_mean([c.giou for c in counts]),
+            "ci95": bootstrap_mean([c.giou for c in counts], seed=seed),
         }
     return found

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+AT_ONCE = 32  # pictures of 256 pixels that are encoded together
 BUDGET = 2 * 2**30  # bytes; SAM's embedding of one image takes 4 MiB in float32
 
 
@@ -31,11 +32,12 @@ class ImageCache:
         self.bytes = 0
 
     def __call__(
-        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any]
+        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
     ) -> Any:
         """`encode(images)` with a row for each image, computed only for those that were not seen.
 
-        `encoders` are the modules that `encode` runs.
+        `encoders` are the modules that `encode` runs, `side` the pixels of their pictures: large ones go through in
+        small numbers, since SAM's attention at 1024 pixels takes half a GiB an image.
         """
         version = tuple(version_of(module) for module in encoders)
         keys = [(version, digest(image)) for image in images]
@@ -44,12 +46,15 @@ class ImageCache:
             self.kept.move_to_end(key)
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in rows}
         if new:
-            encoded = encode(list(new.values()))
-            for i, key in enumerate(new):
-                rows[key] = encoded[i : i + 1].clone()
-                self._keep(key, rows[key])
-            if list(new) == keys:
-                return encoded
+            waiting, at_once = list(new), max(AT_ONCE * 256**2 // max(side, 1) ** 2, 1)
+            for start in range(0, len(waiting), at_once):
+                part = waiting[start : start + at_once]
+                encoded = encode([new[key] for key in part])
+                for i, key in enumerate(part):
+                    rows[key] = encoded[i : i + 1].clone()
+                    self._keep(key, rows[key])
+                if part == keys:
+                    return encoded
         first = rows[keys[0]]
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
         return join([rows[key] for key in keys])
@@ -72,4 +77,5 @@ def version_of(module: nn.Module) -> tuple:
     """Changes whenever a parameter is written to in place, moved or cast."""
     parameters = list(module.parameters())
     first = parameters[0]
-    return (id(module), first.device, first.dtype, first.data_ptr(), sum(p._version for p in parameters))
+    written = sum(0 if p.is_inference() else p._version for p in parameters)
+    return (id(module), first.device, first.dtype, first.data_ptr(), written)

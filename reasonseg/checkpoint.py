@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from reasonseg import quantization as quant
@@ -116,6 +117,23 @@ def load(
 
 
 def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
+    for part in (
+        folder / "backbone" / "config.json",
+        folder / "decoder" / "config.json",
+        folder / "prompter.safetensors",
+    ):
+        if not part.is_file():
+            raise InputError(f"{part} is missing; the model folder was not copied whole")
+    try:
+        return _parts(
+            cls, folder, settings, device=device, dtype=dtype, quantization=quantization, allow=allow, sam=sam
+        )
+    except (SafetensorError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(f"{folder} cannot be read, a file may be cut short: {reason}; fetch it again") from None
+
+
+def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
     backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
     if quantization:
         quant.quantize(backbone.layers, quantization, dtype, device)

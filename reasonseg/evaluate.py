@@ -19,7 +19,7 @@ from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, append, kept, read_predictions
+from reasonseg.rows import answers_from, append, kept, maker, read_predictions
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -51,7 +51,7 @@ def evaluate_scenes(
             warnings.warn(f"{sprites} gives rise to no questions of {', '.join(dropped)}; left out", stacklevel=2)
         config = replace(config, levels=tuple(levels))
         data = Scenes(config)
-    key = {**asdict(config), "model": "predictions" if predictions else segmenter.fingerprint}
+    key = {**asdict(config), "model": maker(segmenter, predictions)}
     rows = kept(out, json.loads(json.dumps(key)))
     done = {row["id"] for row in rows}
     todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]

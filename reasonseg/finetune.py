@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trai
 
 @dataclass(frozen=True)
 class Steps:
-    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, projector and head whole)."""
+    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings and head whole)."""
 
     max_steps: int = 300
     batch: int = 8
@@ -63,15 +65,26 @@ def finetune(
 ) -> dict[str, Any]:
     """Trains on the folder `root`; writes `understood/`, `before/`, `after/`, `model/` and `summary.json` under `out`.
 
-    Returns the summary: gIoU on the validation images before and after. Raises `InputError` listing every sample that
-    cannot be read (unless `skip_bad`), and where nothing is left to train or to validate on.
+    Returns the summary: gIoU on the validation images before and after; that of a run that is finished at once. Raises
+    `InputError` listing every sample that cannot be read (unless `skip_bad`), where nothing is left to train or to
+    validate on, and where `out` holds a run with other settings, images or another model.
     """
     out, steps = Path(out), settings.train
+    if next(segmenter.parameters()).dtype == torch.float16:
+        raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
     absent = settings.data.absent if segmenter.backbone.markers.rej is not None else 0.0
     config = FolderConfig(root, share=settings.data.share, absent=absent, seed=steps.seed)
-    bad = understood(config.build(), out, skip_bad)
-    validation = replace(config, split=VALIDATION, skipped=bad)
-    training = replace(config, split="train", skipped=bad)
+    samples = config.build()
+    bad = unusable(samples, skip_bad)
+    claim(
+        out,
+        {"settings": asdict(settings), "model": segmenter.fingerprint, "files": digest_of(Path(root)), "skipped": bad},
+    )
+    if (out / "summary.json").is_file():
+        return json.loads((out / "summary.json").read_text())
+    show(samples, bad, out)
+    validation = replace(config, split=VALIDATION, skipped=tuple(bad))
+    training = replace(config, split="train", skipped=tuple(bad))
     if not len(validation.build()):
         raise InputError(f"{root}: one image cannot be both trained and validated on; two or more are needed")
     before = score(segmenter, validation, out / "before")
@@ -85,29 +98,55 @@ def finetune(
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
     with written_aside(out / "summary.json") as aside:
         aside.write_text(json.dumps(summary, indent=1) + "\n")
+    shutil.rmtree(out / "training")
     return summary
 
 
+def claim(out: Path, key: dict) -> None:
+    """Writes what a run is to `run.json`, or refuses a folder that holds another."""
+    key, file = json.loads(json.dumps(key)), out / "run.json"
+    if file.is_file() and (kept := json.loads(file.read_text())) != key:
+        changed = ", ".join(name for name in key if kept.get(name) != key[name])
+        raise InputError(f"{out} holds a run with other {changed}; choose another --out or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
+        aside.write_text(json.dumps(key, indent=1) + "\n")
+
+
+def digest_of(root: Path) -> str:
+    """A hash of the names, sizes and times of all files in a folder."""
+    files = sorted(f for f in root.rglob("*") if f.is_file())
+    said = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
 def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> None:
-    """Trains in place; adapters are folded into the weights at the end."""
+    """Trains in place; adapters are folded into the weights at the end.
+
+    What is trained is held in float32 meanwhile, where the model is not: small steps would be lost in bfloat16.
+    """
     stage = Stage(
         "language", steps.max_steps, steps.batch, steps.lr, steps.warmup, decay=1.0, optimizer="adamw", seed=steps.seed
     )
+    dtype = next(segmenter.parameters()).dtype
     run = TrainSettings(
         Kind("folder", data), {"finetune": stage}, start="given", out=str(out), seed=steps.seed,
-        save_every=steps.save_every, bf16=segmenter.device.type == "cuda",
+        save_every=steps.save_every, bf16=dtype != torch.float32,
     )  # fmt: skip
     set_seed(steps.seed)  # adapters begin at random
     objective = Language(segmenter)
-    choose(objective, steps)
+    for parameter in choose(objective, steps):
+        parameter.data = parameter.data.float()
     run_stage(objective, stage, run, out / "training")
     if steps.lora:
         fold_lora(segmenter.backbone.layers)
+    for parameter in segmenter.parameters():
+        parameter.data = parameter.data.to(dtype)
     segmenter.requires_grad_(True).eval()
 
 
-def understood(samples: Folder, out: Path, skip_bad: bool) -> tuple[str, ...]:
-    """Reads every sample, shows some on a sheet, and returns the ids of those that cannot be read."""
+def unusable(samples: Folder, skip_bad: bool) -> list[str]:
+    """Reads every sample and returns the ids of those that cannot be used, or refuses to go on with them."""
     problems = check(samples)
     if problems and not skip_bad:
         listed = "; ".join(problem for _, problem in problems[:20])
@@ -116,26 +155,31 @@ def understood(samples: Folder, out: Path, skip_bad: bool) -> tuple[str, ...]:
             f"{len(problems)} of {len(samples)} samples cannot be used: {listed}{more}; "
             "mend them, or go on with --skip-bad"
         )
-    bad = tuple(name for name, _ in problems)
-    good = [i for i in range(len(samples)) if samples.id(i) not in bad]
-    if not good:
+    if len(problems) == len(samples):
         raise InputError(f"{samples.config.root} holds no sample that can be used")
+    return [name for name, _ in problems]
+
+
+def show(samples: Folder, bad: list[str], out: Path) -> None:
+    """Draws some of what was understood."""
+    good = [i for i in range(len(samples)) if samples.id(i) not in bad]
     save_sheet([samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood")
-    return bad
 
 
-def choose(objective: Language, steps: Steps) -> int:
-    """Marks what is trained and returns how many parameters that are; towers and image encoders stay as they are."""
+def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
+    """Marks what is trained and returns it; towers and image encoders stay as they are.
+
+    A model whose markers are new (LLaVA with a SAM beside it) has its embeddings and head trained too.
+    """
     backbone = objective.segmenter.backbone
     objective.requires_grad_(False)
     chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
-    if steps.lora:
-        chosen += add_lora(backbone.layers, steps.lora, steps.alpha)
-    else:
-        chosen += [*backbone.layers.parameters(), *backbone.model.get_output_embeddings().parameters()]
+    chosen += add_lora(backbone.layers, steps.lora, steps.alpha) if steps.lora else list(backbone.layers.parameters())
+    if not steps.lora or objective.segmenter.settings.about.get("new_tokens"):
+        chosen += [backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings().weight]
     for p in chosen:
         p.requires_grad_(True)
-    return sum(p.numel() for p in chosen)
+    return list(dict.fromkeys(chosen))
 
 
 def score(segmenter: Segmenter, config: FolderConfig, out: Path) -> dict[str, Any]:

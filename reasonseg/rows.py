@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +29,24 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
     if not (out / "rows.jsonl").is_file():
         return []
     rows = list(_whole_lines((out / "rows.jsonl").read_text()))
-    with written_aside(out / "rows.jsonl") as aside:  # a line that was cut off goes
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(out, rows)  # a line that was cut off goes
     return rows
+
+
+def rewrite(out: str | Path | None, rows: list[dict]) -> None:
+    """Replaces `rows.jsonl`."""
+    if out is not None:
+        with written_aside(Path(out) / "rows.jsonl") as aside:
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def maker(segmenter, predictions: str | Path | None) -> str:
+    """Who answers: a model's fingerprint, or that of a predictions file."""
+    if predictions is None:
+        return segmenter.fingerprint
+    if not Path(predictions).is_file():
+        raise InputError(f"{predictions} does not exist")
+    return f"predictions-{hashlib.sha256(Path(predictions).read_bytes()).hexdigest()[:12]}"
 
 
 def _whole_lines(text: str) -> Iterator[dict]:
@@ -69,6 +85,8 @@ def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
         if sample.id not in rows:
             raise InputError(f"the predictions have no line with id {sample.id!r}")
         objects = rows[sample.id].get("objects", [])
+        if any(not isinstance(o, dict) or "segmentation" not in o for o in objects):
+            raise InputError(f"predictions, id {sample.id!r}: every object needs a segmentation")
         masks = [from_rle(o["segmentation"]) for o in objects]
         if any(mask.shape != sample.query.size for mask in masks):
             raise InputError(f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}")

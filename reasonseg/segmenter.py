@@ -126,7 +126,7 @@ class Segmenter(nn.Module):
             if query.references:
                 raise InputError("this model takes words, points and boxes; it was not taught references")
         images, of_image = distinct([q.image for q in queries])
-        features = self.cache([self.decoder], images, self.decoder.encode)
+        features = self.cache([self.decoder], images, self.decoder.encode, self.decoder.pixels.size)
         spoken = self._speak(queries, images, of_image, how)
         prompts, owners, shares = [], [], []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
@@ -162,11 +162,11 @@ class Segmenter(nn.Module):
             images, of_image = distinct([q.image for q in part])
             seen = None
             if self.backbone.encoders and not any(q.history for q in part):
-                seen = self.cache(self.backbone.encoders, images, self.backbone.encode)
+                seen = self.cache(self.backbone.encoders, images, self.backbone.encode, self.backbone.pixels.size)
             samples = [Sample(q, a) for q, a in zip(part, said, strict=True)]
             taught = self.backbone.teach(samples, self.prompter.config.at, features=seen)
             index = torch.tensor([of_image[i] for i in taught.of], device=self.device)
-            features = self.cache([self.decoder], images, self.decoder.encode)
+            features = self.cache([self.decoder], images, self.decoder.encode, self.decoder.pixels.size)
             logits, scores = self.decoder.decode(features, index, self.prompter(taught.states))
             for i, query in enumerate(part):
                 mine = [m for m, owner in enumerate(taught.of) if owner == i]
@@ -182,7 +182,7 @@ class Segmenter(nn.Module):
         seen = sorted({of_image[i] for i in asked})
         features = None
         if encoders := self.backbone.encoders:
-            features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode)
+            features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode, self.backbone.pixels.size)
             features = features[[seen.index(of_image[i]) for i in asked]]
         said = self.backbone.speak([queries[i] for i in asked], features, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]

@@ -62,6 +62,7 @@ def _beginning(settings: TrainSettings) -> Segmenter:
     else:
         source = None if settings.start == "embedded" else settings.start
         segmenter = Segmenter.from_pretrained(source, dtype=torch.float32)
+    segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
     if settings.products:
         use_products(segmenter.backbone.model)
     return segmenter
@@ -102,8 +103,9 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         dataloader_pin_memory=False,
         seed=settings.seed,
         max_grad_norm=1.0,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=objective.segmenter.device.type == "cpu",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for torch's DataParallel
     data = objective.dataset(settings.data, stage.steps * stage.batch, settings.seed + stage.seed)
     trainer = StageTrainer(
         stage,

@@ -10,6 +10,7 @@ from small_data import refer as write_refer
 from reasonseg.benchmarks import evaluate_benchmark, union
 from reasonseg.cli import main
 from reasonseg.datasets import reason, refer
+from reasonseg.errors import InputError
 from reasonseg.masks import to_rle
 from reasonseg.metrics import count
 
@@ -100,3 +101,31 @@ def test_the_command(root, tmp_path, capsys):
     assert "teacher" in said and "generated" in said
     assert main(["eval", "refcoco", "--root", root]) == 2
     assert "has no refcoco" in capsys.readouterr().err
+
+
+def test_a_mended_picture_is_read_again(segmenter, root, tmp_path):
+    picture = tmp_path / "data" / "reason_seg" / "ReasonSeg" / "val" / "0.jpg"
+    good = picture.read_bytes()
+    picture.write_bytes(b"nothing")
+    config = reason.Config(root)
+    assert evaluate_benchmark(segmenter, config, name="r", out=tmp_path / "o", progress=False)["errors"] == 1
+    picture.write_bytes(good)
+    again = evaluate_benchmark(segmenter, config, name="r", out=tmp_path / "o", progress=False)
+    assert again["errors"] == 0 and again["generated"]["n"] == 2
+
+
+def test_other_predictions_need_another_folder(tmp_path):
+    config = refer.Config(str(write_refer(tmp_path)))
+    lines = [json.dumps({"id": s.id, "objects": []}) for s in config.build()]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    evaluate_benchmark(None, config, name="r", predictions=tmp_path / "p.jsonl", out=tmp_path / "o", progress=False)
+    (tmp_path / "p.jsonl").write_text("\n".join(reversed(lines)))
+    with pytest.raises(InputError, match="other settings"):
+        evaluate_benchmark(None, config, name="r", predictions=tmp_path / "p.jsonl", out=tmp_path / "o", progress=False)
+
+
+def test_predictions_without_a_segmentation(tmp_path):
+    config = refer.Config(str(write_refer(tmp_path)))
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"id": s.id, "objects": [{}]}) for s in config.build()))
+    with pytest.raises(InputError, match="needs a segmentation"):
+        evaluate_benchmark(None, config, name="r", predictions=tmp_path / "p.jsonl", progress=False)

@@ -93,3 +93,15 @@ def test_more_images_than_fit_and_repeats():
     assert found.embedding[:, 0].tolist() == [0, 1, 2, 0, 1] and found.more[0][:, 0].tolist() == [0, 2, 4, 0, 2]
     assert cache.bytes <= 80
     assert ImageCache(budget=1)([module], images, encode).embedding.shape == (5, 10)
+
+
+def test_large_pictures_go_through_in_small_numbers():
+    counts = []
+    module, images = torch.nn.Linear(1, 1), pictures(5)
+
+    def counting(part):
+        counts.append(len(part))
+        return encode(part)
+
+    found = ImageCache()([module], images, counting, side=1024)
+    assert counts == [2, 2, 1] and found.embedding[:, 0].tolist() == [0, 1, 2, 3, 4]

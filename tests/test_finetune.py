@@ -68,6 +68,28 @@ def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
         ), file
 
 
+def test_a_finished_run_is_not_run_again_and_others_are_refused(root, tmp_path):
+    few = settings(*FEW, "train.max_steps=1")
+    first = finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", few)
+    began = time.time()
+    assert finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", few) == json.loads(
+        json.dumps(first)
+    )
+    assert time.time() - began < 10 and not (tmp_path / "out" / "training").exists()
+    with pytest.raises(InputError, match="a run with other settings"):
+        finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", settings(*FEW, "train.lr=1e-5"))
+
+
+def test_a_bfloat16_model_learns_in_float32(root, tmp_path):
+    model = Segmenter.from_pretrained(device="cpu", dtype="bfloat16")
+    before = model.decoder.model.mask_decoder.iou_token.weight.detach().clone()
+    finetune(model, root, tmp_path / "out", settings(*FEW, "train.max_steps=2", "train.lr=1e-3"))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not torch.equal(before, model.decoder.model.mask_decoder.iou_token.weight)
+    with pytest.raises(InputError, match="float16 overflows"):
+        finetune(Segmenter.from_pretrained(device="cpu", dtype="float16"), root, tmp_path / "x", settings(*FEW))
+
+
 def test_bad_samples_stop_it_unless_told(root, tmp_path, capsys):
     spoilt = tmp_path / "spoilt"
     shutil.copytree(root, spoilt)

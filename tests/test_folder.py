@@ -100,3 +100,62 @@ def test_an_empty_folder(tmp_path):
         Config(str(tmp_path)).build()
     with pytest.raises(InputError, match="no folder"):
         Config(str(tmp_path / "nowhere")).build()
+
+
+def test_pictures_with_one_class_keep_its_name(tmp_path):
+    root = indexed(tmp_path)
+    mask = np.asarray(Image.open(root / "masks" / "2.png"))
+    Image.fromarray(np.where(mask == 1, np.uint8(1), np.uint8(0))).save(root / "masks" / "2.png")
+    data = Config(str(root)).build()
+    assert data.labels == ["bar", "disc"]
+    assert [s.truth.labels for s in data if "2.jpg" in s.id] == [["disc"]]
+
+
+def test_grey_edges_are_no_classes(tmp_path):
+    root = indexed(tmp_path)
+    (root / "labels.json").unlink()
+    for number in range(4):
+        mask = Image.fromarray(shapes_picture(number)[1]["disc"].astype(np.uint8) * 255)
+        mask.resize((64, 48)).resize((128, 96), Image.Resampling.BICUBIC).save(root / "masks" / f"{number}.png")
+    data = Config(str(root)).build()
+    assert data.labels == ["thing"] and len(data) == 4
+    truth = shapes_picture(0)[1]["disc"]
+    assert (data[0].truth.masks[0] & truth).sum() > 0.9 * truth.sum() and data[0].truth.masks[
+        0
+    ].sum() < 1.1 * truth.sum()
+
+
+def test_rectangles_and_circles(tmp_path):
+    root = labelme(tmp_path)
+    shapes = [
+        {"label": "disc", "shape_type": "circle", "points": [[40, 40], [50, 40]]},
+        {"label": "bar", "shape_type": "rectangle", "points": [[70, 20], [90, 60]]},
+        {"label": "stroke", "shape_type": "line", "points": [[1, 1], [5, 5]]},
+    ]
+    (root / "0.json").write_text(json.dumps({"shapes": shapes}))
+    data = Config(str(root)).build()
+    areas = {data.entries[i].labels[0]: data[i].truth.masks.sum() for i in range(2)}
+    assert areas["bar"] == 21 * 41 and abs(areas["disc"] - np.pi * 10.5**2) < 30
+    assert [what for _, what in check(data) if "is a line" in what]
+
+
+def test_an_answer_says_as_many_seg_as_there_are_masks(tmp_path):
+    root = lines(tmp_path)
+    rows = [json.loads(line) for line in (root / "samples.jsonl").read_text().splitlines()]
+    rows[0]["answer"] = "It is there."
+    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    problems = check(Config(str(root)).build())
+    assert len(problems) == 1 and "0 times" in problems[0][1]
+
+
+def test_skipped_samples_do_not_use_up_the_validation_images(tmp_path):
+    config = Config(str(pairs(tmp_path, 4)), "validation", share=0.25)
+    first = config.build()
+    skipped = tuple(first.id(i) for i in range(len(first)))
+    again = Config(config.root, "validation", share=0.25, skipped=skipped).build()
+    assert len(again) == 2 and not {again.id(0)} & set(skipped)
+
+
+def test_other_splits_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no split 'test'"):
+        Config(str(pairs(tmp_path, 2)), "test").build()

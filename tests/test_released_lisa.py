@@ -77,6 +77,17 @@ def test_evaluate(folder, models, name):
     assert re.sub(r"\s+", "", answer.text) == squeezed
 
 
+def test_image_places_in_a_users_words_are_taken_out(folder, models):
+    """LISA's tokenizer has no `<image>`, and users paste it all the same; in earlier turns too."""
+    image = picture(folder, "images/img0.png")
+    model = models["llava_v1"]
+    plain = model.backbone.prompt_ids(Query(image, "the cup"))
+    assert model.backbone.prompt_ids(Query(image, "<image>the <im_end>cup")) == plain
+    turn = Query(image, "the cup", history=[("<image> a dog?", "<im_start>It is [SEG].")])
+    assert model.backbone.prompt_ids(turn).count(model.backbone.image_id) == 256
+    assert model(turn, max_new_tokens=2).meta["seconds"] > 0
+
+
 def test_a_batch_answers_as_one_by_one(folder, models):
     chosen = [c for c in cases(folder, "eval_cases").values() if c["conv_type"] == "llava_v1"]
     queries = [Query(picture(folder, c["image"]), c["question"]) for c in chosen]

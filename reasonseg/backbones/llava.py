@@ -153,7 +153,10 @@ class Llava(Speaker):
 
     def prompt_ids(self, query: Query) -> list[int]:
         """Ids up to where the answer begins."""
-        text = conversation(self.config.template, _without_names(query.text, self.ids_of_names), tuple(query.history))
+        names = (IMAGE, *self.ids_of_names)
+        spoken = [name for name in names if name not in (self.markers.seg_text, self.markers.rej_text)]
+        turns = [(_without(q, names), _without(a, spoken)) for q, a in query.history]
+        text = conversation(self.config.template, _without(query.text, names), tuple(turns))
         return [self.tokenizer.bos_token_id, *self.text_ids(text)]
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -266,8 +269,8 @@ def _groups(samples: list[Sample]) -> tuple[list[np.ndarray], list[list[int]]]:
     return images, list(rows.values())
 
 
-def _without_names(text: str, names: dict[str, int]) -> str:
-    """A user's words with markers and image places taken out, so that they cannot pose as the model's own."""
+def _without(text: str, names: Sequence[str]) -> str:
+    """Words with markers and image places taken out, so that a user's cannot pose as the model's own."""
     for name in names:
         text = text.replace(name, " ")
     return text

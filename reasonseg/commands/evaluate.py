@@ -40,6 +40,7 @@ def add_eval(commands) -> None:
         if name == "reasonseg":
             one.add_argument("--sentences", choices=["first", "all"], default="first", help="texts of each image")
         one.add_argument("--limit", type=positive, metavar="N", help="only the first samples")
+        one.add_argument("--seed", type=int, default=0, help="of the intervals")
         one.add_argument("--out", metavar="DIR", help="write rows.jsonl and summary.json there; resumes")
         one.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
         one.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
@@ -68,7 +69,7 @@ def _eval_benchmark(options) -> None:
 
     config = data_of(options.name, options.root, options.split, getattr(options, "sentences", "first"))
     summary = evaluate_benchmark(
-        None if options.predictions else load_model(options), config, name=options.name, limit=options.limit,
+        None if options.predictions else load_model(options), config, name=options.name, limit=options.limit, seed=options.seed,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
     )  # fmt: skip
     if options.json:

@@ -45,6 +45,8 @@ def load_model(options: argparse.Namespace, notice: bool = True):
     try:
         segmenter = Segmenter.from_pretrained(options.model, allow=tuple(options.allow), **given)
     except RuntimeError as error:  # torch's word for a device it does not know or have
+        if options.device is None:
+            raise
         raise InputError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
     if notice and segmenter.settings.notice:
         print(segmenter.settings.notice, file=sys.stderr)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from reasonseg.vocabulary import Answer, Query, Sample
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VALIDATION = "validation"
+SPLITS = ("all", "train", VALIDATION, "val")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class Folder:
     def __init__(self, config: Config):
         self.config = config
         root = Path(config.root)
+        if config.split not in SPLITS:
+            raise InputError(f"no split {config.split!r} of a folder; there are {', '.join(SPLITS)}")
         if not root.is_dir():
             raise InputError(f"{root} is no folder")
         entries = next((found for layout in LAYOUTS if (found := layout(root))), [])
@@ -84,9 +86,13 @@ class Folder:
                 "images/ with masks/, or samples.jsonl"
             )
         self.labels = sorted({label for e in entries for label in e.labels})
+        self.present: dict[Path, set[str]] = {}  # the labels of each picture, those that cannot be read among them
+        for entry in entries:
+            self.present.setdefault(entry.picture, set()).update(entry.labels)
+        entries = [e for e in entries if self.name(e) not in config.skipped]
         kept = self._kept(entries)
-        wanted = [e for e in entries if config.split == "all" or (e.picture in kept) == (config.split == VALIDATION)]
-        self.entries = [e for e in wanted if self.name(e) not in config.skipped]
+        validated = config.split != "train"
+        self.entries = [e for e in entries if config.split == "all" or (e.picture in kept) == validated]
         self._latest: tuple[Path, np.ndarray] | None = None
 
     def _kept(self, entries: list[Entry]) -> set[Path]:
@@ -104,7 +110,9 @@ class Folder:
 
     def name(self, entry: Entry) -> str:
         """The name of a sample: its picture and its text."""
-        return f"{entry.picture.relative_to(self.config.root).as_posix()}: {entry.text}"
+        inside = entry.picture.is_relative_to(self.config.root)
+        place = entry.picture.relative_to(self.config.root) if inside else entry.picture
+        return f"{place.as_posix()}: {entry.text}"
 
     def group(self, i: int) -> str:
         """Samples on one image have the same group."""
@@ -126,17 +134,14 @@ class Folder:
                 raise InputError(f"{where} is {list(mask.shape)}, the image {list(image.shape[:2])}")
             if not mask.any():
                 raise InputError(f"{where} is empty")
+        if entry.answer and entry.answer.count("<SEG>") != len(masks):
+            raise InputError(
+                f"{entry.picture}: the answer to {entry.text!r} says <SEG> {entry.answer.count('<SEG>')} times "
+                f"and has {len(masks)} masks"
+            )
         labels = list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
         truth = Answer(entry.answer or said(labels), np.array(masks), np.ones(len(masks)), labels, "found")
         return Sample(Query(image, entry.text), truth, self.id(i), "")
-
-    @cached_property
-    def present(self) -> dict[Path, set[str]]:
-        """The labels of each picture."""
-        found: dict[Path, set[str]] = {}
-        for entry in self.entries:
-            found.setdefault(entry.picture, set()).update(entry.labels)
-        return found
 
     def refused(self, i: int, rng: np.random.Generator) -> Sample | None:
         """A question about the picture of sample `i` for a label it does not have; None where it has all."""
@@ -194,11 +199,12 @@ def _json(file: Path) -> Any:
 
 
 def _coco(root: Path) -> list[Entry]:
+    entries = []
     for file in sorted(root.glob("*.json")) + sorted((root / "annotations").glob("*.json")):
         tree = _json(file)
         if isinstance(tree, dict) and {"images", "annotations", "categories"} <= tree.keys():
-            return _coco_entries(root, file, tree)
-    return []
+            entries += _coco_entries(root, file, tree)
+    return entries
 
 
 def _coco_entries(root: Path, file: Path, tree: dict) -> list[Entry]:
@@ -240,38 +246,71 @@ def _labelme(root: Path) -> list[Entry]:
 
             def masks(size, label=label, tree=tree, file=file):
                 shapes = [s for s in tree["shapes"] if label is None or s.get("label") == label]
-                return [paint(shapes, size, str(file)) == 1]
+                return [paint([as_polygon(s, str(file)) for s in shapes], size, str(file)) == 1]
 
             entries.append(Entry(picture, f"the {label}" if label else text, (label or text,), masks))
     return entries
 
 
+def as_polygon(shape: dict, place: str) -> dict:
+    """A LabelMe shape as the polygon it stands for. Raises `InputError` for lines, points and painted masks."""
+    kind, points = shape.get("shape_type") or "polygon", shape.get("points")
+    if kind == "polygon":
+        return shape
+    if kind not in ("rectangle", "circle") or not isinstance(points, list) or len(points) != 2:
+        raise InputError(f"{place}: a shape is a {kind}; draw polygons, rectangles or circles")
+    (x0, y0), (x1, y1) = points
+    if kind == "rectangle":
+        return {**shape, "points": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]}
+    radius, turn = np.hypot(x1 - x0, y1 - y0), np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    return {**shape, "points": np.stack([x0 + radius * np.cos(turn), y0 + radius * np.sin(turn)], 1).tolist()}
+
+
 def _pairs(root: Path) -> list[Entry]:
     pictures = {p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES}
     names = _json(root / "labels.json") if (root / "labels.json").is_file() else {}
+    flat = [file for file in sorted((root / "masks").glob("*.png"))]
+    classes = _classes(flat, bool(names))
     entries = []
     for file in sorted((root / "masks").rglob("*.png")):
         if file.stem not in pictures:
             raise InputError(f"{file} has no picture of its name in {root / 'images'}")
         label = "" if file.parent == root / "masks" else file.parent.name
-        for value in _values(file) if not label else [None]:
+        for value in classes.get(file, [None]):
             name = label or names.get(str(value)) or ("thing" if value is None else f"class {value}")
 
             def masks(size, file=file, value=value):
-                return [read_mask(file) if value is None else np.asarray(Image.open(file)) == value]
+                return [_marked(file) if value is None else np.asarray(Image.open(file)) == value]
 
             entries.append(Entry(pictures[file.stem], f"the {name}", (name,), masks))
     return entries
 
 
-def _values(file: Path) -> list[int | None]:
-    """The classes of an indexed mask, or [None] where it is binary."""
-    try:
-        with Image.open(file) as picture:
-            values = set(np.unique(np.asarray(picture)).tolist()) if picture.mode in ("P", "L") else {0, 255}
-    except OSError:
-        return [None]  # it is named when it is read
-    return [None] if values <= {0, 1} or values <= {0, 255} else sorted(values - {0, 255})
+def _classes(files: list[Path], named: bool) -> dict[Path, list[int]]:
+    """The classes in each of a folder's masks where they are indexed; nothing where they are binary.
+
+    They are indexed if `labels.json` names them, or if they have palettes or few and small values, more than one in all.
+    """
+    found: dict[Path, list[int]] = {}
+    palettes = False
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                palettes |= picture.mode == "P"
+                if picture.mode in ("P", "L"):
+                    found[file] = [int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)]
+        except OSError:
+            continue  # it is named when it is read
+    values = {v for each in found.values() for v in each}
+    indexed = named or (len(values) > 1 and (palettes or (len(values) <= 32 and max(values) < 64)))
+    return {file: each for file, each in found.items() if each} if indexed else {}
+
+
+def _marked(file: Path) -> np.ndarray:
+    """A binary mask: what is at least half bright, or not 0 where its values are 0 and 1."""
+    with Image.open(file) as picture:
+        values = np.asarray(picture) if picture.mode in ("L", "I", "I;16") else None
+    return read_mask(file) if values is None or values.max() <= 1 else values >= (int(values.max()) + 1) // 2
 
 
 def _lines(root: Path) -> list[Entry]:
@@ -289,7 +328,7 @@ def _lines(root: Path) -> list[Entry]:
         def masks(size, given=given):
             return [from_rle(m) if isinstance(m, dict) else read_mask(root / m) for m in given]
 
-        entries.append(Entry(picture, text, tuple(row.get("labels", ())), masks, row.get("answer", "")))
+        entries.append(Entry(picture, text, tuple(row.get("labels") or ()), masks, row.get("answer", "")))
     return entries
 
 

@@ -53,7 +53,10 @@ class ReasonSeg:
         files = [f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))]
         self.entries: list[tuple[Path, int]] = []  # (json file, number of its text)
         for file in files:
-            count = len(read_annotation(file)["text"])
+            try:
+                count = len(read_annotation(file)["text"])
+            except InputError:
+                count = 1  # said when the sample is read
             self.entries += [(file, t) for t in range(count if config.sentences == "all" else min(count, 1))]
         self._latest: tuple[Path, tuple] | None = None
         if not self.entries:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -52,15 +54,25 @@ def read(
         prompter = config.build()
     drawn = Kind(kind, config_class("decoders", kind)())
     parts = (Kind("llava", backbone.config), Kind("seg_token", config), drawn)
-    settings = ModelSettings(*parts, max_new_tokens=512, about={"name": "lisa" if layout.is_lisa else "llava"})
+    about = {"name": "lisa"} if layout.is_lisa else {"name": "llava", "new_tokens": True}
+    settings = ModelSettings(*parts, max_new_tokens=512, about=about)
     segmenter = Segmenter(settings, backbone, prompter, decoder)
     if quantization:
         quant.prepare(backbone.layers, quantization, dtype)
     fill(segmenter, layout, tower, device, dtype, allow, with_sam=not sam_from)
     rows = backbone.model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        backbone.model.resize_token_embeddings(len(tokenizer))
+        with drawn_alike():
+            backbone.model.resize_token_embeddings(len(tokenizer))
     return segmenter.eval()
+
+
+@contextmanager
+def drawn_alike() -> Iterator[None]:
+    """What starts at random inside starts the same at every load, so that a killed training finds its model again."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def fill(segmenter, layout, tower: Path, device, dtype, allow, with_sam: bool) -> None:
@@ -70,7 +82,8 @@ def fill(segmenter, layout, tower: Path, device, dtype, allow, with_sam: bool) -
         filling.filled |= {name for name in filling.parameters if name.startswith("decoder.")}
     if not layout.is_lisa:
         filling.filled |= {name for name in filling.parameters if name.startswith("prompter.")}
-        fresh = segmenter.prompter.config.build().to(device, dtype or torch.float32)
+        with drawn_alike():
+            fresh = segmenter.prompter.config.build().to(device, dtype or torch.float32)
         segmenter.prompter.load_state_dict(fresh.state_dict(), assign=True)
     heads = sam.head_layers(layout.sam_keys) if with_sam else 0
     for name, value in layout.items():

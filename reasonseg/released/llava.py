@@ -24,6 +24,7 @@ LLAMA = (
     "max_position_embeddings", "rope_theta", "rope_scaling", "hidden_act", "initializer_range", "bos_token_id", "eos_token_id",
     "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's, of 0..1
 TRAINED_ON = 256  # image tokens: LISA's own code reads the state of [SEG] at a distance that holds for no other number
 
 
@@ -118,7 +119,7 @@ def tower_config(layout: Layout, folder: Path) -> dict:
 
 def backbone_of(layout: Layout, tokenizer, vision: dict, tower: Path, template: str | None) -> Llava:
     """The hollow backbone; call it inside `hollow()`."""
-    pixels = Pixels.load(tower, size=vision["image_size"], resample="bicubic", aspect="crop")
+    pixels = Pixels.load(tower, size=vision["image_size"], resample="bicubic", aspect="crop", mean=MEAN, std=STD)
     if pixels.size != vision["image_size"]:
         raise InputError(
             f"{tower}: pictures are {pixels.size} pixels wide in preprocessor_config.json, {vision['image_size']} in config.json"
