@@ -83,9 +83,6 @@ def test_places_alone_give_one_mask_and_no_words(segmenter, scenes):
     assert len(corrected.masks) == 1 and (corrected.masks != answer.masks).any()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the shipped weights were taught with a positional code 96 times too wild; see docs"
-)
 def test_a_box_marks_its_thing(segmenter, scenes):
     overlaps = []
     for sample in (s for s in scenes if s.level in ("name", "attribute", "function")):
