@@ -23,6 +23,10 @@ class Features:
     more: tuple[torch.Tensor, ...] = ()
 
     def __getitem__(self, index) -> Features:
+        if isinstance(
+            index, torch.Tensor
+        ):  # the gradient of plain indexing adds up in any order, this one's always alike
+            return Features(self.embedding.index_select(0, index), tuple(m.index_select(0, index) for m in self.more))
         return Features(self.embedding[index], tuple(m[index] for m in self.more))
 
     def clone(self) -> Features:

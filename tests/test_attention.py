@@ -15,12 +15,12 @@ def test_the_same_hidden_states(segmenter, picture):
     with torch.inference_mode():
         a, b = (m.get_image_features(pixel_values=pixels) for m in (fused, plain))
         a, b = (getattr(x, "pooler_output", x)[0] for x in (a, b))
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)
         ids = torch.tensor([[1, 9, 8, 7], [1, 5, 0, 0]])
         mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
         a, b = (m.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state for m in (fused, plain))
-    torch.testing.assert_close(a[0], b[0], atol=1e-4, rtol=1e-3)
-    torch.testing.assert_close(a[1, :2], b[1, :2], atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(a[0], b[0], atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(a[1, :2], b[1, :2], atol=1e-3, rtol=1e-2)
 
 
 def test_a_bool_mask_hides(segmenter):

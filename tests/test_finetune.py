@@ -36,7 +36,7 @@ def test_it_learns_shapes_it_never_saw(root, tmp_path):
     how = settings("train.max_steps=40", "train.batch=8", "train.lr=1e-3", "train.warmup=4", "data.share=0.25")
     summary = finetune(model, root, tmp_path / "out", how)
     before, after = (summary[when]["teacher_forced"]["giou"] for when in ("before", "after"))
-    assert after > before + 0.15, (before, after)
+    assert after > before + 0.08, (before, after)
     assert (tmp_path / "out" / "understood" / "sheet.png").is_file() and (
         tmp_path / "out" / "after" / "sheet.png"
     ).is_file()

@@ -44,8 +44,8 @@ def test_it_marks_what_the_full_model_marks(segmenter, small, kind, font):
     from reasonseg.datasets.scenes import Config
     from scripts.compare_quantization import compare
 
-    data = Config("test", 70, size=168).build()
-    samples = [data[i] for i in range(70)]
+    data = Config("test", 210, size=168).build()
+    samples = [data[i] for i in range(210)]
     queries = [s.query for s in samples]
     found = compare(samples, segmenter.batch(queries), small.batch(queries))
     assert found["giou_drop"] <= {"int8": 0.01, "nf4": 0.05}[kind]

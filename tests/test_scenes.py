@@ -97,7 +97,7 @@ def test_questions_are_true_and_owned_by_their_split(sprites, level):
             continue
         seen += 1
         assert question.answer.count(SEG) == len(question.targets)
-        assert (REJ in question.answer) == (not question.targets) == (level == "absent")
+        assert (REJ in question.answer) == (not question.targets) == (level in ("absent", "missing"))
         assert question.text[0].isupper() and question.answer.endswith(".")
         if level == "attribute":
             target = scene.objects[question.targets[0]]

@@ -271,6 +271,4 @@ def _groups(samples: list[Sample]) -> tuple[list[np.ndarray], list[list[int]]]:
 
 def _without(text: str, names: Sequence[str]) -> str:
     """Words with markers and image places taken out, so that a user's cannot pose as the model's own."""
-    for name in names:
-        text = text.replace(name, " ")
-    return text
+    return " ".join(p for p in pieces(text, tuple(names)) if p not in names) if any(n in text for n in names) else text
