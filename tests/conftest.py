@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -49,6 +50,18 @@ def oracle(*parts):
     if not path.exists():
         pytest.skip(f"LOUD: reference outputs are absent ({'/'.join(parts)}); parity is NOT tested here")
     return path
+
+
+@pytest.fixture(scope="session")
+def results():
+    """What the reference's data loaders returned."""
+    return json.loads(oracle("E_data", "results.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def masks():
+    """The masks that `results` name."""
+    return np.load(oracle("E_data", "masks.npz"))
 
 
 TITLE = """# Parity with the reference implementations

@@ -1,7 +1,6 @@
 """ReasonSeg against what the reference loader returns (../shared/oracle/E_data), and bad files."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -10,16 +9,6 @@ from small_data import reason_seg
 
 from reasonseg.datasets.reason import Config, read_annotation, read_pair
 from reasonseg.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def results():
-    return json.loads(oracle("E_data", "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def masks():
-    return np.load(oracle("E_data", "masks.npz"))
 
 
 def test_every_annotation(results, masks):

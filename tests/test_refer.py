@@ -23,16 +23,6 @@ SPECS = [
 SPECS += ["refcoco|unc|train"]
 
 
-@pytest.fixture(scope="module")
-def results():
-    return json.loads(oracle("E_data", "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def masks():
-    return np.load(oracle("E_data", "masks.npz"))
-
-
 @pytest.mark.parametrize("spec", SPECS)
 def test_validation_items(results, masks, spec):
     name, by, split = spec.split("|")

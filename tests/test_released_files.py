@@ -179,18 +179,25 @@ def test_something_else(tmp_path):
 
 # Training checkpoints
 
+ADAPTED = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def with_adapter(copy):
+    """The weights as training names them, with the oracle's adapter at one projection; and the oracle's factors."""
+    factors = np.load(oracle("A_lisa", "extra", "lora_merge.npz"))
+    weights = {"base_model.model." + k: v.float() for k, v in Shards(copy).items()}
+    for side in "AB":
+        weights[f"{ADAPTED}.lora_{side}.default.weight"] = torch.from_numpy(factors[f"lora_{side}"]).float()
+    return weights, factors
+
 
 @pytest.mark.parametrize("newer", [False, True], ids=["peft 0.4", "newer peft"])
 def test_a_training_checkpoint_is_merged(copy, clip, released, newer):
     """zero_to_fp32's output over a base whose tokenizer has none of LISA's tokens yet."""
-    factors = np.load(oracle("A_lisa", "extra", "lora_merge.npz"))
-    weights = {"base_model.model." + k: v.float() for k, v in Shards(copy).items()}
-    target = "base_model.model.model.layers.0.self_attn.q_proj"
-    weights[target + (".base_layer" if newer else "") + ".weight"] = torch.from_numpy(factors["base_weight"]).float()
-    if newer:
-        del weights[target + ".weight"]
-    weights[target + ".lora_A.default.weight"] = torch.from_numpy(factors["lora_A"]).float()
-    weights[target + ".lora_B.default.weight"] = torch.from_numpy(factors["lora_B"]).float()
+    weights, factors = with_adapter(copy)
+    base = ADAPTED + (".base_layer" if newer else "") + ".weight"
+    weights.pop(ADAPTED + ".weight")
+    weights[base] = torch.from_numpy(factors["base_weight"]).float()
     weights["base_model.model.model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"] = torch.ones(32)
     for shard in copy.glob("pytorch_model*"):
         shard.unlink()
@@ -207,12 +214,8 @@ def test_a_training_checkpoint_is_merged(copy, clip, released, newer):
 
 
 def test_alpha_is_read_where_it_is_said(copy, clip):
-    factors = np.load(oracle("A_lisa", "extra", "lora_merge.npz"))
-    weights = {"base_model.model." + k: v.float() for k, v in Shards(copy).items()}
-    target = "base_model.model.model.layers.0.self_attn.q_proj"
-    base = weights[target + ".weight"].clone()
-    weights[target + ".lora_A.default.weight"] = torch.from_numpy(factors["lora_A"]).float()
-    weights[target + ".lora_B.default.weight"] = torch.from_numpy(factors["lora_B"]).float()
+    weights, factors = with_adapter(copy)
+    base = weights[ADAPTED + ".weight"].clone()
     (copy / "pytorch_model.bin.index.json").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     (copy / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 8}')

@@ -61,9 +61,6 @@ class Shards:
                 return [self.source / name]
         raise InputError(f"{self.source} has no model.safetensors, no pytorch_model.bin and no index of either")
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.of
-
     def tensor(self, key: str) -> torch.Tensor:
         """One tensor, memory-mapped."""
         file = self.of[key]
