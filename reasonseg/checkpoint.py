@@ -1,6 +1,7 @@
 """Saves and loads models.
 
-A model is a folder: `settings.yaml`, `backbone/` and `decoder/` (transformers folders), `prompter.safetensors`.
+A model is a folder: `settings.yaml`, `decoder/`, and as far as it has them `backbone/`, `references/` (transformers folders all),
+`prompter.safetensors` and `references.safetensors`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -41,15 +42,19 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    segmenter.backbone.save(aside / "backbone")
-    segmenter.decoder.save(aside / "decoder")
-    save_file({k: v.contiguous() for k, v in segmenter.prompter.state_dict().items()}, aside / "prompter.safetensors")
+    for name in ("backbone", "decoder", "references"):
+        if (part := getattr(segmenter, name)) is not None and hasattr(part, "save"):
+            part.save(aside / name)
+    for name in ("prompter", "references"):
+        if (part := getattr(segmenter, name)) is not None and (weights := part.learned()):
+            save_file({k: v.contiguous() for k, v in weights.items()}, aside / f"{name}.safetensors")
     if dtype is not None:
         _cast(aside, dtype)
     settings = dump(segmenter.settings)
-    for part in ("backbone", "decoder"):  # what the transformers folders say is not said twice
+    settings = {name: value for name, value in settings.items() if value is not None}
+    for part in ("backbone", "decoder", "references"):  # what the transformers folders say is not said twice
         for name in ("network", "pixels", "tokenizer"):
-            settings[part].pop(name, None)
+            settings.get(part, {}).pop(name, None)
     (aside / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     _swap(aside, folder)
 
@@ -117,13 +122,11 @@ def load(
 
 
 def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
-    for part in (
-        folder / "backbone" / "config.json",
-        folder / "decoder" / "config.json",
-        folder / "prompter.safetensors",
-    ):
-        if not part.is_file():
-            raise InputError(f"{part} is missing; the model folder was not copied whole")
+    wanted = ["decoder/config.json"]
+    wanted += ["backbone/config.json", "prompter.safetensors"] if settings.backbone else []
+    for name in wanted:
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing; the model folder was not copied whole")
     try:
         return _parts(
             cls, folder, settings, device=device, dtype=dtype, quantization=quantization, allow=allow, sam=sam
@@ -134,9 +137,11 @@ def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantizat
 
 
 def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
-    backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
-    if quantization:
-        quant.quantize(backbone.layers, quantization, dtype, device)
+    backbone = None
+    if settings.backbone is not None:
+        backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
+        if quantization:
+            quant.quantize(backbone.layers, quantization, dtype, device)
     if sam is None:
         decoder = settings.decoder.config.load(folder / "decoder", allow, dtype=dtype)
     else:
@@ -144,22 +149,35 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
 
         kind, decoder = decoder_from(sam, device, dtype, allow)
         settings = replace(settings, decoder=Kind(kind, config_class("decoders", kind)()))
-    prompter = settings.prompter.config.build().to(dtype)
-    _fill(prompter, folder / "prompter.safetensors", allow)
-    return cls(settings, backbone, prompter, decoder).to(device).eval()
+    built = {}
+    for name in ("prompter", "references"):
+        kind = getattr(settings, name)
+        if kind is not None:
+            has_folder = (folder / name).is_dir()
+            part = kind.config.load(folder / name, allow, dtype=dtype) if has_folder else kind.config.build()
+            built[name] = part.to(dtype)
+    segmenter = cls(settings, backbone, built.get("prompter"), decoder, built.get("references"))
+    for name, part in built.items():
+        if part.learned():
+            _fill(part, folder / f"{name}.safetensors", allow)
+    return segmenter.to(device).eval()
 
 
 def _released(place: Path, options: dict) -> Segmenter:
+    from reasonseg.released import lisa, vlp
     from reasonseg.released.layout import recognise
-    from reasonseg.released.lisa import read
 
+    if (file := vlp.recognise(place)) is not None:
+        if unfit := [name for name in ("quantization", "template", "at") if options.pop(name) is not None]:
+            raise InputError(f"{unfit[0]} is of language models; VLP-SAM has none, leave it out")
+        return vlp.read(file, **options)
     layout = recognise(place)
     if layout is None:
         raise InputError(
-            f"{place} is no model we know: it has neither a settings.yaml (ours) "
-            "nor the config.json and weights of LISA or LLaVA v1"
+            f"{place} is no model we know: it has neither a settings.yaml (ours), nor the config.json and weights of LISA "
+            "or LLaVA v1, nor is it a best_model.pt of VLP-SAM"
         )
-    return read(layout, **options)
+    return lisa.read(layout, **options)
 
 
 def _place(source: str | Path | None, revision: str | None) -> Path:
@@ -181,8 +199,8 @@ def _settings(folder: Path, template: str | None, read: str | None) -> ModelSett
     return parse(ModelSettings, tree) if template or read else settings
 
 
-def _fill(module: torch.nn.Module, file: Path, allow: tuple[str, ...]) -> None:
-    weights, own = load_file(file), module.state_dict()
+def _fill(module: Any, file: Path, allow: tuple[str, ...]) -> None:
+    weights, own = load_file(file), module.learned()
     fits = {k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}
     problems = [("missing", k, "") for k in own if k not in weights] + [
         ("left over", k, "") for k in weights if k not in own
@@ -193,7 +211,7 @@ def _fill(module: torch.nn.Module, file: Path, allow: tuple[str, ...]) -> None:
         if k in own and k not in fits
     ]
     refuse(problems, file, allow)
-    module.load_state_dict({**own, **fits})
+    module.load_state_dict({**module.state_dict(), **fits})
 
 
 def push(segmenter: Segmenter, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> None:

@@ -20,21 +20,23 @@ FILE = "preprocessor_config.json"
 class Pixels:
     """How pictures enter a network of `size` x `size` pixels.
 
-    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP), `squash` ignores the aspect, `pad` resizes the
-    longer side and fills the right and bottom (SAM). `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0.
+    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd rest is halved to the even
+    number, as torchvision does), `squash` ignores the aspect, `pad` resizes the longer side and fills the right and bottom (SAM). `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0.
+    `enlarged`: the network's side where the normalised picture of `size` is once more enlarged (released VLP-SAM), or 0.
     """
 
     size: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    aspect: Literal["crop", "squash", "pad"] = "pad"
+    aspect: Literal["crop", "crop_even", "squash", "pad"] = "pad"
     resample: Literal["bilinear", "bicubic"] = "bilinear"
+    enlarged: int = 0
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """`(height, width)` that a picture of `size` has in the network before padding or cropping."""
         if self.aspect == "squash":
             return self.size, self.size
-        if self.aspect == "crop":  # CLIP's preprocessing rounds down, SAM's to the nearest
+        if self.aspect.startswith("crop"):  # CLIP's preprocessing rounds down, SAM's to the nearest
             return self.size * size[0] // min(size), self.size * size[1] // min(size)
         scale = self.size / max(size)
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
@@ -45,13 +47,27 @@ class Pixels:
         if (height, width) != image.shape[:2]:
             filter_ = Image.Resampling[self.resample.upper()]
             image = np.asarray(Image.fromarray(image).resize((width, height), filter_))
-        if self.aspect == "crop":
-            top, left = (height - self.size) // 2, (width - self.size) // 2
-            image = image[top : top + self.size, left : left + self.size]
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(self._cut(image))).permute(2, 0, 1).float() / 255
         pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
         _, height, width = pixels.shape
-        return torch.nn.functional.pad(pixels, (0, self.size - width, 0, self.size - height))
+        pixels = torch.nn.functional.pad(pixels, (0, self.size - width, 0, self.size - height))
+        if self.enlarged:
+            side = (self.enlarged, self.enlarged)
+            pixels = torch.nn.functional.interpolate(pixels[None], side, mode="bilinear", align_corners=True)[0]
+        return pixels
+
+    def mask(self, mask: np.ndarray, squash: bool = False) -> torch.Tensor:
+        """bool `[size, size]`: a mask `[h, w]` in the frame its picture enters in; `squash` ignores the aspect."""
+        height, width = (self.size, self.size) if squash else self.resized(mask.shape)
+        picture = Image.fromarray(mask.astype(np.uint8))
+        framed = torch.from_numpy(self._cut(np.array(picture.resize((width, height), Image.Resampling.NEAREST))) > 0)
+        return torch.nn.functional.pad(framed, (0, self.size - framed.shape[1], 0, self.size - framed.shape[0]))
+
+    def _cut(self, image: np.ndarray) -> np.ndarray:
+        """The middle of a resized picture or mask, where it is larger than the network's."""
+        halved = (lambda rest: round(rest / 2)) if self.aspect == "crop_even" else (lambda rest: rest // 2)
+        top, left = (halved(max(side - self.size, 0)) for side in image.shape[:2])
+        return image[top : top + self.size, left : left + self.size]
 
     def batch(self, images: list[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """`[b, 3, size, size]` on a device."""
@@ -62,6 +78,7 @@ class Pixels:
         kept = {
             "aspect": self.aspect,
             "resample_name": self.resample,
+            **({"enlarged": self.enlarged} if self.enlarged else {}),
             "size": {"height": self.size, "width": self.size},
         }
         kept |= {"image_mean": list(self.mean), "image_std": list(self.std), "rescale_factor": 1 / 255}
@@ -85,6 +102,7 @@ class Pixels:
             ("resample", "resample_name"),
             ("mean", "image_mean"),
             ("std", "image_std"),
+            ("enlarged", "enlarged"),
         ):
             if theirs in kept:
                 fields[ours] = tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]

@@ -19,7 +19,7 @@ class Stage:
     decay).
     """
 
-    objective: Literal["dense", "codes", "language"]
+    objective: Literal["dense", "codes", "language", "references", "painting"]
     steps: int
     batch: int
     lr: float
@@ -36,6 +36,7 @@ class TrainSettings:
     """A whole run: the model it starts from, its data, its stages in order and where it writes.
 
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
+    `references` is a prompter for examples, given to a model that has none yet.
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
 
@@ -43,6 +44,7 @@ class TrainSettings:
     stages: dict[str, Stage]
     model: ModelSettings | None = None
     start: str = ""
+    references: Annotated[Kind, Room("prompters")] | None = None
     out: str = "out/train"
     seed: int = 0
     workers: int = 1

@@ -51,6 +51,8 @@ class SamDecoderBase(nn.Module):
     A kind gives `encode` and `draw`; `model` is its transformers model.
     """
 
+    takes = ("tokens",)
+
     def __init__(self, model: nn.Module, pixels: Pixels):
         super().__init__()
         self.model, self.pixels = model, pixels
@@ -101,9 +103,9 @@ class SamDecoderBase(nn.Module):
             return logits.new_zeros(0, *size, dtype=torch.float32)
         height, width = self.pixels.resized(size)
         frame = (self.pixels.size, self.pixels.size)
-        logits = F.interpolate(logits[:, None].float(), frame, mode="bilinear", align_corners=False)[
-            ..., :height, :width
-        ]
+        corners = self.pixels.enlarged > 0  # a picture enlarged by its corners comes back by them
+        logits = F.interpolate(logits[:, None].float(), frame, mode="bilinear", align_corners=corners)
+        logits = logits[..., :height, :width]
         if (height, width) != tuple(size):
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[:, 0]
@@ -112,6 +114,7 @@ class SamDecoderBase(nn.Module):
         """Points `(x, y, on)` and boxes in pixels of an image of `size` as the tokens of one mask, `[1, k, d]`."""
         height, width = self.pixels.resized(size)
         scale = torch.tensor([width / size[1], height / size[0]], device=self._weight.device)
+        scale = scale * (self.pixels.enlarged or self.pixels.size) / self.pixels.size
         corners = [torch.tensor(b, dtype=torch.float32, device=scale.device).reshape(2, 2) * scale for b in boxes]
         tokens = [self._embed(input_boxes=c.reshape(1, 1, 4)) for c in corners]
         if points:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,40 +21,69 @@ from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
 from reasonseg.speaking import SEG, Spoken, pieces
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.vocabulary import Answer, Query, Reference, Sample
 
 MAX_BATCH = 32  # questions generated at once; more are taken in turns
 
 
-class Segmenter(nn.Module):
-    """A backbone that speaks, a prompter that points, a decoder that draws.
+@dataclass(frozen=True)
+class Shown:
+    """What references of one label say."""
 
-    `segmenter(query)` answers one question, `segmenter.batch(queries)` many, `segmenter.loss(samples)` teaches.
+    prompt: Prompt
+    label: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One mask to draw: whose `query` it is, its prompt, the probability (`share`) of its `<SEG>`, its label without words."""
+
+    query: int
+    prompt: Prompt
+    share: float
+    label: str = ""
+
+
+class Segmenter(nn.Module):
+    """A backbone that speaks, prompters that point, a decoder that draws.
+
+    `segmenter(query)` answers one question, `segmenter.batch(queries)` many, `segmenter.loss(samples)` teaches. `backbone`
+    and `prompter` are None in a model that takes examples only, `references` in one that takes words only.
     """
 
-    def __init__(self, settings: ModelSettings, backbone: nn.Module, prompter: nn.Module, decoder: nn.Module):
+    def __init__(self, settings: ModelSettings, backbone: Any, prompter: Any, decoder: Any, references: Any = None):
         super().__init__()
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
+        self.references = references
         self.cache = ImageCache()  # of `batch` and `forced`, not of `loss`
-        if prompter.config.width_out != decoder.width:
-            raise InputError(
-                f"the prompter makes tokens of width {prompter.config.width_out}, the decoder takes {decoder.width}"
-            )
-        if prompter.config.width_in != backbone.width:
+        for name, part in (("prompter", prompter), ("references", references)):
+            if part is not None and part.makes not in decoder.takes:
+                raise InputError(f"{name} makes {part.makes}, the decoder takes {', '.join(decoder.takes)}")
+            if part is not None and part.makes == "tokens" and part.config.width_out != decoder.width:
+                raise InputError(
+                    f"{name} makes tokens of width {part.config.width_out}, the decoder takes {decoder.width}"
+                )
+        if prompter is not None and prompter.config.width_in != backbone.width:
             raise InputError(
                 f"the prompter reads states of width {prompter.config.width_in}, the backbone has {backbone.width}"
             )
+        if references is not None:
+            references.meet(backbone, decoder)
 
     @classmethod
     def build(cls, settings: ModelSettings) -> Segmenter:
         """A model with fresh weights."""
-        backbone, decoder = settings.backbone.config.build(), settings.decoder.config.build()
-        widths = {"width_in": backbone.width, "width_out": decoder.width}
-        config = replace(
-            settings.prompter.config, **{k: v for k, v in widths.items() if not getattr(settings.prompter.config, k)}
-        )
-        settings = replace(settings, prompter=Kind(settings.prompter.kind, config))
-        return cls(settings, backbone, config.build(), decoder)
+        decoder = settings.decoder.config.build()
+        backbone = settings.backbone.config.build() if settings.backbone else None
+        parts = {name: fitted(getattr(settings, name), backbone, decoder) for name in ("prompter", "references")}
+        built = {name: kind.config.build() if kind else None for name, kind in parts.items()}
+        return cls(replace(settings, **parts), backbone, built["prompter"], decoder, built["references"])
+
+    def with_references(self, kind: Kind) -> Segmenter:
+        """The same model, its parts shared, with a fresh prompter for examples."""
+        kind = fitted(kind, self.backbone, self.decoder)
+        settings = replace(self.settings, references=kind)
+        return Segmenter(settings, self.backbone, self.prompter, self.decoder, kind.config.build())
 
     @classmethod
     def from_pretrained(cls, source: str | Path | None = None, **options) -> Segmenter:
@@ -77,7 +107,7 @@ class Segmenter(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self.backbone.device
+        return next(self.decoder.parameters()).device
 
     @property
     def fingerprint(self) -> str:
@@ -122,30 +152,40 @@ class Segmenter(nn.Module):
 
     def _batch(self, queries: list[Query], how: dict) -> list[Answer]:
         began = time.perf_counter()
-        for query in queries:
-            if query.references:
-                raise InputError("this model takes words, points and boxes; it was not taught references")
+        self._check(queries)
         images, of_image = distinct([q.image for q in queries])
         features = self.cache([self.decoder], images, self.decoder.encode, self.decoder.pixels.size)
         spoken = self._speak(queries, images, of_image, how)
-        prompts, owners, shares = [], [], []
+        shown = self._show(queries)
+        asked: list[Asked] = []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
-            prompt, share = self._prompt(query, said)
-            prompts += prompt
-            shares += share
-            owners += [i] * len(prompt)
-        logits, scores = self._decode(features, [of_image[i] for i in owners], prompts)
+            asked += self._asked(i, query, said, shown.get(i, []))
+        logits, scores = self._decode(features, [of_image[a.query] for a in asked], [a.prompt for a in asked])
         answers = []
         for i, query in enumerate(queries):
-            mine = [m for m, owner in enumerate(owners) if owner == i]
+            mine = [m for m, a in enumerate(asked) if a.query == i]
             full = self.decoder.restore(logits[mine], query.size)
-            quality = self._quality(full, scores[mine]) * torch.tensor([shares[m] for m in mine], device=full.device)
+            quality = self._quality(full, scores[mine]) * torch.tensor(
+                [asked[m].share for m in mine], device=full.device
+            )
+            labels = [asked[m].label for m in mine]
+            drawn = (full > 0).cpu().numpy(), quality.cpu().numpy(), labels
             meta = {"model": self.settings.about.get("name", ""), **how}
-            answers.append(self._answer(query, spoken[i], (full > 0).cpu().numpy(), quality.cpu().numpy(), meta))
+            answers.append(self._answer(query, spoken[i], *drawn, meta))
         seconds = round((time.perf_counter() - began) / len(queries), 4)
         for answer in answers:
             answer.meta["seconds"] = seconds
         return answers
+
+    def _check(self, queries: list[Query]) -> None:
+        """Raises `InputError` for a question that this model has no part for."""
+        for query in queries:
+            if query.references and self.references is None:
+                raise InputError("this model takes words, points and boxes; it was not taught references")
+            if query.text.strip() and self.backbone is None:
+                raise InputError("this model takes examples only and reads no words; leave the text out")
+            if (query.points or query.boxes or query.previous is not None) and "tokens" not in self.decoder.takes:
+                raise InputError("this model takes examples only; points, boxes and masks to correct need a SAM decoder")
 
     @torch.inference_mode()
     def forced(self, queries: Sequence[Query], answer: str = FORCED) -> list[Answer]:
@@ -187,43 +227,59 @@ class Segmenter(nn.Module):
         said = self.backbone.speak([queries[i] for i in asked], features, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 
-    def _prompt(self, query: Query, said: Spoken | None) -> tuple[list[Prompt], list[float]]:
-        """One prompt a mask with the probability of its `<SEG>`. Points and boxes join the first; without words they are it."""
+    def _show(self, queries: list[Query]) -> dict[int, list[Shown]]:
+        """What references say, for the queries that have some: one prompt a label, or one in all beside words."""
+        having = [i for i, q in enumerate(queries) if q.references]
+        if not having:
+            return {}
+        groups, owners = [], []
+        for i in having:
+            mine = [list(queries[i].references)] if queries[i].text.strip() else by_label(queries[i].references)
+            groups += [(queries[i].image, group) for group in mine]
+            owners += [i] * len(mine)
+        prompts = self.references.prompts(groups, self.cache)
+        shown: dict[int, list[Shown]] = {i: [] for i in having}
+        for i, (_, group), prompt in zip(owners, groups, prompts, strict=True):
+            shown[i].append(Shown(prompt, group[0].label or ""))
+        return shown
+
+    def _asked(self, i: int, query: Query, said: Spoken | None, shown: list[Shown]) -> list[Asked]:
+        """One prompt a mask, with the probability of its `<SEG>`. References stand beside every one, places beside the first.
+
+        Without words the references are the prompts, and without those the points and boxes.
+        """
         places = None
         if query.points or query.boxes:
             places = self.decoder.places(list(query.points), list(query.boxes), query.size)
-        if said is None:
-            prompts, shares = [places], [1.0]
-        else:
+        if said is not None:
             where = [t for t, token in enumerate(said.ids) if token == self.backbone.markers.seg]
             states = said.states[[t + (self.prompter.config.at == "at") for t in where]]
             tokens = self.prompter(states).tokens
-            prompts, shares = (
-                [Prompt(tokens[m : m + 1]) for m in range(len(where))],
-                [said.probabilities[t] for t in where],
-            )
-            if places is not None and prompts:
-                prompts[0] = prompts[0].beside(places)
-        if query.previous is not None and prompts:
-            prompts[0] = Prompt(prompts[0].tokens, self.decoder.dense(query.previous))
-        return prompts, shares
+            asked = [Asked(i, Prompt(tokens[m : m + 1]), said.probabilities[t]) for m, t in enumerate(where)]
+            asked = [replace(a, prompt=a.prompt.beside(s.prompt)) for a in asked for s in shown[:1]] or asked
+        elif shown:
+            asked = [Asked(i, s.prompt, 1.0, s.label) for s in shown]
+        else:
+            asked, places = [Asked(i, places, 1.0)], None
+        if asked and places is not None:
+            asked[0] = replace(asked[0], prompt=asked[0].prompt.beside(places))
+        if asked and query.previous is not None:
+            asked[0] = replace(asked[0], prompt=Prompt(asked[0].prompt.tokens, self.decoder.dense(query.previous)))
+        return asked
 
     def _decode(self, features, of: list[int], prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, 4g, 4g]` and scores `[n]` of prompts on images `of`; prompts of a kind go through together."""
-        groups: dict[tuple, list[int]] = {}
+        """Logits `[n, side, side]` and scores `[n]` of prompts on images `of`; prompts of a kind go through together."""
+        groups: dict[object, list[int]] = {}
         for m, prompt in enumerate(prompts):
-            groups.setdefault((prompt.tokens.shape[1], prompt.dense is None), []).append(m)
+            groups.setdefault(prompt.kind, []).append(m)
         parts, order = [], []
-        for (_, plain), members in groups.items():
-            tokens = torch.cat([prompts[m].tokens for m in members])
-            dense = None if plain else torch.cat([prompts[m].dense for m in members])
+        for members in groups.values():
             index = torch.tensor([of[m] for m in members], device=self.device)
-            parts.append(self.decoder.decode(features, index, Prompt(tokens, dense)))
+            parts.append(self.decoder.decode(features, index, Prompt.joined([prompts[m] for m in members])))
             order += members
         if not parts:
-            return features.embedding.new_zeros(0, self.decoder.side, self.decoder.side), features.embedding.new_zeros(
-                0
-            )
+            empty = features.embedding.new_zeros(0, self.decoder.side, self.decoder.side)
+            return empty, features.embedding.new_zeros(0)
         back = torch.tensor(np.argsort(order), device=self.device)
         return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
 
@@ -233,14 +289,16 @@ class Segmenter(nn.Module):
         marked, shares = (logits > 0).flatten(1), logits.sigmoid().flatten(1)
         return (shares * marked).sum(1) / marked.sum(1).clamp(min=1)
 
-    def _answer(self, query: Query, said: Spoken | None, masks: np.ndarray, scores: np.ndarray, meta: dict) -> Answer:
+    def _answer(self, query: Query, said: Spoken | None, masks, scores, labels: list[str], meta: dict) -> Answer:
+        used = [{"label": r.label or "", "weight": round(1 / len(query.references), 4)} for r in query.references]
+        common: dict[str, Any] = {"references": used, "meta": meta, "image": query.image}
         if said is None:
-            return Answer("", masks, scores, [""] * len(masks), "found", meta=meta, image=query.image)
+            return Answer("", masks, scores, labels, "found", **common)
         markers = self.backbone.markers
         refused = markers.rej is not None and markers.rej in said.ids
         status = "found" if len(masks) else "absent" if refused else "no_seg"
         labels = labels_of(said.text, markers.seg_text, markers.rej_text, query.text)
-        return Answer(said.text, masks, scores, labels, status, meta=meta, image=query.image)
+        return Answer(said.text, masks, scores, labels, status, **common)
 
     def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """Losses of true answers: `loss` (weighted sum), its parts, and the counts they were averaged over.
@@ -283,6 +341,15 @@ class Segmenter(nn.Module):
         return {name: value / max(len(of), 1) for name, value in sums.items()}
 
 
+def fitted(kind: Kind | None, backbone: Any, decoder: Any) -> Any:
+    """A prompter's settings with the widths that it leaves to its neighbours (0) asked of them."""
+    if kind is None:
+        return None
+    asked = {"width_in": "width", "width_tower": "look_width"}
+    widths = {ours: getattr(backbone, theirs, 0) for ours, theirs in asked.items()} | {"width_out": decoder.width}
+    return Kind(kind.kind, replace(kind.config, **{k: v for k, v in widths.items() if getattr(kind.config, k, None) == 0}))
+
+
 def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
     """What each mask is called: the words before its `<SEG>`, or the question where the answer names nothing."""
     labels, words = [], ""
@@ -297,6 +364,14 @@ def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
         elif piece != rej:
             words = piece.split(". ")[-1]
     return labels
+
+
+def by_label(references: Sequence[Reference]) -> list[list[Reference]]:
+    """References of one label together, in the order in which labels first appear; those without one are one group."""
+    groups: dict[str, list[Reference]] = {}
+    for reference in references:
+        groups.setdefault((reference.label or "").strip(), []).append(reference)
+    return list(groups.values())
 
 
 def distinct(images: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:

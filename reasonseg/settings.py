@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from reasonseg.config import Kind, Room
+from reasonseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,23 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model. `score`: `predicted` where the decoder's IoU head was trained, else `foreground` probability."""
+    """One model. `backbone` and its `prompter` take words, `references` take examples; a model has one of them, or both.
 
-    backbone: Annotated[Kind, Room("backbones")]
-    prompter: Annotated[Kind, Room("prompters")]
+    `score`: `predicted` where the decoder's IoU head was trained, else `foreground` probability.
+    """
+
     decoder: Annotated[Kind, Room("decoders")]
+    backbone: Annotated[Kind, Room("backbones")] | None = None
+    prompter: Annotated[Kind, Room("prompters")] | None = None
+    references: Annotated[Kind, Room("prompters")] | None = None
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64
     notice: str = ""  # said once to whoever uses the model from the command line
     about: dict[str, Any] = field(default_factory=dict)  # how it was made
+
+    def __post_init__(self):
+        if (self.backbone is None) != (self.prompter is None):
+            raise InputError("a backbone needs a prompter that reads it, and a prompter needs a backbone; give both or neither")
+        if self.backbone is None and self.references is None:
+            raise InputError("a model needs a backbone with its prompter (for words), references (for examples), or all of them")

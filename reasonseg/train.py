@@ -62,6 +62,8 @@ def _beginning(settings: TrainSettings) -> Segmenter:
     else:
         source = None if settings.start == "embedded" else settings.start
         segmenter = Segmenter.from_pretrained(source, dtype=torch.float32)
+    if settings.references is not None and segmenter.references is None:
+        segmenter = segmenter.with_references(settings.references)
     segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
     if settings.products:
         use_products(segmenter.backbone.model)

@@ -84,7 +84,7 @@ def _checked_points(points: Sequence, image: np.ndarray, name: str) -> tuple[Poi
 class Reference:
     """An annotated image: what to look for, shown. One of `mask`, `boxes`, `points`, `scribble` marks it.
 
-    Raises `InputError` where shapes disagree or not exactly one annotation is given.
+    `weight` is how much it counts beside others, `name` what answers call it. Raises `InputError` where shapes disagree or not exactly one annotation is given.
     """
 
     image: np.ndarray
@@ -93,9 +93,13 @@ class Reference:
     points: Sequence[Point] = ()
     scribble: np.ndarray | None = None
     label: str | None = None
+    weight: float = 1.0
+    name: str = ""
 
     def __post_init__(self):
         self.image = _checked_image(self.image, "Reference.image")
+        if not self.weight > 0:
+            raise InputError(f"Reference.weight must be above 0, got {self.weight!r}")
         given = [self.mask is not None, len(self.boxes) > 0, len(self.points) > 0, self.scribble is not None]
         if sum(given) != 1:
             raise InputError(f"Reference needs one of mask, boxes, points, scribble; got {sum(given)}")

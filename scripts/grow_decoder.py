@@ -8,7 +8,7 @@ from transformers import SamConfig, SamModel
 
 from reasonseg import Segmenter
 from reasonseg.decoders.sam import SamDecoder
-from reasonseg.objectives import resampled
+from reasonseg.objectives.base import resampled
 from reasonseg.pixels import Pixels
 
 

@@ -103,7 +103,8 @@ class Llava(Speaker):
         self.wrapped = "<im_start>" in vocabulary
         self.image_id = model.config.image_token_id
         vision = model.config.vision_config
-        self.patches = (vision.image_size // vision.patch_size) ** 2
+        self.grid = vision.image_size // vision.patch_size
+        self.patches = self.grid**2
         self.patches += model.config.vision_feature_select_strategy == "full" and vision.model_type.startswith("clip")
         names = (IMAGE, "<im_start>", "<im_end>", self.markers.seg_text, self.markers.rej_text, "<s>", "</s>")
         self.ids_of_names = {name: vocabulary[name] for name in names if name in vocabulary}
@@ -119,6 +120,18 @@ class Llava(Speaker):
     def encoders(self) -> tuple[torch.nn.Module, ...]:
         """The vision tower and the projector."""
         return self.tower, self.model.model.multi_modal_projector
+
+    @property
+    def look_width(self) -> int:
+        """Width of what `look` gives."""
+        return self.model.config.vision_config.hidden_size
+
+    def look(self, images: list[np.ndarray]) -> torch.Tensor:
+        """What the tower makes of each patch of the images, before the projector: `[b, grid * grid, look_width]`."""
+        weight = self.model.model.multi_modal_projector.linear_1.weight
+        pixels = self.pixels.batch(images, weight.device, weight.dtype)
+        states = self.tower(pixels, output_hidden_states=True).hidden_states[self.model.config.vision_feature_layer]
+        return states[:, states.shape[1] - self.grid**2 :]  # without a class token
 
     def encode(self, images: list[np.ndarray]) -> torch.Tensor:
         """What the language model sees of each image: `[b, patches, width]`."""

@@ -32,6 +32,8 @@ class Config:
 class SegToken(nn.Module):
     """Linear - ReLU - Linear on one state per `<SEG>`."""
 
+    makes = "tokens"
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -42,3 +44,7 @@ class SegToken(nn.Module):
     def forward(self, states: torch.Tensor) -> Prompt:
         """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n, 1, width_out]`."""
         return Prompt(self.mlp(states)[:, None])
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """The weights that are saved beside the settings: all of them."""
+        return self.state_dict()

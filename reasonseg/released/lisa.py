@@ -53,9 +53,9 @@ def read(
     with hollow():
         prompter = config.build()
     drawn = Kind(kind, config_class("decoders", kind)())
-    parts = (Kind("llava", backbone.config), Kind("seg_token", config), drawn)
+    parts = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config), "decoder": drawn}
     about = {"name": "lisa"} if layout.is_lisa else {"name": "llava", "new_tokens": True}
-    settings = ModelSettings(*parts, max_new_tokens=512, about=about)
+    settings = ModelSettings(**parts, max_new_tokens=512, about=about)
     segmenter = Segmenter(settings, backbone, prompter, decoder)
     if quantization:
         quant.prepare(backbone.layers, quantization, dtype)

@@ -66,6 +66,7 @@ class Placement:
     y: float
     scale: float
     angle: float
+    degrees: float = 0.0  # by which its hues are turned where it has no `color`
 
 
 def draw_scene(
@@ -78,7 +79,11 @@ def draw_scene(
     """
     height, width = (round(size * side) for side in shape or draw_shape(rng))
     chosen = [sprites[i] for i in rng.integers(len(sprites), size=crowd)] if crowd else choose_sprites(rng, sprites)
-    layout = _layout(rng, chosen, height / size, width / size)
+    return paint_scene(rng, lay_out(rng, chosen, height / size, width / size), size, height, width)
+
+
+def paint_scene(rng: np.random.Generator, layout: list[Placement], size: int, height: int, width: int) -> Scene:
+    """A layout on a background of `height` x `width` pixels, in some light."""
     light = rng.uniform(0.75, 1.15), rng.uniform(0.85, 1.1)
     canvas = _background(rng, height, width)
     return _paint(canvas, layout, size, light)
@@ -110,7 +115,8 @@ def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Spri
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def _layout(rng: np.random.Generator, chosen: list[Sprite], height: float, width: float) -> list[Placement]:
+def lay_out(rng: np.random.Generator, chosen: list[Sprite], height: float, width: float) -> list[Placement]:
+    """Places things on a canvas, apart where there is room, in colours, sizes and turns of their own."""
     placed: list[Placement] = []
     shrink = 1.0 if len(chosen) <= 4 else 0.85
     for sprite in chosen:
@@ -162,7 +168,7 @@ def _paint(canvas: np.ndarray, layout: list[Placement], size: int, light: tuple[
 
 
 def _cutout(place: Placement, size: int) -> Image.Image:
-    sprite = place.sprite.tinted(place.color)
+    sprite = place.sprite.tinted(place.color, place.degrees)
     factor = max(place.scale * size / max(sprite.size), 1 / min(sprite.size))
     shape = max(round(sprite.width * factor), 1), max(round(sprite.height * factor), 1)
     return sprite.resize(shape, Image.Resampling.BILINEAR).rotate(place.angle, Image.Resampling.BILINEAR, expand=True)

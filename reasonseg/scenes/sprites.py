@@ -43,13 +43,12 @@ class Sprite:
     hue: float | None = None
     _tinted: dict[str, Image.Image] = field(default_factory=dict, repr=False)
 
-    def tinted(self, color: str | None) -> Image.Image:
-        """The cut-out with its main hue turned to `color` (a key of `HUES`), or as it is for None."""
-        key = color or ""
+    def tinted(self, color: str | None, degrees: float = 0.0) -> Image.Image:
+        """The cut-out with its main hue turned to `color` (a key of `HUES`), or its hues turned by `degrees` for None."""
+        key = color or str(degrees)
         if key not in self._tinted:
-            self._tinted[key] = Image.fromarray(
-                self.image if color is None else turn_hue(self.image, HUES[color] - self.hue)
-            )
+            turn = degrees if color is None or self.hue is None else HUES[color] - self.hue
+            self._tinted[key] = Image.fromarray(turn_hue(self.image, turn) if turn else self.image)
         return self._tinted[key]
 
 

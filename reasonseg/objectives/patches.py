@@ -12,8 +12,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from reasonseg.config import Kind
+from reasonseg.datasets.scenes import pack_of
+from reasonseg.objectives.base import Objective, resampled, tower_features
 from reasonseg.scenes.drawing import Scene, draw_scene
 from reasonseg.scenes.sprites import HUES, Sprite
+from reasonseg.segmenter import Segmenter
 
 COLORS = tuple(HUES)
 BACKGROUND = -1  # in `color` and `upside_down`: nothing to say
@@ -95,3 +99,53 @@ class DenseHeads(nn.Module):
         loss = 2 * parts["thing"] + 0.3 * parts["color"] + 0.2 * parts["turn"] + 2 * parts["box"]
         accuracy = (thing.argmax(-1) == labels["thing"])[foreground].float().mean()
         return {"loss": loss, "accuracy": accuracy.detach(), **{k: v.detach() for k, v in parts.items()}}
+
+
+class Dense(Objective):
+    """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder.
+
+    `copy` off leaves the encoder alone, where it has learned already.
+    """
+
+    def __init__(self, segmenter: Segmenter, copy: bool = True):
+        super().__init__()
+        self.segmenter, self.copy = segmenter, copy
+        vision = segmenter.backbone.model.config.vision_config
+        self.size, self.patch, self.width = vision.image_size, vision.patch_size, vision.hidden_size
+        self.heads = DenseHeads(self.width, len(pack_of("")))
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return DenseScenes(pack_of(data.config.sprites), self.size, self.patch, seed, length)
+
+    def collate(self, items: list[dict]) -> dict:
+        return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        pixels = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return self.heads(tower_features(self.segmenter, pixels), {k: v for k, v in batch.items() if k != "image"})
+
+    def finish(self) -> None:
+        """Gives the decoder's image encoder the tower's layers, as far as it has them."""
+        if self.copy:
+            copy_tower(self.segmenter.backbone.tower, self.segmenter.decoder.encoder)
+
+
+@torch.no_grad()
+def copy_tower(tower: nn.Module, encoder: nn.Module) -> None:
+    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer (both are plain pre-norm ViTs).
+
+    Positions are interpolated where the encoder's picture is larger.
+    """
+    patches, positions = tower.embeddings.patch_embedding, tower.embeddings.position_embedding.weight
+    encoder.patch_embed.projection.load_state_dict(patches.state_dict())
+    grid = encoder.pos_embed.shape[1]  # may be finer than the tower's
+    encoder.pos_embed.copy_(resampled(positions[None], grid).unflatten(1, (grid, grid)))
+    for theirs, ours in zip(encoder.layers, tower.encoder.layers, strict=False):
+        theirs.layer_norm1.load_state_dict(ours.layer_norm1.state_dict())
+        theirs.layer_norm2.load_state_dict(ours.layer_norm2.state_dict())
+        parts = [getattr(ours.self_attn, f"{name}_proj") for name in "qkv"]
+        theirs.attn.qkv.weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.attn.qkv.bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.attn.proj.load_state_dict(ours.self_attn.out_proj.state_dict())
+        theirs.mlp.lin1.load_state_dict(ours.mlp.fc1.state_dict())
+        theirs.mlp.lin2.load_state_dict(ours.mlp.fc2.state_dict())

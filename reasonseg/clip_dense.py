@@ -1,0 +1,87 @@
+"""Features of every patch, and of labels, in the one space of a CLIP or SigLIP model.
+
+Computed from the weights of transformers' classes as they are, layer by layer; nothing in them is patched. With `surgery`,
+the last blocks also carry CLIP Surgery's second path (Li et al. 2023, "CLIP Surgery"): attention of values to values, no
+MLP, every attention reading the ordinary path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reasonseg.errors import InputError
+
+TEMPLATE = "a photo of a {}"
+
+
+def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> torch.Tensor:
+    """Unit features `[b, t, d]` of the patches of `pixels` `[b, 3, s, s]`, row by row, without the class token.
+
+    `model` is a transformers `CLIPModel` or `SiglipModel`; `surgery` is how many of the last blocks have the second path
+    (6 in CLIP Surgery; a SigLIP model takes 0). d is the width of the joint space.
+    """
+    vision = model.vision_model
+    states = vision.embeddings(pixels.to(vision.embeddings.patch_embedding.weight.dtype))
+    clip = hasattr(vision, "pre_layrnorm")
+    if clip:
+        states = vision.pre_layrnorm(states)
+    layers = vision.encoder.layers
+    if surgery > len(layers) or (surgery and not clip):
+        raise InputError(f"surgery {surgery} needs a CLIP tower of as many blocks; this one is {model.config.model_type}")
+    other = None
+    for number, layer in enumerate(layers):
+        if number < len(layers) - surgery:
+            states = _block(layer, states)
+            continue
+        other = states if other is None else other
+        read = layer.layer_norm1(states)
+        other = other + value_attention(layer.self_attn, read)
+        states = _block(layer, states)
+    if other is not None:
+        states = torch.cat([states[:, :1], other[:, 1:]], 1)
+    states = vision.post_layernorm(states)
+    if clip:
+        states = model.visual_projection(states)[:, 1:]
+    return F.normalize(states.float(), dim=-1)
+
+
+def _block(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    out = layer(states, attention_mask=None)
+    return out[0] if isinstance(out, tuple) else out
+
+
+def value_attention(attention: nn.Module, read: torch.Tensor) -> torch.Tensor:
+    """Attention `[b, t, d]` whose queries and keys are the values too, through the output projection."""
+    heads = attention.num_heads
+    values = attention.v_proj(read).unflatten(-1, (heads, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(values, values, values)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def text_features(model: nn.Module, tokenizer, labels: Sequence[str], template: str = TEMPLATE) -> torch.Tensor:
+    """Unit features `[n, d]` of labels, put into `template` and cut where the text tower ends."""
+    length = model.config.text_config.max_position_embeddings
+    texts = [template.format(label) for label in labels]
+    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return text_features_of_ids(model, ids["input_ids"].to(model.logit_scale.device))
+
+
+def text_features_of_ids(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Unit features `[n, d]` of token ids `[n, t]`."""
+    features = model.get_text_features(input_ids=ids)
+    features = features if isinstance(features, torch.Tensor) else features.pooler_output
+    return F.normalize(features.float(), dim=-1)
+
+
+def attention_map(features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """How much each patch `[b, t, d]` resembles a text `[b, d]`: dot products, from 0 (least) to 1 (most), `[b, t]`.
+
+    All 0 where the text is a vector of zeros, that is, where there is none.
+    """
+    likeness = torch.einsum("btd,bd->bt", features, text)
+    low, high = likeness.amin(1, keepdim=True), likeness.amax(1, keepdim=True)
+    return (likeness - low) / (high - low).clamp(min=1e-12)

@@ -1,0 +1,25 @@
+"""What the stages of training minimise. Each objective wraps a segmenter and makes its own batches.
+
+`dense` teaches the vision tower to name patches, `codes` the decoder to draw what a code points at, `language` the whole
+corridor, `references` the prompts that come from examples, `painting` SegGPT. Where released weights are fine-tuned,
+`language` and `references` are enough.
+"""
+
+from collections.abc import Callable
+
+from reasonseg.objectives.base import Objective
+from reasonseg.objectives.codes import Codes
+from reasonseg.objectives.language import Language
+from reasonseg.objectives.painting import Painting
+from reasonseg.objectives.patches import Dense
+from reasonseg.objectives.references import References
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "dense": Dense,
+    "codes": Codes,
+    "language": Language,
+    "references": References,
+    "painting": Painting,
+}
+
+__all__ = ["OBJECTIVES", "Codes", "Dense", "Language", "Objective", "Painting", "References"]

@@ -1,0 +1,76 @@
+"""What every objective is, and what several of them use."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from reasonseg.config import Kind
+from reasonseg.segmenter import Segmenter
+
+
+class Objective(nn.Module):
+    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the one to minimise."""
+
+    segmenter: Segmenter
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        """`length` items, a pure function of the seed."""
+        raise NotImplementedError
+
+    def collate(self, items: list) -> dict:
+        """Items to a batch, in a worker process."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """What is handed over when the stage ends."""
+
+
+def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
+    """Patch features `[b, t, width]` of the backbone's vision tower."""
+    return segmenter.backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
+
+
+def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
+    """Values of a square grid of patches `[b, t, d]` at another grid, `[b, grid * grid, d]`."""
+    old = int(values.shape[1] ** 0.5)
+    if old == grid:
+        return values
+    maps = values.transpose(1, 2).unflatten(2, (old, old))
+    maps = nn.functional.interpolate(maps, (grid, grid), mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean IoU of thresholded logits `[n, h, w]` with masks."""
+    marked = logits > 0
+    union = (marked | masks).flatten(1).sum(1).clamp(min=1)
+    return ((marked & masks).flatten(1).sum(1) / union).mean()
+
+
+def box_in(mask: torch.Tensor) -> tuple[float, ...]:
+    """A box around a mask `[h, w]`, each side off by up to two pixels."""
+    ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+    corners = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float().cpu() + 4 * torch.rand(4) - 2
+    height, width = mask.shape
+    return tuple(corners.clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist())
+
+
+def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
+    """A point where a drawn mask is wrong (1: missing, 0: too much), or in the middle of the truth where it is right."""
+    wrong = (drawn ^ truth).nonzero()
+    spots = wrong if len(wrong) else truth.nonzero()
+    y, x = spots[torch.randint(len(spots), ())].tolist()
+    return float(x), float(y), int(truth[y, x])
+
+
+def framed_masks(masks: torch.Tensor, side: int) -> torch.Tensor:
+    """Masks `[n, h, w]` in a square frame of `side` pixels, at the top left, the longer side filling it."""
+    height, width = masks.shape[-2:]
+    if max(height, width) != side:
+        scale = side / max(height, width)
+        size = (max(round(height * scale), 1), max(round(width * scale), 1))
+        masks = nn.functional.interpolate(masks[:, None].float(), size, mode="bilinear", antialias=True)[:, 0]
+    return nn.functional.pad(masks.float(), (0, side - masks.shape[-1], 0, side - masks.shape[-2]))

@@ -1,0 +1,145 @@
+"""The whole corridor's stage: true answers, and the masks they mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from reasonseg.config import Kind
+from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
+from reasonseg.objectives.codes import Coder, patch_shares
+from reasonseg.prompt import Prompt
+from reasonseg.segmenter import Segmenter, distinct
+from reasonseg.vocabulary import Sample
+
+TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`
+
+
+class Language(Objective):
+    """True answers through the whole corridor.
+
+    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
+    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed. Of the drawn, a share `placed`
+    also gets a box beside its `<SEG>`, as many a click that corrects the mask drawn without it, as many only a box or a click.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        aim: float = 0.0,
+        drawn: float = 1.0,
+        placed: float = 0.0,
+        coder: Coder | None = None,
+    ):
+        super().__init__()
+        self.segmenter, self.aim, self.drawn, self.placed, self.coder = segmenter, aim, drawn, placed, coder
+        self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return _Items(data.config.training(length, seed))
+
+    def collate(self, items: list[Sample]) -> dict:
+        return {"samples": items}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        samples, segmenter = batch["samples"], self.segmenter
+        if not self.aim:
+            return segmenter.loss(samples)
+        images, of_image = distinct([s.query.image for s in samples])
+        pixels = segmenter.backbone.pixels.batch(images, segmenter.device, torch.float32)
+        patches = tower_features(segmenter, pixels)
+        seen = segmenter.backbone.model.model.multi_modal_projector(patches)
+        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at, features=seen)
+        prompt = segmenter.prompter(taught.states)
+        truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
+        places = torch.tensor([of_image[owner] for owner in taught.of], device=segmenter.device)
+        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
+        parts["aim"] = self.miss(prompt.tokens[:, 0], patches.detach()[places], truths)
+        if self.drawn:
+            count = max(int(len(samples) * self.drawn), 1)
+            kept = [m for m, owner in enumerate(taught.of) if owner < count]
+            encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
+            truth = torch.cat(truths)[kept]
+            parts |= self.draw(encoded, places[kept], prompt.tokens[kept], truth)
+        weights = segmenter.settings.loss
+        loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
+        said = {"words": taught.correct / max(taught.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
+        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
+
+    def draw(self, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mask losses of prompts `[m, 1, d]` on images `of` against `truth` `[m, h, w]`, all of one size."""
+        decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
+        fate = torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
+        sums: dict[str, torch.Tensor] = {}
+        for name, members in {
+            "boxed": fate < 1,
+            "mended": fate // 1 == 1,
+            "alone": fate // 1 == 2,
+            "plain": fate >= 3,
+        }.items():
+            mine = members.nonzero()[:, 0]
+            if not len(mine):
+                continue
+            prompt = self.prompt(name, encoded, of[mine], tokens[mine], truth[mine])
+            logits, predicted = decoder.decode(encoded, of[mine], prompt)
+            parts = self.segmenter.mask_losses(logits, predicted, [truth[mine]], [0] * len(mine))
+            for key, value in parts.items():
+                sums[key] = sums.get(key, 0.0) + value * len(mine) / len(truth)
+            if name == "plain":
+                self.overlap = mean_overlap(decoder.restore(logits, size), truth[mine])
+        return sums
+
+    def prompt(self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> Prompt:
+        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`, without words."""
+        decoder, size, plain = self.segmenter.decoder, tuple(truth.shape[-2:]), Prompt(tokens)
+        if name == "plain":
+            return plain
+        if name == "mended":
+            with torch.no_grad():
+                first = decoder.restore(decoder.decode(encoded, of, plain)[0], size) > 0
+            clicks = [decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth, strict=True)]
+            dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
+            return Prompt(torch.cat([tokens, torch.cat(clicks).to(tokens)], 1), dense)
+        nothing = torch.zeros_like(truth[0])
+        places = [
+            decoder.places([click(nothing, t)], [], size)
+            if name == "alone" and i % 3 == 0
+            else decoder.places([], [box_in(t)], size)
+            for i, t in enumerate(truth)
+        ]
+        places = Prompt(torch.cat([p.tokens for p in places]))
+        return places if name == "alone" else plain.beside(places)
+
+    def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
+        """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over masks.
+
+        (1 - cosine) + relative squared distance, and a share of the cross entropy of pointing: among the codes of all patches
+        of the image, those under the mask should be the likest. Only that tells equal things apart from the first step; a
+        distance alone is content with their mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
+        """
+        framed = torch.cat([framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)])
+        shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
+        with torch.no_grad():
+            codes = self.coder(patches.float(), shares)
+            each = nn.functional.normalize(self.coder.project(self.coder.norm(patches.float())), dim=-1)
+        tokens = tokens.float()
+        cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
+        distance = (tokens - codes).square().mean(-1) / codes.square().mean()
+        likeness = torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
+        wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
+        pointing = -(wanted * likeness.log_softmax(1)).sum(1)
+        return (1 - cosine + distance + POINTING * pointing).mean()
+
+
+class _Items(Dataset):
+    """Our data sets as torch's."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.samples[i]

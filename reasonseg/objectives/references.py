@@ -1,0 +1,147 @@
+"""The reference prompter's stage: a thing shown in some pictures is drawn in another."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from reasonseg.config import Kind
+from reasonseg.datasets.scenes import pack_of
+from reasonseg.objectives.base import Objective, mean_overlap
+from reasonseg.regions import region
+from reasonseg.scenes.drawing import choose_sprites, draw_shape
+from reasonseg.scenes.families import draw_family, union_of
+from reasonseg.scenes.sprites import Sprite
+from reasonseg.segmenter import Segmenter
+from reasonseg.vocabulary import Reference
+
+MARKS = ("mask", "boxes", "points", "scribble")
+MARK_CHANCES = (0.7, 0.1, 0.1, 0.1)
+TEMPERATURE = 0.07  # of `alike`
+
+
+class Families(Dataset):
+    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask there and references to it."""
+
+    def __init__(
+        self, sprites: list[Sprite], size: int, shown: int, seed: int, length: int, same_shape: int, marks: tuple = MARKS
+    ):
+        self.sprites, self.size, self.shown, self.seed, self.length = sprites, size, shown, seed, length
+        self.same_shape, self.marks = same_shape, marks
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict:
+        rng = np.random.default_rng([self.seed, 81, i])
+        shape = draw_shape(np.random.default_rng([self.seed, 82, i // self.same_shape]))
+        chosen = choose_sprites(rng, self.sprites)
+        asked, others = draw_family(rng, self.sprites, self.size, self.shown, chosen, shape)
+        things = []
+        for sprite in dict.fromkeys(t.sprite for t in asked.objects):
+            marked = [(k, union_of(other, sprite)) for k, other in enumerate(others)]
+            references = [(k, mark(rng, others[k].image, mask, self.marks)) for k, mask in marked if mask.any()]
+            if references:
+                label = sprite.name if rng.random() < 0.7 else str(rng.choice((sprite.name, *sprite.synonyms)))
+                things.append({"name": sprite.name, "label": label, "mask": union_of(asked, sprite), "references": references})
+        return {"pictures": [asked.image, *(o.image for o in others)], "things": things}
+
+
+def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: tuple = MARKS) -> Reference:
+    """A reference to what `mask` covers, as a mask or as something quicker to draw."""
+    kind = MARKS[rng.choice(len(MARKS), p=MARK_CHANCES)]
+    kind = kind if kind in marks else "mask"
+    if kind == "mask":
+        return Reference(image, mask=mask)
+    ys, xs = np.nonzero(mask)
+    if kind == "boxes":
+        return Reference(image, boxes=[(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)])
+    if kind == "points":
+        picked = rng.integers(len(xs), size=3)
+        return Reference(image, points=[(float(xs[p]), float(ys[p]), 1) for p in picked])
+    a, b = rng.integers(len(xs), size=2)
+    steps = np.linspace(0, 1, 2 * max(image.shape[:2]))
+    line = np.zeros_like(mask)
+    line[np.round(ys[a] + (ys[b] - ys[a]) * steps).astype(int), np.round(xs[a] + (xs[b] - xs[a]) * steps).astype(int)] = True
+    return Reference(image, scribble=line & mask)
+
+
+class References(Objective):
+    """Draws things from references to them, with their label or without it.
+
+    `shown` pictures refer to each; `unnamed` is the share of things whose label is left out. `alike` weighs a contrastive loss:
+    the pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's loss, over things
+    instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
+    """
+
+    def __init__(self, segmenter: Segmenter, shown: int = 2, unnamed: float = 0.5, alike: float = 0.5, tower: bool = False):
+        super().__init__()
+        self.segmenter, self.shown, self.unnamed, self.alike, self.tower = segmenter, shown, unnamed, alike, tower
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        config = data.config
+        return Families(pack_of(config.sprites), config.size, self.shown, seed, length, config.same_shape)
+
+    def collate(self, items: list[dict]) -> dict:
+        """Pictures in a row, and per thing where it is asked for, what refers to it, its label and truth."""
+        vlp, pictures, things = self.segmenter.references, [], []
+        for number, item in enumerate(items):
+            first = len(pictures)
+            pictures += item["pictures"]
+            for thing in item["things"]:
+                rows = [(first + 1 + k, vlp.frame(region(r)).bool()) for k, r in thing["references"]]
+                things.append({**thing, "asked": number, "query": first, "references": rows})
+        truth = torch.from_numpy(np.stack([t["mask"] for t in things]))
+        asked = [item["pictures"][0] for item in items]
+        return {"pictures": pictures, "asked": asked, "things": things, "truth": truth}
+
+    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+        segmenter, vlp, things = self.segmenter, self.segmenter.references, batch["things"]
+        with torch.set_grad_enabled(self.tower and torch.is_grad_enabled()):
+            looked = vlp.look(batch["pictures"])
+        seen = vlp.placed(looked)
+        device = seen.device
+        labels = [t["label"] if torch.rand(()) >= self.unnamed else None for t in things]
+        named = sorted({t["label"] for t in things})
+        known = vlp.texts(named)
+        blank = torch.zeros_like(known[:1])
+        text = torch.cat([known[named.index(label)][None] if label else blank for label in labels])
+        tokens = torch.zeros(len(things), vlp.config.queries, vlp.config.width_out, device=device)
+        for count in {len(t["references"]) for t in things}:
+            mine = [i for i, t in enumerate(things) if len(t["references"]) == count]
+            rows = torch.tensor([[r for r, _ in things[i]["references"]] for i in mine], device=device)
+            masks = torch.stack([torch.stack([m for _, m in things[i]["references"]]) for i in mine]).to(device).float()
+            query = torch.tensor([things[i]["query"] for i in mine], device=device)
+            prompt = vlp(seen[query], seen[rows], masks, text[mine])
+            tokens = tokens.index_copy(0, torch.tensor(mine, device=device), prompt.tokens.to(tokens.dtype))
+        truth, size = batch["truth"].to(device), tuple(batch["truth"].shape[-2:])
+        encoded = segmenter.decoder.encode(batch["asked"])
+        of = torch.tensor([t["asked"] for t in things], device=device)
+        logits, predicted = segmenter.decoder.decode(encoded, of, type(prompt)(tokens))
+        parts = segmenter.mask_losses(logits, predicted, [truth], [0] * len(truth))
+        weights = segmenter.settings.loss
+        loss = sum(getattr(weights, name) * value for name, value in parts.items())
+        parts["alike"] = self.contrast(seen, things, known, named)
+        overlap = mean_overlap(segmenter.decoder.restore(logits, size), truth)
+        return {"loss": loss + self.alike * parts["alike"], **{k: v.detach() for k, v in parts.items()}, "giou": overlap}
+
+    def contrast(self, seen: torch.Tensor, things: list[dict], known: torch.Tensor, named: list[str]) -> torch.Tensor:
+        """Cross entropy of finding, among all things of the batch, equal things, and the label that belongs to each."""
+        vlp = self.segmenter.references
+        rows, masks, names, labels = [], [], [], []
+        for thing in things:
+            for row, mask in [(thing["query"], vlp.frame(thing["mask"])), *thing["references"]]:
+                rows.append(row)
+                masks.append(mask.float())
+                names.append(thing["name"])
+                labels.append(named.index(thing["label"]))
+        shares = F.interpolate(torch.stack(masks)[:, None].to(seen), (vlp.grid, vlp.grid), mode="area").flatten(1)
+        pooled = F.normalize(torch.einsum("ntc,nt->nc", seen[rows], shares), dim=-1)
+        kinds = torch.tensor([sorted(set(names)).index(n) for n in names], device=seen.device)
+        same = (kinds[:, None] == kinds[None]).float().fill_diagonal_(0)
+        likeness = (pooled @ pooled.T / TEMPERATURE).fill_diagonal_(-1e4).log_softmax(1)
+        pairs = -(likeness * same).sum(1) / same.sum(1).clamp(min=1)
+        called = F.cross_entropy(pooled @ known.T / TEMPERATURE, torch.tensor(labels, device=seen.device))
+        return pairs.mean() + called

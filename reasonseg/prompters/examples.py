@@ -1,0 +1,115 @@
+"""References for a decoder that learns in context (SegGPT): painted beside their pictures on a canvas.
+
+Fusion after prompt-SelF: the eight arrangements of a canvas and several references, weighted, make one answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from reasonseg.cache import ImageCache
+from reasonseg.errors import InputError
+from reasonseg.prompt import Canvas, Painted, Prompt, palette
+from reasonseg.regions import region
+from reasonseg.vocabulary import Reference
+
+
+@dataclass(frozen=True)
+class Config:
+    """`ensemble`: how several references are read: `feature` together inside the network, `spatial` side by side in one picture,
+    `mean` one by one. `arrangements` 1 to 8: turns and flips of the canvas that are painted, undone and averaged.
+
+    `type`: masks of single things (`instance`) or of all of a kind (`semantic`). `together` paints several labels at once, in a
+    colour each, where else every label has a canvas of its own.
+    """
+
+    ensemble: Literal["feature", "spatial", "mean"] = "feature"
+    arrangements: int = 1
+    type: Literal["instance", "semantic"] = "instance"
+    together: bool = False
+
+    def __post_init__(self):
+        if not 1 <= self.arrangements <= 8:
+            raise InputError(f"arrangements: {self.arrangements} is not 1 to 8")
+
+    def build(self) -> Examples:
+        """The prompter; it has no weights."""
+        return Examples(self)
+
+    @classmethod
+    def example(cls) -> Config:
+        """One for tests."""
+        return cls(ensemble="mean", arrangements=2)
+
+
+class Examples(nn.Module):
+    """References to canvases."""
+
+    makes = "examples"
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+
+    def meet(self, backbone, decoder) -> None:
+        """Takes the decoder's frame."""
+        object.__setattr__(self, "decoder", decoder)  # seen, not owned
+
+    @property
+    def eye(self) -> nn.Module:
+        """What `look` runs."""
+        return self.decoder
+
+    def look(self, images: list[np.ndarray]) -> torch.Tensor:
+        """Features `[b, t, c]` of the patches of images, to compare pictures by."""
+        return self.decoder.look(images)
+
+    def placed(self, features: torch.Tensor) -> torch.Tensor:
+        """Unit features."""
+        return nn.functional.normalize(features.float(), dim=-1)
+
+    def frame(self, mask: np.ndarray) -> torch.Tensor:
+        """A reference's mask `[h, w]` in the decoder's frame, bool `[s, s]`."""
+        return self.decoder.pixels.mask(mask, squash=True)
+
+    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache) -> list[Prompt]:
+        """One prompt for each (picture, references of one thing)."""
+        if not self.config.together:
+            return [self._prompt(self._canvas([references]), 0) for _, references in groups]
+        pictures: dict[int, list[int]] = {}
+        for i, (image, _) in enumerate(groups):
+            pictures.setdefault(id(image), []).append(i)
+        prompts = {}
+        for mine in pictures.values():
+            canvas = self._canvas([groups[i][1] for i in mine])
+            prompts |= {i: self._prompt(canvas, number) for number, i in enumerate(mine)}
+        return [prompts[i] for i in range(len(groups))]
+
+    def _prompt(self, canvas: Canvas, number: int) -> Prompt:
+        return Prompt(canvas.images.new_zeros(1, 0, 0), examples=(Painted(canvas, number),))
+
+    def _canvas(self, labels: list[list[Reference]]) -> Canvas:
+        """One canvas for all labels: a picture that refers to several has each in its colour."""
+        decoder, colors = self.decoder, palette(len(labels)).to(self.decoder.mean)
+        images, painted, weights = {}, {}, {}
+        for number, references in enumerate(labels):
+            for reference in references:
+                key = id(reference.image)
+                images[key] = reference.image
+                canvas = painted.setdefault(key, torch.zeros_like(self.frame(region(reference)), dtype=torch.long))
+                canvas[self.frame(region(reference))] = number + 1
+                weights[key] = weights.get(key, 0.0) + reference.weight
+        targets = torch.stack([colors[canvas.to(colors.device)].permute(2, 0, 1) for canvas in painted.values()])
+        shares = torch.tensor(list(weights.values())) / sum(weights.values())
+        pictures = decoder.encode(list(images.values())).embedding
+        how = (self.config.ensemble, self.config.arrangements, self.config.type)
+        return Canvas(pictures, (targets - decoder.mean) / decoder.std, colors, shares.to(pictures), *how)
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """Nothing: it has no weights."""
+        return {}
