@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from reasonseg.segmenter import Segmenter
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+EMBEDDED_SEGGPT = "embedded-seggpt"  # the source that names the other embedded model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -42,7 +43,7 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    for name in ("backbone", "decoder", "references"):
+    for name in ("backbone", "decoder", "references", "refiner"):
         if (part := getattr(segmenter, name)) is not None and hasattr(part, "save"):
             part.save(aside / name)
     for name in ("prompter", "references"):
@@ -52,7 +53,7 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
         _cast(aside, dtype)
     settings = dump(segmenter.settings)
     settings = {name: value for name, value in settings.items() if value is not None}
-    for part in ("backbone", "decoder", "references"):  # what the transformers folders say is not said twice
+    for part in ("backbone", "decoder", "references", "refiner"):  # what the transformers folders say is not said twice
         for name in ("network", "pixels", "tokenizer"):
             settings.get(part, {}).pop(name, None)
     (aside / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -95,9 +96,10 @@ def load(
     allow: tuple[str, ...] = (),
     revision: str | None = None,
 ) -> Segmenter:
-    """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
+    """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one (`embedded-seggpt`: the embedded SegGPT).
 
-    A folder of LISA's is read as it was released (`reasonseg.released`), LLaVA v1 with a `sam` beside it. `device` None
+    A folder of LISA's, VLP-SAM's or SegGPT's is read as it was released (`reasonseg.released`), LLaVA v1 and VLP-SAM with a
+    `sam` beside them; beside SegGPT a `sam` is its refiner. `device` None
     takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`)
     is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
     decoder to use instead (.pth, folder or hub id). `read` says which state prompts the decoder (`predicting` or `at`),
@@ -137,18 +139,18 @@ def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantizat
 
 
 def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
-    backbone = None
+    backbone, place = None, "refiner" if settings.decoder.kind == "seggpt" else "decoder"  # what a `sam` stands for
     if settings.backbone is not None:
         backbone = settings.backbone.config.load(folder / "backbone", allow, dtype=dtype)
         if quantization:
             quant.quantize(backbone.layers, quantization, dtype, device)
-    if sam is None:
-        decoder = settings.decoder.config.load(folder / "decoder", allow, dtype=dtype)
-    else:
+    decoders = {"decoder": settings.decoder, "refiner": settings.refiner}
+    drawn = {n: k.config.load(folder / n, allow, dtype=dtype) for n, k in decoders.items() if k and not (sam and n == place)}
+    if sam is not None:
         from reasonseg.released.lisa import decoder_from
 
-        kind, decoder = decoder_from(sam, device, dtype, allow)
-        settings = replace(settings, decoder=Kind(kind, config_class("decoders", kind)()))
+        kind, drawn[place] = decoder_from(sam, device, dtype, allow)
+        settings = replace(settings, **{place: Kind(kind, config_class("decoders", kind)())})
     built = {}
     for name in ("prompter", "references"):
         kind = getattr(settings, name)
@@ -156,7 +158,8 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
             has_folder = (folder / name).is_dir()
             part = kind.config.load(folder / name, allow, dtype=dtype) if has_folder else kind.config.build()
             built[name] = part.to(dtype)
-    segmenter = cls(settings, backbone, built.get("prompter"), decoder, built.get("references"))
+    parts = built.get("prompter"), drawn["decoder"], built.get("references"), drawn.get("refiner")
+    segmenter = cls(settings, backbone, *parts)
     for name, part in built.items():
         if part.learned():
             _fill(part, folder / f"{name}.safetensors", allow)
@@ -164,18 +167,21 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
 
 
 def _released(place: Path, options: dict) -> Segmenter:
-    from reasonseg.released import lisa, vlp
+    from reasonseg.released import lisa, seggpt, vlp
     from reasonseg.released.layout import recognise
 
-    if (file := vlp.recognise(place)) is not None:
-        if unfit := [name for name in ("quantization", "template", "at") if options.pop(name) is not None]:
-            raise InputError(f"{unfit[0]} is of language models; VLP-SAM has none, leave it out")
-        return vlp.read(file, **options)
+    for reader in (vlp, seggpt):
+        if (found := reader.recognise(place)) is None:
+            continue
+        unfit = ("quantization", "template", "at") + (("clip",) if reader is seggpt else ())
+        if given := [name for name in unfit if options.pop(name) is not None]:
+            raise InputError(f"{place}: {given[0]} is of models that read words; this one has none, leave it out")
+        return reader.read(found, **options)
     layout = recognise(place)
     if layout is None:
         raise InputError(
             f"{place} is no model we know: it has neither a settings.yaml (ours), nor the config.json and weights of LISA "
-            "or LLaVA v1, nor is it a best_model.pt of VLP-SAM"
+            "or LLaVA v1, nor is it a VLP-SAM or SegGPT checkpoint"
         )
     return lisa.read(layout, **options)
 
@@ -183,6 +189,8 @@ def _released(place: Path, options: dict) -> Segmenter:
 def _place(source: str | Path | None, revision: str | None) -> Path:
     if source is None:
         return EMBEDDED
+    if source == EMBEDDED_SEGGPT:
+        return EMBEDDED.with_name("tiny_seggpt")
     place = Path(source)
     if place.exists():
         return place

@@ -17,6 +17,7 @@ from reasonseg import losses
 from reasonseg.cache import ImageCache
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
+from reasonseg.masks import box_of
 from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
@@ -48,13 +49,16 @@ class Segmenter(nn.Module):
     """A backbone that speaks, prompters that point, a decoder that draws.
 
     `segmenter(query)` answers one question, `segmenter.batch(queries)` many, `segmenter.loss(samples)` teaches. `backbone`
-    and `prompter` are None in a model that takes examples only, `references` in one that takes words only.
+    and `prompter` are None in a model that takes examples only, `references` in one that takes words only; `refiner` is a second
+    decoder that sharpens what a decoder without edges of its own (SegGPT) paints.
     """
 
-    def __init__(self, settings: ModelSettings, backbone: Any, prompter: Any, decoder: Any, references: Any = None):
+    def __init__(
+        self, settings: ModelSettings, backbone: Any, prompter: Any, decoder: Any, references: Any = None, refiner: Any = None
+    ):
         super().__init__()
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
-        self.references = references
+        self.references, self.refiner = references, refiner
         self.cache = ImageCache()  # of `batch` and `forced`, not of `loss`
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
@@ -131,11 +135,14 @@ class Segmenter(nn.Module):
         seed: int = 0,
         force_seg: bool = False,
         absent_threshold: float = 0.5,
+        agreement: bool = False,
+        refine: bool = False,
     ) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one.
 
         `temperature` 0 takes the likeliest word; `force_seg` gets a mask in any case; a thing is `absent` where `<REJ>`
-        has at least `absent_threshold` of the probability of `<REJ>` and `<SEG>`.
+        has at least `absent_threshold` of the probability of `<REJ>` and `<SEG>`. `agreement` also asks with every reference
+        alone and says the IoU of that answer with the whole one; `refine` hands masks on to the model's refiner.
         """
         self.eval()
         how = {
@@ -148,7 +155,40 @@ class Segmenter(nn.Module):
         answers: list[Answer] = []
         for start in range(0, len(queries), MAX_BATCH):
             answers += self._batch(list(queries[start : start + MAX_BATCH]), how)
+        if agreement:
+            self._agree(queries, answers, how)
+        if refine:
+            self._refine(queries, answers)
         return answers
+
+    def _agree(self, queries: Sequence[Query], answers: list[Answer], how: dict) -> None:
+        """Adds `agreement` to the references of each answer: IoU of all its masks with those of the reference alone."""
+        alone = [(i, k) for i, q in enumerate(queries) for k in range(len(q.references))]
+        single = [replace(queries[i], references=[queries[i].references[k]]) for i, k in alone]
+        for start in range(0, len(single), MAX_BATCH):
+            for (i, k), answer in zip(alone[start:], self._batch(single[start : start + MAX_BATCH], how), strict=False):
+                both = answer.masks.any(0), answers[i].masks.any(0)
+                union = int((both[0] | both[1]).sum())
+                value = int((both[0] & both[1]).sum()) / union if union else 1.0
+                answers[i].references[k]["agreement"] = round(value, 4)
+
+    def _refine(self, queries: Sequence[Query], answers: list[Answer]) -> None:
+        """Draws every mask again with the refiner, from the mask itself and its box."""
+        if self.refiner is None:
+            raise InputError("this model has no refiner; load it with a SAM as sam (--sam) to sharpen what SegGPT paints")
+        for query, answer in zip(queries, answers, strict=True):
+            whole = [m for m, mask in enumerate(answer.masks) if mask.any()]
+            if not whole:
+                continue
+            features = self.cache([self.refiner], [query.image], self.refiner.encode, self.refiner.pixels.size)
+            prompts = []
+            for m in whole:
+                box = box_of(answer.masks[m])
+                places = self.refiner.places([], [(box[0], box[1], box[2], box[3])], query.size)
+                prompts.append(Prompt(places.tokens, self.refiner.dense(answer.masks[m])))
+            of = torch.zeros(len(whole), dtype=torch.long, device=self.device)
+            logits, _ = self.refiner.decode(features, of, Prompt.joined(prompts))
+            answer.masks[whole] = (self.refiner.restore(logits, query.size) > 0).cpu().numpy()
 
     def _batch(self, queries: list[Query], how: dict) -> list[Answer]:
         began = time.perf_counter()
@@ -290,7 +330,8 @@ class Segmenter(nn.Module):
         return (shares * marked).sum(1) / marked.sum(1).clamp(min=1)
 
     def _answer(self, query: Query, said: Spoken | None, masks, scores, labels: list[str], meta: dict) -> Answer:
-        used = [{"label": r.label or "", "weight": round(1 / len(query.references), 4)} for r in query.references]
+        whole = sum(r.weight for r in query.references)
+        used = [{"name": r.name, "label": r.label or "", "weight": round(r.weight / whole, 4)} for r in query.references]
         common: dict[str, Any] = {"references": used, "meta": meta, "image": query.image}
         if said is None:
             return Answer("", masks, scores, labels, "found", **common)

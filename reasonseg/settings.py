@@ -30,6 +30,7 @@ class ModelSettings:
     backbone: Annotated[Kind, Room("backbones")] | None = None
     prompter: Annotated[Kind, Room("prompters")] | None = None
     references: Annotated[Kind, Room("prompters")] | None = None
+    refiner: Annotated[Kind, Room("decoders")] | None = None  # sharpens masks where it is asked to
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64

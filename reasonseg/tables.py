@@ -49,6 +49,17 @@ def print_benchmark(name: str, summary: dict) -> None:
         console.print(f"{summary['errors']} samples could not be read; rows.jsonl names them")
 
 
+def print_episodes(name: str, summary: dict) -> None:
+    """Few-shot scores: classes seen in training and withheld ones, apart."""
+    table = Table(title=f"eval episodes, {name}")
+    for column in ("classes", "mIoU", "95 % interval", "FB-IoU", "episodes"):
+        table.add_column(column, justify="left" if column == "classes" else "right")
+    for group, row in summary.items():
+        interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+        table.add_row(group, _number(row["miou"]), interval, _number(row["fb_iou"]), str(row["n"]))
+    Console().print(table)
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -59,14 +70,19 @@ def print_model(segmenter) -> None:
     table = Table(title=str(settings.about.get("name", "model")))
     for name in ("part", "kind", "class", "parameters", "dtype"):
         table.add_column(name, justify="right" if name == "parameters" else "left")
-    for part in ("backbone", "prompter", "decoder"):
-        module = getattr(segmenter, part)
+    for part in ("backbone", "prompter", "references", "decoder"):
+        if (module := getattr(segmenter, part)) is None:
+            continue
         inner = getattr(module, "model", module)
-        count = sum(p.numel() for p in module.parameters())
-        dtype = str(next(module.parameters()).dtype).removeprefix("torch.")
+        weights = list(module.parameters())
+        dtype = str(weights[0].dtype).removeprefix("torch.") if weights else ""
+        count = sum(p.numel() for p in weights)
         table.add_row(part, getattr(settings, part).kind, type(inner).__name__, f"{count:,}", dtype)
     console = Console()
     console.print(table)
+    if segmenter.backbone is None:
+        console.print(f"examples only, no words; score: {settings.score}; device: {segmenter.device}", markup=False)
+        return
     markers = segmenter.backbone.markers
     rej = "none: this model never says absent" if markers.rej is None else f"{markers.rej_text} = {markers.rej}"
     console.print(f"markers: {markers.seg_text} = {markers.seg}, {rej}", markup=False)

@@ -1,6 +1,7 @@
 """SegGPT against what the original implementation printed (../shared/oracle/F_seggpt), and against itself."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from conftest import close, oracle
 from PIL import Image
 from transformers import SegGptForImageSegmentation
 
-from reasonseg import losses
+from reasonseg import InputError, Query, Reference, Segmenter, losses
 from reasonseg.decoders import seggpt
 from reasonseg.decoders.seggpt import Config, arranged, restored
 from reasonseg.prompt import Canvas, Painted, Prompt, palette
+from reasonseg.prompters.examples import Config as ExamplesConfig
 
 CANVAS, FRAME = 3e-4, 0.02  # tolerances the oracle suggests
 CASES = ("one_sem", "one_ins", "two_sem_q1", "three_ins", "three_ins_q1", "three_ins_perm", "pal_one", "pal_three")
@@ -27,7 +29,7 @@ def case(name):
     return np.load(oracle("F_seggpt", f"{name}.npz")), json.loads(oracle("F_seggpt", "cases.json").read_text())["cases"][name]
 
 
-def picture(name):
+def picture_of(name):
     return np.array(Image.open(oracle("F_seggpt", "images", name)).convert("RGB"))
 
 
@@ -39,8 +41,8 @@ def painted(model, name):
 
 
 def parts(model, about):
-    query = model.encode([picture(about["query"])]).embedding
-    images = model.encode([picture(p) for p in about["prompts"]]).embedding[None]
+    query = model.encode([picture_of(about["query"])]).embedding
+    images = model.encode([picture_of(p) for p in about["prompts"]]).embedding[None]
     return query, images, torch.stack([painted(model, t) for t in about["targets"]])[None]
 
 
@@ -113,7 +115,7 @@ def test_labels_of_several_classes(model):
         canvas = Canvas(images[0], targets[0], palette(4), even(about["n"])[0], type=about["seg_type"])
         prompt = Prompt(torch.zeros(4, 0, 0), examples=tuple(Painted(canvas, k) for k in range(4)))
         with torch.inference_mode():
-            logits, _ = model.decode(model.encode([picture(about["query"])]), torch.zeros(4, dtype=torch.long), prompt)
+            logits, _ = model.decode(model.encode([picture_of(about["query"])]), torch.zeros(4, dtype=torch.long), prompt)
         labels = stored[f"{name}_labels_res"]
         assert labels.shape == (side, side)
         for k in range(4):
@@ -126,7 +128,7 @@ def test_training_loss_and_gradients(model, row):
     data, about = case("train")
     rows = about["rows"]
     masked = torch.from_numpy(data["bool_masked_pos"]).bool()
-    seen = model.encode([picture(p) for r in rows for p in r["imgs"]]).embedding.unflatten(0, (2, 2))
+    seen = model.encode([picture_of(p) for r in rows for p in r["imgs"]]).embedding.unflatten(0, (2, 2))
     drawn = torch.stack([torch.stack([painted(model, t) for t in r["tgts"]]) for r in rows])
     types = ["instance" if t else "semantic" for t in data[f"{row}_seg_type"].ravel()]
     model.zero_grad()
@@ -163,3 +165,78 @@ def test_arrangements_are_undone(turn):
 def test_eight_arrangements_differ():
     square = torch.arange(9.0).reshape(3, 3)
     assert len({tuple(arranged(square, turn).flatten().tolist()) for turn in range(8)}) == 8
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory):
+    """The oracle's weights as the original code saves them."""
+    stored, file = np.load(oracle("F_seggpt", "state_dict.npz")), tmp_path_factory.mktemp("seggpt") / "seggpt.pth"
+    torch.save({"model": {k: torch.from_numpy(stored[k]).float() for k in stored}}, file)
+    return file
+
+
+def query_of(about):
+    references = [
+        Reference(picture_of(p), mask=picture_of(t).any(-1)) for p, t in zip(about["prompts"], about["targets"], strict=True)
+    ]
+    return Query(picture_of(about["query"]), references=references)
+
+
+def test_both_layouts_are_one_model(pth):
+    hub = Segmenter.from_pretrained(oracle("F_seggpt", "hf", "config.json").parent, device="cpu")
+    original = Segmenter.from_pretrained(pth, device="cpu")
+    ours, theirs = original.decoder.model.state_dict(), hub.decoder.model.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    data, about = case("three_ins")
+    if all(len(np.unique(picture_of(t).reshape(-1, 3), axis=0)) == 2 for t in about["targets"]):
+        hard = np.unpackbits(data["hard_full_packed"])[: int(np.prod(data["size_hw"]))].reshape(data["size_hw"]).astype(bool)
+        assert (original(query_of(about)).masks[0] ^ hard).sum() <= 3
+
+
+def test_saved_and_read_again(pth, tmp_path):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu")
+    segmenter.save_pretrained(tmp_path / "m")
+    query = query_of(case("three_ins")[1])
+    assert np.array_equal(Segmenter.from_pretrained(tmp_path / "m", device="cpu")(query).masks, segmenter(query).masks)
+
+
+def test_batched_is_one_by_one(pth):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu")
+    queries = [query_of(case(name)[1]) for name in ("one_ins", "three_ins", "three_ins_q1", "two_sem_q1")]
+    for together, query in zip(segmenter.batch(queries), queries, strict=True):
+        assert (together.masks ^ segmenter(query).masks).sum() <= 3
+
+
+@pytest.mark.parametrize("how", [{"ensemble": "spatial"}, {"ensemble": "mean"}, {"arrangements": 8}, {"together": True}])
+def test_other_ways_to_fuse(pth, how):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu")
+    kind = replace(segmenter.settings.references, config=ExamplesConfig(**how))
+    segmenter = segmenter.with_references(kind)
+    query = query_of(case("three_ins")[1])
+    for reference, label in zip(query.references, "aab", strict=True):
+        reference.label = label
+    answer = segmenter(query)
+    assert answer.labels == ["a", "b"] and answer.masks.shape[1:] == query.size
+    if how.get("together"):
+        assert not (answer.masks[0] & answer.masks[1]).any()
+
+
+def test_refined_by_sam(pth):
+    sam = np.load(oracle("B_sam", "state_dict.npz"))
+    file = pth.with_name("sam.pth")
+    torch.save({k: torch.from_numpy(sam[k]).float() for k in sam}, file)
+    segmenter = Segmenter.from_pretrained(pth, sam=str(file), device="cpu")
+    query = query_of(case("one_ins")[1])
+    assert segmenter(query, refine=True).masks.shape == segmenter(query).masks.shape
+    with pytest.raises(InputError, match="no refiner"):
+        Segmenter.from_pretrained(pth, device="cpu")(query, refine=True)
+
+
+def test_what_it_cannot_take_is_refused(pth, picture):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu")
+    with pytest.raises(InputError, match="reads no words"):
+        segmenter(Query(picture, "the cat"))
+    with pytest.raises(InputError, match="need a SAM decoder"):
+        segmenter(Query(picture, points=[(3, 3, 1)]))
+    with pytest.raises(InputError, match="template is of models that read words"):
+        Segmenter.from_pretrained(pth, template="plain", device="cpu")

@@ -48,6 +48,51 @@ def add_eval(commands) -> None:
         one.set_defaults(run=_eval_benchmark, name=name)
 
 
+    _add_episodes(names)
+
+
+def _add_episodes(names) -> None:
+    one = names.add_parser("episodes", help="few-shot: a thing shown in other pictures; mIoU and FB-IoU")
+    one.add_argument("--benchmark", choices=["scenes", "pascal", "coco", "fss"], default="scenes")
+    one.add_argument("--root", default="", metavar="DIR", help="where the pictures of pascal, coco or fss lie")
+    one.add_argument("--fold", type=int, default=0, metavar="F", help="0 to 3")
+    one.add_argument("--shots", type=positive, default=1, metavar="K", help="references of an episode (default: 1)")
+    one.add_argument("--prompt", choices=["reference", "label", "both"], default="reference", help="what an episode gives")
+    one.add_argument("--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji, all withheld")
+    one.add_argument("--limit", type=positive, default=1000, metavar="N", help="episodes a group (default: 1000)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", metavar="DIR", help="write rows.jsonl and summary.json there; resumes")
+    one.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
+    one.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+    add_model_options(one)
+    one.set_defaults(run=_eval_episodes)
+
+
+def _eval_episodes(options) -> None:
+    from reasonseg.libraries import quiet_libraries
+
+    quiet_libraries()
+    import json
+
+    from reasonseg.datasets.episodes import Config
+    from reasonseg.fewshot import evaluate_episodes
+
+    config = Config(
+        options.root, options.benchmark, options.fold, options.shots, options.prompt, count=options.limit,
+        seed=options.seed, sprites=options.sprites,
+    )  # fmt: skip
+    summary = evaluate_episodes(
+        None if options.predictions else load_model(options), config, out=options.out, predictions=options.predictions,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(summary))
+    else:
+        from reasonseg.tables import print_episodes
+
+        print_episodes(options.benchmark, summary)
+
+
 def data_of(name: str, root: str, split: str, sentences: str = "first"):
     """The configuration of a data set by the name it has on the command line."""
     from reasonseg.config import config_class

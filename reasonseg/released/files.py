@@ -109,6 +109,8 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(_broken(file, error)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(_broken(file, error)) from None
+    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):  # how some training scripts wrap it
+        tensors = tensors["model"]
     if not isinstance(tensors, dict) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise InputError(f"{file} is not a state dict: expected names with tensors")
     return tensors

@@ -1,0 +1,110 @@
+"""Few-shot evaluation: mIoU over classes and FB-IoU, seen and withheld classes apart, as the papers define them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from reasonseg.datasets.episodes import GROUPS, Config
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.masks import to_rle
+from reasonseg.metrics import IGNORE, Counts, count
+from reasonseg.rows import answers_from, append, kept, maker, read_predictions
+from reasonseg.vocabulary import Answer, Sample
+
+BATCH = 16
+DRAWS = 1000  # of the bootstrap
+
+
+def evaluate_episodes(
+    segmenter,
+    config: Config,
+    *,
+    groups: Sequence[str] = GROUPS,
+    out: str | Path | None = None,
+    predictions: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores a segmenter (or a predictions file) on `config.count` episodes of each group; returns and writes the summary.
+
+    With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is resumed. Raises `InputError`
+    where no group has an episode.
+    """
+    sets = {group: replace(config, group=group).build() for group in groups}
+    sets = {group: data for group, data in sets.items() if len(data)}
+    if not sets:
+        raise InputError(f"{config.benchmark} has no episodes of {' or '.join(groups)}")
+    rows = kept(out, json.loads(json.dumps({**asdict(config), "groups": groups, "model": maker(segmenter, predictions)})))
+    done, given = {row["id"] for row in rows}, read_predictions(predictions) if predictions else None
+    bar = tqdm(total=sum(map(len, sets.values())), initial=len(rows), desc="eval episodes", unit="episode", disable=not progress)
+    for group, data in sets.items():
+        name = f"{config.benchmark}-{config.fold}-{group}-"
+        todo = [i for i in range(len(data)) if f"{name}{i}" not in done]
+        for start in range(0, len(todo), BATCH):
+            samples = [data[i] for i in todo[start : start + BATCH]]
+            answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
+            fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+            append(out, fresh)
+            rows += fresh
+            bar.update(len(fresh))
+    bar.close()
+    summary = summarise(rows)
+    if out is not None:
+        with written_aside(Path(out) / "summary.json") as aside:
+            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def _row(sample: Sample, answer: Answer) -> dict:
+    """Every mask of the answer counts as one: the papers' masks are of a class, not of a thing."""
+    found = answer.masks.any(0) if len(answer.masks) else np.zeros(sample.query.size, bool)
+    truth = sample.truth.masks[0].astype(np.uint8)
+    if sample.ignored is not None:
+        truth[sample.ignored] = IGNORE
+    return {
+        "id": sample.id,
+        "group": sample.level,
+        "class": sample.truth.labels[0],
+        "status": answer.status,
+        "counts": asdict(count(found, truth)),
+        "objects": [{"segmentation": to_rle(mask)} for mask in answer.masks],
+    }
+
+
+def summarise(rows: list[dict]) -> dict[str, Any]:
+    """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; a group without episodes is absent."""
+    summary = {}
+    for group in GROUPS:
+        mine = [row for row in rows if row["group"] == group]
+        if mine:
+            total = sum((Counts(**row["counts"]) for row in mine), Counts())
+            miou, interval = class_means([row["class"] for row in mine], [row["counts"] for row in mine])
+            summary[group] = {"miou": miou, "fb_iou": total.fb_iou, "n": len(mine), "ci95": interval}
+    return summary
+
+
+def class_means(classes: Sequence[str], counts: Sequence[dict], seed: int = 0) -> tuple[float, list[float]]:
+    """(mIoU, its 95 % interval): the mean over classes of summed intersection over summed union, episodes drawn again.
+
+    A class that a draw leaves out is left out of its mean.
+    """
+    names = sorted(set(classes))
+    of = np.array([names.index(c) for c in classes])
+    inter, union = (np.array([c[key] for c in counts], float) for key in ("inter", "union"))
+
+    def score(rows: np.ndarray) -> float:
+        times = np.bincount(of[rows], minlength=len(names))
+        shared = np.bincount(of[rows], inter[rows], len(names))
+        either = np.bincount(of[rows], union[rows], len(names))
+        return float((shared / np.maximum(either, 1))[times > 0].mean())
+
+    rng = np.random.default_rng(seed)
+    draws = [score(rng.integers(len(of), size=len(of))) for _ in range(DRAWS)]
+    return score(np.arange(len(of))), [float(v) for v in np.percentile(draws, [2.5, 97.5])]

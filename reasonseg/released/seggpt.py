@@ -1,0 +1,115 @@
+"""SegGPT as released: `seggpt_vit_large.pth` of the original code, or a folder in transformers' layout (BAAI/seggpt-vit-large)."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import SegGptConfig, SegGptForImageSegmentation
+
+from reasonseg.config import Kind, config_class
+from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
+from reasonseg.errors import InputError
+from reasonseg.filling import Filling, hollow
+from reasonseg.prompters.examples import Config as ExamplesConfig
+from reasonseg.released.files import Shards
+from reasonseg.released.lisa import decoder_from
+from reasonseg.segmenter import Segmenter
+from reasonseg.settings import ModelSettings
+
+EXACT = {
+    "mask_token": "mask_token",
+    "segment_token_x": "segment_token_input",
+    "segment_token_y": "segment_token_prompt",
+    "type_token_cls": "type_token_semantic",
+    "type_token_ins": "type_token_instance",
+    "pos_embed": "position_embeddings",
+}
+PARTS = (
+    (r"^patch_embed\.proj\.", "model.embeddings.patch_embeddings.projection."),
+    (r"^blocks\.(\d+)\.norm1\.", r"model.encoder.layers.\1.layernorm_before."),
+    (r"^blocks\.(\d+)\.norm2\.", r"model.encoder.layers.\1.layernorm_after."),
+    (r"^blocks\.(\d+)\.attn\.", r"model.encoder.layers.\1.attention."),
+    (r"^blocks\.(\d+)\.mlp\.fc", r"model.encoder.layers.\1.mlp.lin"),
+    (r"^norm\.", "model.encoder.layernorm."),
+    (r"^decoder_embed\.", "decoder.decoder_embed."),
+    (r"^decoder_pred\.0\.", "decoder.decoder_pred.conv."),
+    (r"^decoder_pred\.1\.", "decoder.decoder_pred.layernorm."),
+    (r"^decoder_pred\.3\.", "decoder.decoder_pred.head."),
+)
+
+
+def recognise(place: Path) -> Path | None:
+    """The weight file, or the transformers folder, of a SegGPT; None where it is something else."""
+    if place.is_dir():
+        config = place / "config.json"
+        try:
+            return place if config.is_file() and json.loads(config.read_text()).get("model_type") == "seggpt" else None
+        except ValueError:
+            return None
+    if place.suffix not in (".pth", ".pt"):
+        return None
+    return place if any(key.endswith("type_token_ins") for key in Shards(place).of) else None
+
+
+def read(place: Path, *, device, dtype: torch.dtype | None, sam_from: str | None = None, allow: tuple[str, ...] = ()) -> Segmenter:
+    """The segmenter: SegGPT, its examples read together, and `sam_from` as refiner. Raises `InputError` where weights do not fit."""
+    config = Config()
+    if place.is_dir():
+        decoder = config.load(place, allow, dtype=dtype or "auto").to(device)
+    else:
+        decoder = _original(place, config, device, dtype, allow)
+    refiner, parts = None, {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())}
+    if sam_from is not None:
+        kind, refiner = decoder_from(sam_from, device, dtype, allow)
+        parts["refiner"] = Kind(kind, config_class("decoders", kind)())
+    references = parts["references"].config.build()
+    return Segmenter(ModelSettings(**parts, about={"name": "seggpt"}), None, None, decoder, references, refiner).eval()
+
+
+def _original(file: Path, config: Config, device, dtype, allow) -> SegGpt:
+    shards = Shards(file)
+    names = {key.removeprefix("model."): key for key in shards.of}
+    network = network_of({name: shards.shape(key) for name, key in names.items()}, file)
+    with hollow():
+        model = SegGptForImageSegmentation(network)
+    filling = Filling(model, device, dtype, file)
+    for name, key in names.items():
+        value = shards.tensor(key)
+        target = renamed(name)
+        wanted = filling.parameters[target].shape if target in filling.parameters else None
+        fits = wanted is not None and value.numel() == wanted.numel()
+        filling.put([target], value.reshape(wanted) if fits and "token" in name else value, name)
+    filling.done(allow)
+    return SegGpt(model, pixels_for(network, {}), config).to(device)
+
+
+def renamed(name: str) -> str:
+    """transformers' name of an original tensor."""
+    if name in EXACT:
+        return "model.embeddings." + EXACT[name]
+    for pattern, ours in PARTS:
+        if re.match(pattern, name):
+            return re.sub(pattern, ours, name)
+    return name
+
+
+def network_of(shape: dict[str, tuple[int, ...]], file: Path) -> SegGptConfig:
+    """The configuration that fits original tensors; the canvas is read off the relative positions."""
+    try:
+        width, _, patch, _ = shape["patch_embed.proj.weight"]
+        depth = 1 + max(int(m[1]) for name in shape if (m := re.match(r"blocks\.(\d+)\.", name)))
+        rows, head = shape["blocks.0.attn.rel_pos_h"]
+        columns = shape["blocks.0.attn.rel_pos_w"][0]
+        taps, pixels = shape["decoder_embed.weight"][1] // width, shape["decoder_embed.weight"][0]
+        positions, mlp = shape["pos_embed"][1], shape["blocks.0.mlp.fc1.weight"][0]
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{file} is no SegGPT checkpoint: it lacks {error}") from None
+    return SegGptConfig(
+        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // head, mlp_dim=mlp, patch_size=patch,
+        image_size=[(rows + 1) // 2 * patch, (columns + 1) // 2 * patch], decoder_hidden_size=pixels // patch**2,
+        pretrain_image_size=round((positions - 1) ** 0.5) * patch, merge_index=2,
+        intermediate_hidden_state_indices=[(k + 1) * depth // taps - 1 for k in range(taps)],
+    )  # fmt: skip
