@@ -71,7 +71,13 @@ class Bank:
         return Reference(sample.query.image, mask=sample.truth.masks.any(0), label=label, name=self.id(i))
 
     def select(
-        self, segmenter, image: np.ndarray, shots: int = 1, label: str | None = None, by: By = "pixel", progress: bool = False
+        self,
+        segmenter,
+        image: np.ndarray,
+        shots: int = 1,
+        label: str | None = None,
+        by: By = "pixel",
+        progress: bool = False,
     ) -> list[Choice]:
         """The `shots` references nearest to an image, the nearest first, weighted by their similarity.
 
@@ -98,8 +104,10 @@ class Bank:
             chosen.append(Choice(reference, float(values[k])))
         return chosen
 
-    def features(self, segmenter, which: Sequence[int], progress: bool = False) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references, from the disk where they lie there.
+    def features(
+        self, segmenter, which: Sequence[int], progress: bool = False
+    ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references, from the disk if they lie there.
 
         One that cannot be read is left out and named in `problems`.
         """
@@ -121,7 +129,7 @@ class Bank:
             with torch.inference_mode():
                 patches = self._seen(segmenter, [r.image for _, r in read])
             for (i, reference), seen in zip(read, patches, strict=True):
-                kept[stamps[i]] = seen.half().cpu(), _shares(segmenter, reference, len(seen))
+                kept[stamps[i]] = seen.to(torch.float16).cpu(), _shares(segmenter, reference, len(seen))
         if missing:
             self._keep(segmenter, kept)
         return {i: (kept[stamps[i]][0].float(), kept[stamps[i]][1]) for i in which if stamps[i] in kept}
@@ -140,7 +148,11 @@ class Bank:
             stored = load_file(file)
         except Exception:  # a cache that cannot be read is made anew
             return {}
-        return {k: (v, stored["share:" + k]) for k, v in stored.items() if not k.startswith("share:") and "share:" + k in stored}
+        return {
+            k: (v, stored["share:" + k])
+            for k, v in stored.items()
+            if not k.startswith("share:") and "share:" + k in stored
+        }
 
     def _keep(self, segmenter, kept: dict) -> None:
         """Writes what belongs to a file that is still there; a folder that cannot be written to is used without a cache."""
@@ -210,7 +222,7 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
 
 
 def remove(folder: str | Path, name: str) -> None:
-    """Takes the reference of an id (`images/x.jpg: label`) out of a bank of our own layout, and its picture if nothing else marks it.
+    """Takes the reference of an id (`images/x.jpg: label`) out of a bank of our own layout, and its picture if no other marks it.
 
     Raises `InputError` where there is none.
     """

@@ -145,7 +145,9 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
         if quantization:
             quant.quantize(backbone.layers, quantization, dtype, device)
     decoders = {"decoder": settings.decoder, "refiner": settings.refiner}
-    drawn = {n: k.config.load(folder / n, allow, dtype=dtype) for n, k in decoders.items() if k and not (sam and n == place)}
+    drawn = {
+        n: k.config.load(folder / n, allow, dtype=dtype) for n, k in decoders.items() if k and not (sam and n == place)
+    }
     if sam is not None:
         from reasonseg.released.lisa import decoder_from
 

@@ -31,7 +31,9 @@ def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> 
         states = vision.pre_layrnorm(states)
     layers = vision.encoder.layers
     if surgery > len(layers) or (surgery and not clip):
-        raise InputError(f"surgery {surgery} needs a CLIP tower of as many blocks; this one is {model.config.model_type}")
+        raise InputError(
+            f"surgery {surgery} needs a CLIP tower of as many blocks; this one is {model.config.model_type}"
+        )
     other = None
     for number, layer in enumerate(layers):
         if number < len(layers) - surgery:

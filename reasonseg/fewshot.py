@@ -41,9 +41,17 @@ def evaluate_episodes(
     sets = {group: data for group, data in sets.items() if len(data)}
     if not sets:
         raise InputError(f"{config.benchmark} has no episodes of {' or '.join(groups)}")
-    rows = kept(out, json.loads(json.dumps({**asdict(config), "groups": groups, "model": maker(segmenter, predictions)})))
+    rows = kept(
+        out, json.loads(json.dumps({**asdict(config), "groups": groups, "model": maker(segmenter, predictions)}))
+    )
     done, given = {row["id"] for row in rows}, read_predictions(predictions) if predictions else None
-    bar = tqdm(total=sum(map(len, sets.values())), initial=len(rows), desc="eval episodes", unit="episode", disable=not progress)
+    bar = tqdm(
+        total=sum(map(len, sets.values())),
+        initial=len(rows),
+        desc="eval episodes",
+        unit="episode",
+        disable=not progress,
+    )
     for group, data in sets.items():
         name = f"{config.benchmark}-{config.fold}-{group}-"
         todo = [i for i in range(len(data)) if f"{name}{i}" not in done]

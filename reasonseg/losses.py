@@ -31,7 +31,13 @@ def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tens
     return (predicted.float() - true) ** 2
 
 
-def painting(canvas: torch.Tensor, truth: torch.Tensor, masked: torch.Tensor, valid: torch.Tensor | None = None, beta: float = 0.01) -> torch.Tensor:
+def painting(
+    canvas: torch.Tensor,
+    truth: torch.Tensor,
+    masked: torch.Tensor,
+    valid: torch.Tensor | None = None,
+    beta: float = 0.01,
+) -> torch.Tensor:
     """SegGPT's loss: smooth L1 of painted colours `[n, 3, h, w]`, averaged over what was masked (`[n, h, w]`) and is valid."""
     counted = masked[:, None].expand_as(canvas).to(canvas)
     counted = counted if valid is None else counted * valid[:, None]

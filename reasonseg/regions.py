@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from reasonseg.errors import InputError
 from reasonseg.vocabulary import Reference
 
+DIMMED = 0.35  # of its light is left of what is not marked, where a reference is drawn
 DISC = 0.03  # radius of a point, as a fraction of the picture's longer side
 STROKE = 0.01  # by how much a scribble is widened
 
@@ -28,6 +29,12 @@ def region(reference: Reference) -> np.ndarray:
     if not marked.any():
         raise InputError(f"Reference.{what} marks nothing; mark at least one pixel of the thing")
     return marked
+
+
+def drawn(reference: Reference) -> np.ndarray:
+    """uint8 `[h, w, 3]`: the picture with what is not marked dimmed, for models that look at several pictures."""
+    light = np.where(region(reference), 1.0, DIMMED)[..., None]
+    return (reference.image * light).astype(np.uint8)
 
 
 def _boxes(reference: Reference) -> np.ndarray:

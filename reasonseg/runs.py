@@ -37,7 +37,7 @@ class TrainSettings:
 
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
     `references` is a prompter for examples, given to a model that has none yet.
-    `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
+    `examples`: from now on the language model reads references beside words (LLaVA backbones). `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
 
     data: Annotated[Kind, Room("datasets")]
@@ -51,6 +51,7 @@ class TrainSettings:
     save_every: int = 100
     log_every: int = 10
     bf16: bool = True
+    examples: bool = False
     products: bool = False
     report_to: tuple[str, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonseg import losses
+from reasonseg import losses, second_looks
+from reasonseg.asking import Asked, Shown, by_label, distinct, fitted, labels_of
 from reasonseg.cache import ImageCache
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
-from reasonseg.masks import box_of
 from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
-from reasonseg.speaking import SEG, Spoken, pieces
-from reasonseg.vocabulary import Answer, Query, Reference, Sample
+from reasonseg.speaking import SEG, Spoken, Taught
+from reasonseg.vocabulary import Answer, Query, Sample
 
 MAX_BATCH = 32  # questions generated at once; more are taken in turns
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What references of one label say."""
-
-    prompt: Prompt
-    label: str
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One mask to draw: whose `query` it is, its prompt, the probability (`share`) of its `<SEG>`, its label without words."""
-
-    query: int
-    prompt: Prompt
-    share: float
-    label: str = ""
 
 
 class Segmenter(nn.Module):
@@ -54,7 +36,13 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, settings: ModelSettings, backbone: Any, prompter: Any, decoder: Any, references: Any = None, refiner: Any = None
+        self,
+        settings: ModelSettings,
+        backbone: Any,
+        prompter: Any,
+        decoder: Any,
+        references: Any = None,
+        refiner: Any = None,
     ):
         super().__init__()
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
@@ -88,6 +76,14 @@ class Segmenter(nn.Module):
         kind = fitted(kind, self.backbone, self.decoder)
         settings = replace(self.settings, references=kind)
         return Segmenter(settings, self.backbone, self.prompter, self.decoder, kind.config.build())
+
+    def reading_examples(self) -> Segmenter:
+        """The same model, whose backbone from now on reads references beside words; raises `InputError` where it cannot."""
+        if self.settings.backbone is None or not hasattr(self.settings.backbone.config, "examples"):
+            raise InputError("examples: this model's backbone does not read references; llava does")
+        kind = Kind(self.settings.backbone.kind, replace(self.settings.backbone.config, examples=True))
+        self.settings, self.backbone.config = replace(self.settings, backbone=kind), kind.config
+        return self
 
     @classmethod
     def from_pretrained(cls, source: str | Path | None = None, **options) -> Segmenter:
@@ -154,53 +150,25 @@ class Segmenter(nn.Module):
         }
         answers: list[Answer] = []
         for start in range(0, len(queries), MAX_BATCH):
-            answers += self._batch(list(queries[start : start + MAX_BATCH]), how)
+            answers += self.answered(list(queries[start : start + MAX_BATCH]), how)
         if agreement:
-            self._agree(queries, answers, how)
+            second_looks.agree(self, queries, answers, how)
         if refine:
-            self._refine(queries, answers)
+            second_looks.refine(self, queries, answers)
         return answers
 
-    def _agree(self, queries: Sequence[Query], answers: list[Answer], how: dict) -> None:
-        """Adds `agreement` to the references of each answer: IoU of all its masks with those of the reference alone."""
-        alone = [(i, k) for i, q in enumerate(queries) for k in range(len(q.references))]
-        single = [replace(queries[i], references=[queries[i].references[k]]) for i, k in alone]
-        for start in range(0, len(single), MAX_BATCH):
-            for (i, k), answer in zip(alone[start:], self._batch(single[start : start + MAX_BATCH], how), strict=False):
-                both = answer.masks.any(0), answers[i].masks.any(0)
-                union = int((both[0] | both[1]).sum())
-                value = int((both[0] & both[1]).sum()) / union if union else 1.0
-                answers[i].references[k]["agreement"] = round(value, 4)
-
-    def _refine(self, queries: Sequence[Query], answers: list[Answer]) -> None:
-        """Draws every mask again with the refiner, from the mask itself and its box."""
-        if self.refiner is None:
-            raise InputError("this model has no refiner; load it with a SAM as sam (--sam) to sharpen what SegGPT paints")
-        for query, answer in zip(queries, answers, strict=True):
-            whole = [m for m, mask in enumerate(answer.masks) if mask.any()]
-            if not whole:
-                continue
-            features = self.cache([self.refiner], [query.image], self.refiner.encode, self.refiner.pixels.size)
-            prompts = []
-            for m in whole:
-                box = box_of(answer.masks[m])
-                places = self.refiner.places([], [(box[0], box[1], box[2], box[3])], query.size)
-                prompts.append(Prompt(places.tokens, self.refiner.dense(answer.masks[m])))
-            of = torch.zeros(len(whole), dtype=torch.long, device=self.device)
-            logits, _ = self.refiner.decode(features, of, Prompt.joined(prompts))
-            answer.masks[whole] = (self.refiner.restore(logits, query.size) > 0).cpu().numpy()
-
-    def _batch(self, queries: list[Query], how: dict) -> list[Answer]:
+    def answered(self, queries: list[Query], how: dict) -> list[Answer]:
+        """Answers to at most `MAX_BATCH` queries, with every option of `batch` in `how`."""
         began = time.perf_counter()
         self._check(queries)
         images, of_image = distinct([q.image for q in queries])
         features = self.cache([self.decoder], images, self.decoder.encode, self.decoder.pixels.size)
         spoken = self._speak(queries, images, of_image, how)
-        shown = self._show(queries)
+        shown = self._show(queries, self.cache)
         asked: list[Asked] = []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
             asked += self._asked(i, query, said, shown.get(i, []))
-        logits, scores = self._decode(features, [of_image[a.query] for a in asked], [a.prompt for a in asked])
+        logits, scores = self.decode_all(features, [of_image[a.query] for a in asked], [a.prompt for a in asked])
         answers = []
         for i, query in enumerate(queries):
             mine = [m for m, a in enumerate(asked) if a.query == i]
@@ -225,7 +193,9 @@ class Segmenter(nn.Module):
             if query.text.strip() and self.backbone is None:
                 raise InputError("this model takes examples only and reads no words; leave the text out")
             if (query.points or query.boxes or query.previous is not None) and "tokens" not in self.decoder.takes:
-                raise InputError("this model takes examples only; points, boxes and masks to correct need a SAM decoder")
+                raise InputError(
+                    "this model takes examples only; points, boxes and masks to correct need a SAM decoder"
+                )
 
     @torch.inference_mode()
     def forced(self, queries: Sequence[Query], answer: str = FORCED) -> list[Answer]:
@@ -264,10 +234,16 @@ class Segmenter(nn.Module):
         if encoders := self.backbone.encoders:
             features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode, self.backbone.pixels.size)
             features = features[[seen.index(of_image[i]) for i in asked]]
-        said = self.backbone.speak([queries[i] for i in asked], features, at=self.prompter.config.at == "at", **how)
+        mine, regions = [queries[i] for i in asked], None
+        if hasattr(self.backbone, "regions"):
+            looked = lambda shown: self.cache(
+                [self.backbone.tower], shown, self.backbone.look, self.backbone.pixels.size
+            )  # noqa: E731
+            regions = self.backbone.regions(mine, looked)
+        said = self.backbone.speak(mine, features, regions, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 
-    def _show(self, queries: list[Query]) -> dict[int, list[Shown]]:
+    def _show(self, queries: list[Query], cache: Any) -> dict[int, list[Shown]]:
         """What references say, for the queries that have some: one prompt a label, or one in all beside words."""
         having = [i for i, q in enumerate(queries) if q.references]
         if not having:
@@ -277,7 +253,7 @@ class Segmenter(nn.Module):
             mine = [list(queries[i].references)] if queries[i].text.strip() else by_label(queries[i].references)
             groups += [(queries[i].image, group) for group in mine]
             owners += [i] * len(mine)
-        prompts = self.references.prompts(groups, self.cache)
+        prompts = self.references.prompts(groups, cache)
         shown: dict[int, list[Shown]] = {i: [] for i in having}
         for i, (_, group), prompt in zip(owners, groups, prompts, strict=True):
             shown[i].append(Shown(prompt, group[0].label or ""))
@@ -307,7 +283,7 @@ class Segmenter(nn.Module):
             asked[0] = replace(asked[0], prompt=Prompt(asked[0].prompt.tokens, self.decoder.dense(query.previous)))
         return asked
 
-    def _decode(self, features, of: list[int], prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode_all(self, features, of: list[int], prompts: list[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[n, side, side]` and scores `[n]` of prompts on images `of`; prompts of a kind go through together."""
         groups: dict[object, list[int]] = {}
         for m, prompt in enumerate(prompts):
@@ -331,7 +307,9 @@ class Segmenter(nn.Module):
 
     def _answer(self, query: Query, said: Spoken | None, masks, scores, labels: list[str], meta: dict) -> Answer:
         whole = sum(r.weight for r in query.references)
-        used = [{"name": r.name, "label": r.label or "", "weight": round(r.weight / whole, 4)} for r in query.references]
+        used = [
+            {"name": r.name, "label": r.label or "", "weight": round(r.weight / whole, 4)} for r in query.references
+        ]
         common: dict[str, Any] = {"references": used, "meta": meta, "image": query.image}
         if said is None:
             return Answer("", masks, scores, labels, "found", **common)
@@ -347,21 +325,39 @@ class Segmenter(nn.Module):
         Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the images' own size.
         """
         samples = list(samples)
-        taught = self.backbone.teach(samples, self.prompter.config.at)
+        spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
+        taught = self.backbone.teach([samples[i] for i in spoken], self.prompter.config.at) if spoken else None
         truths = [torch.from_numpy(s.truth.masks).to(self.device) for s in samples]
-        wanted = [len(t) for t in truths]
-        if [taught.of.count(i) for i in range(len(samples))] != wanted:
-            raise InputError(f"answers ask for {len(taught.of)} masks in all, their truths hold {sum(wanted)}")
+        prompts, of = self.prompts_of(samples, taught, ImageCache(0))
+        if [of.count(i) for i in range(len(samples))] != [len(t) for t in truths]:
+            raise InputError(f"answers ask for {len(of)} masks in all, their truths hold {sum(map(len, truths))}")
         images, of_image = distinct([s.query.image for s in samples])
-        features = self.decoder.encode(images)
-        index = torch.tensor([of_image[i] for i in taught.of], dtype=torch.long, device=self.device)
-        logits, predicted = self.decoder.decode(features, index, self.prompter(taught.states))
+        logits, predicted = self.decode_all(self.decoder.encode(images), [of_image[i] for i in of], prompts)
         weights = self.settings.loss
-        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
-        parts |= self.mask_losses(logits, predicted, truths, taught.of)
+        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)} if taught else {}
+        parts |= self.mask_losses(logits, predicted, truths, of)
         total = sum(getattr(weights, name) * value for name, value in parts.items())
-        accuracy = taught.correct / max(taught.tokens, 1)
-        return {"loss": total, **parts, "text_accuracy": accuracy}
+        accuracy = {"text_accuracy": taught.correct / max(taught.tokens, 1)} if taught else {}
+        return {"loss": total, **parts, **accuracy}
+
+    def prompts_of(self, samples: list[Sample], taught: Taught | None, cache: Any) -> tuple[list[Prompt], list[int]]:
+        """One prompt a true mask, and the sample it is of, sample by sample.
+
+        `taught` is what the backbone made of the samples with words: a token each `<SEG>`, the tokens of references beside it.
+        References without words are prompts of their own, one a label.
+        """
+        spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
+        shown = self._show([s.query for s in samples], cache)
+        prompts: list[tuple[int, Prompt]] = [(i, s.prompt) for i in shown if i not in spoken for s in shown[i]]
+        if taught is not None:
+            tokens = self.prompter(taught.states).tokens
+            for m, k in enumerate(taught.of):
+                prompt = Prompt(tokens[m : m + 1])
+                for s in shown.get(spoken[k], [])[:1]:
+                    prompt = prompt.beside(s.prompt)
+                prompts.append((spoken[k], prompt))
+        prompts.sort(key=lambda pair: pair[0])  # stable: the order of an answer's text stays
+        return [p for _, p in prompts], [i for i, _ in prompts]
 
     def mask_losses(self, logits, predicted, truths: list[torch.Tensor], of: list[int]) -> dict[str, torch.Tensor]:
         """bce, dice and iou of logits `[m, 4g, 4g]`, averaged over masks; 0 where there are none.
@@ -380,47 +376,3 @@ class Segmenter(nn.Module):
             sums["dice"] = sums["dice"] + losses.dice(full, true).sum()
             sums["iou"] = sums["iou"] + losses.iou_error(predicted[mine], full, true).sum()
         return {name: value / max(len(of), 1) for name, value in sums.items()}
-
-
-def fitted(kind: Kind | None, backbone: Any, decoder: Any) -> Any:
-    """A prompter's settings with the widths that it leaves to its neighbours (0) asked of them."""
-    if kind is None:
-        return None
-    asked = {"width_in": "width", "width_tower": "look_width"}
-    widths = {ours: getattr(backbone, theirs, 0) for ours, theirs in asked.items()} | {"width_out": decoder.width}
-    return Kind(kind.kind, replace(kind.config, **{k: v for k, v in widths.items() if getattr(kind.config, k, None) == 0}))
-
-
-def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
-    """What each mask is called: the words before its `<SEG>`, or the question where the answer names nothing."""
-    labels, words = [], ""
-    for piece in pieces(text, (seg, rej)):
-        if piece == seg:
-            words = words.strip(" ,.:;!?").rsplit(", ", 1)[-1]
-            for lead in ("sure", "and", "it is", "it's", "the segmentation result is", "they are", "the", "a", "an"):
-                if words.lower() == lead or words.lower().startswith((lead + " ", lead + ",")):
-                    words = words[len(lead) :].strip(" ,")
-            labels.append(words or question.strip())
-            words = ""
-        elif piece != rej:
-            words = piece.split(". ")[-1]
-    return labels
-
-
-def by_label(references: Sequence[Reference]) -> list[list[Reference]]:
-    """References of one label together, in the order in which labels first appear; those without one are one group."""
-    groups: dict[str, list[Reference]] = {}
-    for reference in references:
-        groups.setdefault((reference.label or "").strip(), []).append(reference)
-    return list(groups.values())
-
-
-def distinct(images: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
-    """The images without repeats (by identity), and for each of the list which one it is."""
-    seen: dict[int, int] = {}
-    kept = []
-    for image in images:
-        if id(image) not in seen:
-            seen[id(image)] = len(kept)
-            kept.append(image)
-    return kept, [seen[id(image)] for image in images]

@@ -39,6 +39,10 @@ class ModelSettings:
 
     def __post_init__(self):
         if (self.backbone is None) != (self.prompter is None):
-            raise InputError("a backbone needs a prompter that reads it, and a prompter needs a backbone; give both or neither")
+            raise InputError(
+                "a backbone needs a prompter that reads it, and a prompter needs a backbone; give both or neither"
+            )
         if self.backbone is None and self.references is None:
-            raise InputError("a model needs a backbone with its prompter (for words), references (for examples), or all of them")
+            raise InputError(
+                "a model needs a backbone with its prompter (for words), references (for examples), or all of them"
+            )

@@ -187,20 +187,23 @@ class Speaker(nn.Module):
         """What the language model sees of each image, `[b, ...]`, where there are encoders."""
         return None
 
-    def prompt_inputs(self, queries: list, features: torch.Tensor | None = None) -> dict:
-        """Keyword arguments of `model.generate` for the questions, padded on the left; `features` come from `encode`."""
+    def prompt_inputs(self, queries: list, features: torch.Tensor | None = None, regions: list | None = None) -> dict:
+        """Keyword arguments of `model.generate` for the questions, padded on the left.
+
+        `features` come from `encode`, `regions` from a kind's own reading of references.
+        """
         raise NotImplementedError
 
     @torch.inference_mode()
     def speak(
-        self, queries: list, features: torch.Tensor | None = None, *,
+        self, queries: list, features: torch.Tensor | None = None, regions: list | None = None, *,
         max_new_tokens: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, at: bool = False,
     ) -> list[Spoken]:  # fmt: skip
         """Answers to several questions, generated as one batch; the same as one by one.
 
         `at` feeds the last token too, so that the state at it is known even where the limit ends the answer.
         """
-        inputs = self.prompt_inputs(queries, features)
+        inputs = self.prompt_inputs(queries, features, regions)
         length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         chooser = Chooser(
             self.markers, self.ends, length, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,

@@ -64,6 +64,8 @@ def _beginning(settings: TrainSettings) -> Segmenter:
         segmenter = Segmenter.from_pretrained(source, dtype=torch.float32)
     if settings.references is not None and segmenter.references is None:
         segmenter = segmenter.with_references(settings.references)
+    if settings.examples:
+        segmenter = segmenter.reading_examples()
     segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
     if settings.products:
         use_products(segmenter.backbone.model)

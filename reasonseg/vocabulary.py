@@ -84,7 +84,8 @@ def _checked_points(points: Sequence, image: np.ndarray, name: str) -> tuple[Poi
 class Reference:
     """An annotated image: what to look for, shown. One of `mask`, `boxes`, `points`, `scribble` marks it.
 
-    `weight` is how much it counts beside others, `name` what answers call it. Raises `InputError` where shapes disagree or not exactly one annotation is given.
+    `weight` is how much it counts beside others, `name` what answers call it. Raises `InputError` where shapes disagree or not
+    exactly one annotation is given.
     """
 
     image: np.ndarray

@@ -33,7 +33,13 @@ class Tokens:
 @pytest.fixture(scope="module")
 def tokens():
     names, arrays = json.loads(oracle("C_vlpsam", "text.json").read_text()), np.load(oracle("C_vlpsam", "text.npz"))
-    return Tokens({names["template"].format(label=n): ids for kind in ("coco", "pascal") for n, ids in zip(names[kind], arrays[f"{kind}_tokens"], strict=True)})
+    return Tokens(
+        {
+            names["template"].format(label=n): ids
+            for kind in ("coco", "pascal")
+            for n, ids in zip(names[kind], arrays[f"{kind}_tokens"], strict=True)
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,9 @@ def unpacked(values, shape):
 
 def test_sizes_are_read_off_the_tensors(model):
     assert (model.references.config.surgery, model.references.config.queries, model.references.grid) == (6, 50, 8)
-    learned = sum(v.numel() for v in model.references.parameters()) - sum(v.numel() for v in model.references.clip.parameters())
+    learned = sum(v.numel() for v in model.references.parameters()) - sum(
+        v.numel() for v in model.references.clip.parameters()
+    )
     assert learned == 1_395_712
 
 
@@ -98,18 +106,41 @@ def test_every_step(model, name):
         close(f"C {name}", "CLIP input", pixels[:2], data["vlm_query_img"], atol=0.02)
         close(f"C {name}", "CLIP input, reference", pixels[2:], data["support_imgs"][:, 0], atol=0.02)
         text = vlp.read(about["class_name"])
-        close(f"C {name}", "label", text, data["text_feature"] / np.linalg.norm(data["text_feature"], axis=1, keepdims=True))
+        close(
+            f"C {name}",
+            "label",
+            text,
+            data["text_feature"] / np.linalg.norm(data["text_feature"], axis=1, keepdims=True),
+        )
         seen = vlp.look(pictures)
         if "query_clip_feat" in data:
-            close(f"C {name}", "patch features", seen[:2].transpose(1, 2).reshape(2, 512, 8, 8), data["query_clip_feat"])
-            close(f"C {name}", "patch features, reference", seen[2:].transpose(1, 2).reshape(2, 512, 8, 8), data["supp_clip_feat"])
+            close(
+                f"C {name}", "patch features", seen[:2].transpose(1, 2).reshape(2, 512, 8, 8), data["query_clip_feat"]
+            )
+            close(
+                f"C {name}",
+                "patch features, reference",
+                seen[2:].transpose(1, 2).reshape(2, 512, 8, 8),
+                data["supp_clip_feat"],
+            )
         masks = torch.from_numpy(data["support_mask_used"]).float()[:, None]
         masks = torch.nn.functional.interpolate(masks, (24, 24), mode="nearest")
-        close(f"C {name}", "pseudo mask", resemblance(seen[:2], seen[2:, None], masks).reshape(2, 1, 8, 8), data["pseudo_mask"])
+        close(
+            f"C {name}",
+            "pseudo mask",
+            resemblance(seen[:2], seen[2:, None], masks).reshape(2, 1, 8, 8),
+            data["pseudo_mask"],
+        )
         prompt = vlp(seen[:2], seen[2:, None], masks, text)
         close(f"C {name}", "prompt tokens", prompt.tokens, data["protos"])
         before = replace(model.decoder.pixels, enlarged=0)
-        close(f"C {name}", "SAM input before enlarging", torch.stack([before(p) for p in pictures[:2]])[:, :, ::8, ::8], data["query_img_every8"], atol=0.02)
+        close(
+            f"C {name}",
+            "SAM input before enlarging",
+            torch.stack([before(p) for p in pictures[:2]])[:, :, ::8, ::8],
+            data["query_img_every8"],
+            atol=0.02,
+        )
         features = model.decoder.encode(pictures[:2])
         logits, iou = model.decoder.decode(features, torch.arange(2), prompt)
         if "low_res_logits" in data:
@@ -125,7 +156,9 @@ def test_every_step(model, name):
 def test_the_whole_way(model):
     """From pictures, a mask and a label to masks in the pictures' own frames."""
     data, about = case("coco_mask")
-    logits = torch.nn.functional.interpolate(torch.from_numpy(data["low_res_logits"]), (512, 512), mode="bilinear", align_corners=True)
+    logits = torch.nn.functional.interpolate(
+        torch.from_numpy(data["low_res_logits"]), (512, 512), mode="bilinear", align_corners=True
+    )
     for i in range(2):
         support, query = data[f"support_rgb_{i}"], data[f"query_rgb_{i}"]
         used = torch.from_numpy(data["support_mask_used"][i].astype(np.float32))[None, None]

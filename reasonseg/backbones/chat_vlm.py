@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.errors import InputError
+from reasonseg.regions import drawn
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, pieces
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
@@ -87,24 +88,30 @@ class ChatVlm(Speaker):
             raise InputError(f"{config.source or 'the processor'} has no chat template; this backbone needs one")
 
     def messages(self, query: Query) -> list[dict]:
-        """The conversation as chat templates take it, the image in its first turn."""
+        """The conversation as chat templates take it: the image in its first turn, references before the last question."""
         turns = (
             [{"role": "system", "content": [{"type": "text", "text": self.config.system}]}]
             if self.config.system
             else []
         )
-        questions = [*(q for q, _ in query.history), query.text]
+        shown = "".join(
+            f" Picture {k} marks an example{': ' + r.label if r.label else ''}."
+            for k, r in enumerate(query.references, 2)
+        )
+        questions = [*(q for q, _ in query.history), query.text + shown]
         for i, question in enumerate(questions):
             content = [{"type": "text", "text": question}]
+            if i == len(query.history):
+                content = [{"type": "image"}] * len(query.references) + content
             turns.append({"role": "user", "content": [{"type": "image"}] * (i == 0) + content})
             if i < len(query.history):
                 turns.append({"role": "assistant", "content": [{"type": "text", "text": query.history[i][1]}]})
         return turns
 
-    def prompt_inputs(self, queries: list[Query], features=None) -> dict:
+    def prompt_inputs(self, queries: list[Query], features=None, regions=None) -> dict:
         """Keyword arguments of `generate`, padded on the left."""
         texts = [self.processor.apply_chat_template(self.messages(q), add_generation_prompt=True) for q in queries]
-        images = [[q.image] for q in queries]
+        images = [[q.image, *map(drawn, q.references)] for q in queries]
         inputs = self.processor(text=texts, images=images, padding=True, return_tensors="pt")
         weight = self.model.get_input_embeddings().weight
         return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}

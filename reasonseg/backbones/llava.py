@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +16,12 @@ from reasonseg.errors import InputError
 from reasonseg.llama_pieces import MODEL as PIECES
 from reasonseg.llama_pieces import LlamaPieces
 from reasonseg.pixels import Pixels
+from reasonseg.regions import region
 from reasonseg.speaking import IGNORED, SEG, Markers, Speaker, Taught, pieces
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
 
-IMAGE = "<image>"
+IMAGE, REGION = "<image>", "<region>"
 SPLICED = -200  # stands for the image where the vocabulary has no `<image>`; the embedding never sees it
 HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -38,13 +39,15 @@ class Config:
     """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
     `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious user"), or `plain`
-    without a system text.
+    without a system text. `examples`: the model was taught to read references beside words, each as one visual token, the
+    tower's features averaged under its mask; where it was not, references only reach the decoder.
     """
 
     template: Literal["plain", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
+    examples: bool = False
 
     def build(self) -> Llava:
         """A backbone with fresh weights."""
@@ -106,8 +109,8 @@ class Llava(Speaker):
         self.grid = vision.image_size // vision.patch_size
         self.patches = self.grid**2
         self.patches += model.config.vision_feature_select_strategy == "full" and vision.model_type.startswith("clip")
-        names = (IMAGE, "<im_start>", "<im_end>", self.markers.seg_text, self.markers.rej_text, "<s>", "</s>")
-        self.ids_of_names = {name: vocabulary[name] for name in names if name in vocabulary}
+        names = (IMAGE, REGION, "<im_start>", "<im_end>", self.markers.seg_text, self.markers.rej_text, "<s>", "</s>")
+        self.ids_of_names = {name: vocabulary[name] for name in names if name in vocabulary} | {REGION: self.image_id}
         if self.image_id != SPLICED and not 0 <= self.image_id < model.get_input_embeddings().num_embeddings:
             raise InputError(f"image_token_id {self.image_id} is not in the embedding of the language model")
 
@@ -140,6 +143,25 @@ class Llava(Speaker):
         features = getattr(features, "pooler_output", features)
         return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
 
+    def regions(self, queries: list[Query], looked: Callable | None = None) -> list[torch.Tensor]:
+        """What the language model sees of each query's references: `[r, width]`, none where it was not taught to.
+
+        `looked` is `look` with a memory.
+        """
+        projector = self.model.model.multi_modal_projector
+        marked = [r for q in queries for r in q.references if self.config.examples and q.text.strip()]
+        if not marked:
+            return [projector.linear_1.weight.new_zeros(0, self.width) for _ in queries]
+        pictures = {id(r.image): r.image for r in marked}
+        seen = dict(zip(pictures, (looked or self.look)(list(pictures.values())), strict=True))
+        masks = torch.stack([self.pixels.mask(region(r)) for r in marked])
+        shares = F.adaptive_avg_pool2d(masks[:, None].float(), self.grid).flatten(1).to(self.device)
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
+        patches = torch.stack([seen[id(r.image)] for r in marked])
+        pooled = torch.einsum("ntw,nt->nw", patches, shares.to(patches))
+        counts = [len(q.references) if q.text.strip() else 0 for q in queries]
+        return list(projector(pooled).split(counts))
+
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text with names in it, each piece between names encoded for itself; no BOS."""
         if isinstance(self.tokenizer, LlamaPieces):
@@ -169,7 +191,10 @@ class Llava(Speaker):
         names = (IMAGE, *self.ids_of_names)
         spoken = [name for name in names if name not in (self.markers.seg_text, self.markers.rej_text)]
         turns = [(_without(q, names), _without(a, spoken)) for q, a in query.history]
-        text = conversation(self.config.template, _without(query.text, names), tuple(turns))
+        asked = _without(query.text, names)
+        for reference in query.references if self.config.examples else ():
+            asked += f" Example: {_without(reference.label or '', names)} {REGION}".replace(":  ", ": ")
+        text = conversation(self.config.template, asked, tuple(turns))
         return [self.tokenizer.bos_token_id, *self.text_ids(text)]
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -177,15 +202,18 @@ class Llava(Speaker):
         end = " " if self.config.template == "llava_llama_2" and isinstance(self.tokenizer, LlamaPieces) else ""
         return [*self.text_ids(answer.replace(SEG, self.markers.seg_text) + end), self.tokenizer.eos_token_id]
 
-    def embed(self, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]`."""
+    def embed(self, ids: torch.Tensor, features: torch.Tensor, regions: list[torch.Tensor] = ()) -> torch.Tensor:
+        """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]`, then a row's `regions`."""
         embedded = self.model.get_input_embeddings()(ids.clamp(min=0))
         places = (ids == self.image_id)[..., None].expand_as(embedded)
+        if any(len(r) for r in regions):
+            features = torch.cat([part for row in zip(features, regions, strict=True) for part in row])
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
-    def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None) -> dict:
-        """Keyword arguments of `generate`; `features` are `encode` of the images, computed here where absent."""
+    def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None, regions=None) -> dict:
+        """Keyword arguments of `generate`; `features` are `encode` of the images, computed here where absent, and so `regions`."""
         features = self.encode([q.image for q in queries]) if features is None else features
+        regions = self.regions(queries) if regions is None else regions
         rows = [self.prompt_ids(q) for q in queries]
         longest = max(map(len, rows))
         limit = self.model.config.text_config.max_position_embeddings
@@ -193,16 +221,24 @@ class Llava(Speaker):
             raise InputError(f"the question and its history are {longest} tokens long; this model reads {limit}")
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return {"inputs_embeds": self.embed(ids, features), "attention_mask": mask}
+        return {"inputs_embeds": self.embed(ids, features, regions), "attention_mask": mask}
 
-    def teach(self, samples: list[Sample], at: str = "predicting", features: torch.Tensor | None = None) -> Taught:
+    def teach(
+        self,
+        samples: list[Sample],
+        at: str = "predicting",
+        features: torch.Tensor | None = None,
+        regions: list | None = None,
+    ) -> Taught:
         """Runs true answers through the model; questions on one image share its prefix in one packed row.
 
-        `features` are `encode` of the images in the order in which they first appear.
+        `features` are `encode` of the images in the order in which they first appear, `regions` those of the samples.
         """
         images, rows = _groups(samples)
         features = self.encode(images) if features is None else features
-        packs = [Pack.of([(self.prompt_ids(s.query), self.answer_ids(s.truth.text)) for s in row], self.image_id)
+        marked = self.regions([s.query for s in samples]) if regions is None else regions
+        regions = [torch.cat([marked[i] for i in row]) for row in rows]
+        packs = [Pack.of([(self.prompt_ids(s.query), self.answer_ids(s.truth.text)) for s in row], self.image_id, self.patches)
                  for row in ([samples[i] for i in row] for row in rows)]  # fmt: skip
         length = max(len(p.ids) for p in packs)
         ids, positions, labels, segments = (
@@ -210,7 +246,9 @@ class Llava(Speaker):
             for name in ("ids", "positions", "labels", "segments")
         )
         hidden = self.model.model.language_model(
-            inputs_embeds=self.embed(ids, features), attention_mask=packed_mask(segments), position_ids=positions
+            inputs_embeds=self.embed(ids, features, regions),
+            attention_mask=packed_mask(segments),
+            position_ids=positions,
         ).last_hidden_state
         taught = labels != IGNORED
         logits = self.model.get_output_embeddings()(hidden[taught]).float()
@@ -243,10 +281,10 @@ class Pack:
     FILL = {"ids": 0, "positions": 0, "labels": IGNORED, "segments": -1}
 
     @classmethod
-    def of(cls, turns: list[tuple[list[int], list[int]]], image_id: int) -> Pack:
+    def of(cls, turns: list[tuple[list[int], list[int]]], image_id: int, patches: int) -> Pack:
         """Packs (prompt ids, answer ids) whose prompts agree up to the end of the image."""
         first = turns[0][0]
-        cut = len(first) - first[::-1].index(image_id)
+        cut = first.index(image_id) + patches
         pack = cls(first[:cut], list(range(cut)), [IGNORED] * cut, [0] * cut)
         for number, (prompt, answer) in enumerate(turns, 1):
             rest = prompt[cut:] + answer

@@ -18,6 +18,14 @@ def add_ask(commands) -> None:
     parser.add_argument("--ref", action="append", default=[], metavar="IMG", help="an example image")
     parser.add_argument("--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order")
     parser.add_argument("--label", action="append", default=[], metavar="L", help="its label, in the same order")
+    parser.add_argument(
+        "--bank", metavar="DIR", help="a folder of annotated images to choose examples from (with --label: of that)"
+    )
+    parser.add_argument("--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)")
+    parser.add_argument(
+        "--by", choices=["pixel", "global", "thing"], default="pixel", help="how the bank compares (default: pixel)"
+    )
+    parser.add_argument("--refine", action="store_true", help="sharpen SegGPT's masks with the SAM of --sam")
     parser.add_argument("--force-seg", action="store_true", help="a mask in any case")
     parser.add_argument(
         "--absent-threshold", type=float, default=0.5, metavar="P", help="share of <REJ> that means absent"
@@ -32,31 +40,36 @@ def add_ask(commands) -> None:
 def _ask(options) -> None:
     import json
 
-    from reasonseg import Query, Reference
+    from reasonseg import Query
+    from reasonseg.images import read_image
 
-    if len(options.ref) != len(options.ref_mask) or len(options.label) > len(options.ref):
-        raise InputError(
-            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them"
-        )
-    labels = options.label + [None] * len(options.ref)
-    references = [
-        Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
-    ]
-    query = Query.open(options.image, options.text, points=options.point, boxes=options.box, references=references)
+    references = _references(options)
+    if not (options.text.strip() or references or options.point or options.box or options.bank):
+        Query(read_image(options.image))  # says what is missing before a model is loaded
+    image = read_image(options.image)
     segmenter = load_model(options)
+    if options.bank:
+        references += _chosen(options, segmenter, image)
+    query = Query(image, options.text, references, options.point, options.box)
     answer = segmenter(
         query, max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed,
-        force_seg=options.force_seg, absent_threshold=options.absent_threshold,
+        force_seg=options.force_seg, absent_threshold=options.absent_threshold, agreement=len(references) > 1,
+        refine=options.refine,
     )  # fmt: skip
     if options.out:
         answer.save(options.out)
     if options.json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
-    print(answer.text or "(places only: no words were said)")
+    print(answer.text or ("(examples only: no words were said)" if references else "(places only: no words were said)"))
     sizes = [100 * mask.mean() for mask in answer.masks]
     for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
         print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
+    for used in answer.references:
+        agreed = f", agrees {used['agreement']:.2f}" if "agreement" in used else ""
+        print(
+            f"  after {used['name'] or 'an example'} ({used['label'] or 'no label'}): weight {used['weight']:.2f}{agreed}"
+        )
     if answer.status == "absent":
         print(
             "  absent: the model says it is not in this image (--absent-threshold moves the line, --force-seg overrides)"
@@ -65,6 +78,39 @@ def _ask(options) -> None:
         print("  no mask: the model only talked (--force-seg gets one in any case)")
     if options.out:
         print(f"wrote {options.out}/overlay.png, {len(answer.masks)} masks and answer.json")
+
+
+def _references(options) -> list:
+    """The examples of the command line, in order."""
+    from reasonseg import Reference
+
+    named = 0 if options.bank else len(options.label)
+    if len(options.ref) != len(options.ref_mask) or named > len(options.ref):
+        raise InputError(
+            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them"
+        )
+    labels = [None if options.bank else label for label in options.label] + [None] * len(options.ref)
+    references = [
+        Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
+    ]
+    for reference, file in zip(references, options.ref, strict=True):
+        reference.name = file
+    return references
+
+
+def _chosen(options, segmenter, image) -> list:
+    """Examples from the bank, as many for each --label as --shots says."""
+    import sys
+
+    from reasonseg.bank import Bank
+
+    bank, chosen = Bank(options.bank), []
+    for label in options.label or [None]:
+        for choice in bank.select(segmenter, image, options.shots, label, options.by, progress=sys.stderr.isatty()):
+            chosen.append(choice.reference)
+    for problem in bank.problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    return chosen
 
 
 def add_chat(commands) -> None:

@@ -47,7 +47,6 @@ def add_eval(commands) -> None:
         add_model_options(one)
         one.set_defaults(run=_eval_benchmark, name=name)
 
-
     _add_episodes(names)
 
 
@@ -57,7 +56,9 @@ def _add_episodes(names) -> None:
     one.add_argument("--root", default="", metavar="DIR", help="where the pictures of pascal, coco or fss lie")
     one.add_argument("--fold", type=int, default=0, metavar="F", help="0 to 3")
     one.add_argument("--shots", type=positive, default=1, metavar="K", help="references of an episode (default: 1)")
-    one.add_argument("--prompt", choices=["reference", "label", "both"], default="reference", help="what an episode gives")
+    one.add_argument(
+        "--prompt", choices=["reference", "label", "both"], default="reference", help="what an episode gives"
+    )
     one.add_argument("--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji, all withheld")
     one.add_argument("--limit", type=positive, default=1000, metavar="N", help="episodes a group (default: 1000)")
     one.add_argument("--seed", type=int, default=0)

@@ -47,7 +47,7 @@ COCO = (
 
 @dataclass(frozen=True)
 class Config:
-    """`prompt`: what an episode gives: `reference` alone, its `label` alone (as words), or `both`. `group`: `withheld` or `seen`."""
+    """`prompt`: what an episode gives: `reference` alone, its `label` alone (as words), or `both`. `group`: of classes."""
 
     root: str = ""
     benchmark: Literal["scenes", "pascal", "coco", "fss"] = "scenes"
@@ -149,14 +149,20 @@ class FoldEpisodes:
         self.labels = list(self.files)
 
     def _lists(self, part: str) -> dict[int, list[tuple[str, str]]]:
-        inside = Path("splits/lists", self.config.benchmark, "fss_list", part, f"sub_class_file_list_{self.config.fold}.txt")
+        inside = Path(
+            "splits/lists", self.config.benchmark, "fss_list", part, f"sub_class_file_list_{self.config.fold}.txt"
+        )
         for place in (self.root / inside, self.root / "data" / inside):
             if place.is_file():
                 try:
-                    return {int(k): [(str(a), str(b)) for a, b in v] for k, v in ast.literal_eval(place.read_text()).items()}
+                    return {
+                        int(k): [(str(a), str(b)) for a, b in v] for k, v in ast.literal_eval(place.read_text()).items()
+                    }
                 except (ValueError, SyntaxError, TypeError, AttributeError) as error:
                     raise InputError(f"{place} is no class list ({{class: [(image, mask), ...]}}): {error}") from None
-        raise InputError(f"{self.root / inside} does not exist; it lists the {part} images of each class (PFENet's, BAM's or VLP-SAM's lists)")
+        raise InputError(
+            f"{self.root / inside} does not exist; it lists the {part} images of each class (PFENet's, BAM's or VLP-SAM's lists)"
+        )
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
         """(label, (picture, mask), references); masks are uint8 with 1 the thing and 255 what is not counted."""
@@ -197,7 +203,9 @@ class FolderEpisodes:
         root = root / "FSS-1000" if (root / "FSS-1000").is_dir() else root
         if not root.is_dir():
             raise InputError(f"{root} is no folder; FSS-1000 has a folder for each class")
-        listed = next((p for p in (root / "splits/fss/test.txt", root.parent / "splits/fss/test.txt") if p.is_file()), None)
+        listed = next(
+            (p for p in (root / "splits/fss/test.txt", root.parent / "splits/fss/test.txt") if p.is_file()), None
+        )
         every = sorted(d.name for d in root.iterdir() if len(list(d.glob("*.png"))) > 1)
         test = set(listed.read_text().split()) if listed else set(every)
         self.root = root

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.scenes.drawing import Scene, draw_scene, draw_shape
+from reasonseg.scenes.drawing import Scene, choose_sprites, draw_scene, draw_shape
+from reasonseg.scenes.families import draw_family, union_of
 from reasonseg.scenes.knowledge import Knowledge
 from reasonseg.scenes.questions import LEVELS, Asker, Question
 from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.vocabulary import Answer, Query, Reference, Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
-SEVEN = tuple(level for level in LEVELS if level not in ("novel", "missing"))
+SHOWN = ("alike", "shown")  # levels that come with references
+SEVEN = tuple(level for level in LEVELS if level not in ("novel", "missing", *SHOWN))
+Drawn = tuple[Scene, list[Scene]]
 KEPT = 64
 MAX_TRIES = 400  # scenes looked at before a level is given up
 
@@ -25,6 +28,8 @@ class Config:
 
     Training draws `per_scene` questions about each scene with the chances of `mix`; other splits ask one question a scene
     and go through `levels` in turn. `same_shape` scenes in a row share a canvas shape, so that batches need no grouping.
+    Levels `alike` and `shown` need `shown` other scenes that show the same things; a share `labelled` of their references says
+    what it is. `withheld` asks about withheld things only.
     """
 
     split: str = "train"
@@ -36,6 +41,9 @@ class Config:
     same_shape: int = 1
     mix: dict[str, float] = field(default_factory=dict)
     sprites: str = ""
+    shown: int = 0
+    labelled: float = 0.0
+    withheld: bool = False
 
     def build(self) -> Scenes:
         """The data set."""
@@ -51,12 +59,12 @@ class Config:
         return cls("val", count=14, size=96)
 
 
-def pack_of(sprites: str) -> list[Sprite]:
-    """The things scenes show: the emoji pack without the withheld classes, or all of a pack of one's own."""
+def pack_of(sprites: str, withheld: bool = False) -> list[Sprite]:
+    """The things scenes show: the emoji pack without the withheld classes (or only those), or all of a pack of one's own."""
     if sprites:
         return load_pack(sprites)
     knowledge = Knowledge.load()
-    return [s for s in default_pack(knowledge) if not knowledge.withheld(s.name)]
+    return [s for s in default_pack(knowledge) if knowledge.withheld(s.name) == withheld]
 
 
 class Scenes:
@@ -68,10 +76,12 @@ class Scenes:
             raise InputError(f"no split {config.split!r}; there are {', '.join(SPLITS)}")
         if unknown := [level for level in (*config.levels, *config.mix) if level not in LEVELS]:
             raise InputError(f"no level {unknown[0]!r}; there are {', '.join(LEVELS)}")
-        self.sprites = pack_of(config.sprites)
+        if needing := [level for level in config.levels if level in SHOWN and not config.shown]:
+            raise InputError(f"level {needing[0]!r} needs references: shown is 0, give 1 or more")
+        self.sprites = pack_of(config.sprites, config.withheld)
         self.asker = Asker(Knowledge.load(), self.sprites)
-        self._latest: tuple[int, Scene] | None = None
-        self._recent: dict[int, tuple[Scene, Question]] = {}  # of `_examined`: an evaluation asks for each a few times
+        self._latest: tuple[int, Drawn] | None = None
+        self._recent: dict[int, tuple[Drawn, Question]] = {}  # of `_examined`: an evaluation asks for each a few times
 
     def __len__(self) -> int:
         return self.config.count
@@ -79,16 +89,43 @@ class Scenes:
     def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < len(self):
             raise IndexError(i)
-        scene, question = self._trained(i) if self.config.split == "train" else self._examined(i)
+        (scene, others), question = self._trained(i) if self.config.split == "train" else self._examined(i)
         masks = np.array([scene.objects[t].mask for t in question.targets], bool).reshape(-1, *scene.image.shape[:2])
         labels = [scene.objects[t].name for t in question.targets]
+        references = (
+            self._references(i, scene.objects[question.targets[0]].sprite, others) if question.level in SHOWN else []
+        )
+        if question.level == "shown":
+            masks, labels = masks.any(0)[None], labels[:1]
         status = "found" if labels else "absent"
         truth = Answer(question.answer, masks, np.ones(len(masks)), labels, status)
-        return Sample(Query(scene.image, question.text), truth, f"{self.config.split}-{i}", question.level)
+        return Sample(Query(scene.image, question.text, references), truth, f"{self.config.split}-{i}", question.level)
+
+    def _references(self, i: int, sprite: Sprite, others: list[Scene]) -> list[Reference]:
+        named = np.random.default_rng([self.config.seed, 5, i]).random() < self.config.labelled
+        marked = [(other.image, union_of(other, sprite)) for other in others]
+        return [
+            Reference(image, mask=mask, label=sprite.name if named else None) for image, mask in marked if mask.any()
+        ]
+
+    def _drawn(self, rng: np.random.Generator, shape: tuple[float, float] | None = None) -> Drawn:
+        """A scene, and others that show the same things where the settings ask for them."""
+        if not self.config.shown:
+            return draw_scene(rng, self.sprites, self.config.size, shape=shape), []
+        chosen = choose_sprites(rng, self.sprites)
+        return draw_family(rng, self.sprites, self.config.size, self.config.shown, chosen, shape)
+
+    def _asked(self, rng: np.random.Generator, drawn: Drawn, split: str, level: str) -> Question | None:
+        """A question of a level; one that goes with references only where some scene shows its thing."""
+        question = self.asker.ask(rng, drawn[0], split, level)
+        if question is None or level not in SHOWN:
+            return question
+        sprite = drawn[0].objects[question.targets[0]].sprite
+        return question if any(t.sprite is sprite for other in drawn[1] for t in other.objects) else None
 
     def scene(self, i: int) -> Scene:
         """The scene behind sample `i`."""
-        return (self._trained(i) if self.config.split == "train" else self._examined(i))[0]
+        return (self._trained(i) if self.config.split == "train" else self._examined(i))[0][0]
 
     def askable(self, level: str, tries: int = 100) -> bool:
         """Whether questions of a level come up at all; a small pack or one without properties may give rise to none."""
@@ -98,35 +135,35 @@ class Scenes:
                 return True
         return False
 
-    def _trained(self, i: int) -> tuple[Scene, Question]:
+    def _trained(self, i: int) -> tuple[Drawn, Question]:
         config = self.config
         number = i // config.per_scene
         if self._latest is None or self._latest[0] != number:  # questions on one scene share its image, the very object
             shape = draw_shape(np.random.default_rng([config.seed, 1, 1, number // config.same_shape]))
             rng = np.random.default_rng([config.seed, 1, 0, number])
-            self._latest = number, draw_scene(rng, self.sprites, config.size, shape=shape)
-        scene = self._latest[1]
+            self._latest = number, self._drawn(rng, shape)
+        drawn = self._latest[1]
         rng = np.random.default_rng([config.seed, 1, 2, i])
         chances = np.array([config.mix.get(level, 1.0) for level in config.levels])
         for _ in range(MAX_TRIES):
             level = config.levels[rng.choice(len(chances), p=chances / chances.sum())]
-            if question := self.asker.ask(rng, scene, "train", level):
-                return scene, question
+            if question := self._asked(rng, drawn, "train", level):
+                return drawn, question
         raise InputError(f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more levels")
 
-    def _examined(self, i: int) -> tuple[Scene, Question]:
+    def _examined(self, i: int) -> tuple[Drawn, Question]:
         if i not in self._recent:
             if len(self._recent) >= KEPT:
                 self._recent.pop(next(iter(self._recent)))
             self._recent[i] = self._searched(i)
         return self._recent[i]
 
-    def _searched(self, i: int) -> tuple[Scene, Question]:
+    def _searched(self, i: int) -> tuple[Drawn, Question]:
         config = self.config
         level = config.levels[i % len(config.levels)]
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng([config.seed, SPLITS[config.split], 3, i, attempt])
-            scene = draw_scene(rng, self.sprites, config.size)
-            if question := self.asker.ask(rng, scene, config.split, level):
-                return scene, question
+            drawn = self._drawn(rng)
+            if question := self._asked(rng, drawn, config.split, level):
+                return drawn, question
         raise InputError(f"no {level!r} question came up in {MAX_TRIES} scenes; does the sprite pack have properties?")

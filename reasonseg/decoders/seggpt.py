@@ -48,7 +48,7 @@ class Config:
         return SegGpt(SegGptForImageSegmentation(config), pixels_for(config, self.pixels), self)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> SegGpt:
-        """A decoder from a folder that `SegGptForImageSegmentation.save_pretrained` wrote; `allow` as in `weights.from_folder`."""
+        """A decoder from a folder that transformers' `save_pretrained` wrote; `allow` as in `weights.from_folder`."""
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "seggpt":
             raise InputError(f"{folder} holds a {kind!r} model; decoder seggpt takes seggpt")
@@ -58,7 +58,13 @@ class Config:
     @classmethod
     def example(cls) -> Config:
         """A tiny one, for tests."""
-        network = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "image_size": [96, 48], "patch_size": 8}
+        network = {
+            "hidden_size": 32,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "image_size": [96, 48],
+            "patch_size": 8,
+        }
         network |= {"pretrain_image_size": 48, "mlp_dim": 64, "decoder_hidden_size": 8, "merge_index": 1}
         return cls(network | {"intermediate_hidden_state_indices": [1, 3]})
 
@@ -142,8 +148,10 @@ class SegGpt(nn.Module):
             return (lower * weights[..., None, None, None]).sum(1)
         return lower[:, 0]
 
-    def run(self, query, images, targets, weights, together: bool, type_: str, masked=None, answer=None) -> torch.Tensor:
-        """The whole canvas `[q, k, 3, 2 s, s]`; where references are read `together` only the first row, `[q, 1, ...]`.
+    def run(
+        self, query, images, targets, weights, together: bool, type_: str, masked=None, answer=None
+    ) -> torch.Tensor:
+        """The whole canvas `[q, k, 3, 2 s, s]`; of references read `together` only the first row, `[q, 1, ...]`.
 
         `masked` `[q * k, patches]` (None: the lower half) is what has to be painted, `answer` `[q, 3, s, s]` what shows where the
         lower half is not masked; both are for training.
@@ -167,14 +175,18 @@ class SegGpt(nn.Module):
                 taps.append(self.model.model.encoder.layernorm(rows))
         return self.model.decoder(torch.cat(taps, -1)).unflatten(0, (count, -1))
 
-    def embedded(self, seen: torch.Tensor, painted: torch.Tensor, masked: torch.Tensor | None, type_: str) -> torch.Tensor:
+    def embedded(
+        self, seen: torch.Tensor, painted: torch.Tensor, masked: torch.Tensor | None, type_: str
+    ) -> torch.Tensor:
         """Both streams `[2 r, h, w, d]` of canvases `[r, 3, 2 s, s]`; `masked` `[r, h * w]` (None: the lower half) is not seen."""
         patch = self.model.config.patch_size
         height, width = seen.shape[2] // patch, seen.shape[3] // patch
         if masked is None:
             masked = torch.zeros(1, height * width, dtype=torch.bool, device=seen.device)
             masked[:, height * width // 2 :] = True
-        return self.model.model.embeddings(seen, painted, embedding_type=type_, bool_masked_pos=masked.expand(len(seen), -1))
+        return self.model.model.embeddings(
+            seen, painted, embedding_type=type_, bool_masked_pos=masked.expand(len(seen), -1)
+        )
 
     def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         """Logits `[n, s, s]` in the frame of an image of `size`: float32 `[n, h, w]`."""
@@ -182,7 +194,9 @@ class SegGpt(nn.Module):
             return logits.new_zeros(0, *size, dtype=torch.float32)
         if self.config.resample == "bilinear":
             return F.interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-        rows, columns = (torch.arange(n, device=logits.device) * self.side // n for n in size)  # exact, unlike float scales
+        rows, columns = (
+            torch.arange(n, device=logits.device) * self.side // n for n in size
+        )  # exact, unlike float scales
         return logits.float()[:, rows][:, :, columns]
 
     def look(self, images: list[np.ndarray]) -> torch.Tensor:
@@ -203,7 +217,9 @@ class SegGpt(nn.Module):
         self.pixels.save(folder)
 
 
-def block(layer: nn.Module, states: torch.Tensor, grouped: tuple[int, int, int] | None, weights: torch.Tensor) -> torch.Tensor:
+def block(
+    layer: nn.Module, states: torch.Tensor, grouped: tuple[int, int, int] | None, weights: torch.Tensor
+) -> torch.Tensor:
     """One layer on `[r, h, w, d]`; `grouped` (streams, pictures, references) averages what the pictures' half attends to."""
     attended = layer.attention(layer.layernorm_before(states))[0]
     if grouped is not None:
@@ -235,7 +251,7 @@ def restored(pixels: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 def tiled(squares: torch.Tensor) -> torch.Tensor:
-    """Squares `[q, k, 3, s, s]` side by side in one, `[q, 1, 3, s, s]` (the paper's spatial ensemble); they repeat where cells are left."""
+    """Squares `[q, k, 3, s, s]` side by side in one, `[q, 1, 3, s, s]` (spatial ensemble), again where cells are left."""
     shown, side = squares.shape[1], squares.shape[-1]
     across = math.ceil(math.sqrt(shown))
     cells = squares[:, [i % shown for i in range(across**2)]]
@@ -254,5 +270,3 @@ def likeness(colors: torch.Tensor, wanted: torch.Tensor, number: int) -> torch.T
     distances = (colors[None] - wanted.to(colors)[:, :, None, None]).square().sum(1)
     others = torch.cat([distances[: number + 1], distances[number + 2 :]]).amin(0)
     return (others - distances[number + 1]) * STEEPNESS
-
-

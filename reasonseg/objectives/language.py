@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from reasonseg.asking import distinct
 from reasonseg.config import Kind
 from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 from reasonseg.prompt import Prompt
-from reasonseg.segmenter import Segmenter, distinct
+from reasonseg.segmenter import Segmenter
 from reasonseg.vocabulary import Sample
 
 TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`
@@ -46,48 +47,60 @@ class Language(Objective):
         samples, segmenter = batch["samples"], self.segmenter
         if not self.aim:
             return segmenter.loss(samples)
+        spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
+        looked = self.looked(samples)
         images, of_image = distinct([s.query.image for s in samples])
-        pixels = segmenter.backbone.pixels.batch(images, segmenter.device, torch.float32)
-        patches = tower_features(segmenter, pixels)
-        seen = segmenter.backbone.model.model.multi_modal_projector(patches)
-        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at, features=seen)
-        prompt = segmenter.prompter(taught.states)
+        patches = torch.stack([looked[id(image)] for image in images])
+        asked = [samples[i] for i in spoken]
+        said, _ = distinct([s.query.image for s in asked])
+        seen = segmenter.backbone.model.model.multi_modal_projector(torch.stack([looked[id(image)] for image in said]))
+        regions = segmenter.backbone.regions(
+            [s.query for s in asked], lambda shown: [looked[id(image)] for image in shown]
+        )
+        taught = segmenter.backbone.teach(asked, segmenter.prompter.config.at, features=seen, regions=regions)
+        tokens = segmenter.prompter(taught.states).tokens[:, 0]
         truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
-        places = torch.tensor([of_image[owner] for owner in taught.of], device=segmenter.device)
+        places = torch.tensor([of_image[spoken[k]] for k in taught.of], device=segmenter.device)
         parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
-        parts["aim"] = self.miss(prompt.tokens[:, 0], patches.detach()[places], truths)
+        parts["aim"] = self.miss(tokens, patches.detach()[places], [truths[i] for i in spoken])
         if self.drawn:
             count = max(int(len(samples) * self.drawn), 1)
-            kept = [m for m, owner in enumerate(taught.of) if owner < count]
+            prompts, of = segmenter.prompts_of(samples, taught, Memory(looked))
+            kept = [m for m, owner in enumerate(of) if owner < count]
             encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
-            truth = torch.cat(truths)[kept]
-            parts |= self.draw(encoded, places[kept], prompt.tokens[kept], truth)
+            where = torch.tensor([of_image[of[m]] for m in kept], device=segmenter.device)
+            parts |= self.draw(encoded, where, [prompts[m] for m in kept], torch.cat(truths[:count]))
         weights = segmenter.settings.loss
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
         said = {"words": taught.correct / max(taught.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
         return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
 
-    def draw(self, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mask losses of prompts `[m, 1, d]` on images `of` against `truth` `[m, h, w]`, all of one size."""
+    def looked(self, samples: list[Sample]) -> dict[int, torch.Tensor]:
+        """The tower's features `[t, width]` of every picture of the samples, references too, by identity."""
+        pictures = [s.query.image for s in samples] + [r.image for s in samples for r in s.query.references]
+        pictures, _ = distinct(pictures)
+        pixels = self.segmenter.backbone.pixels.batch(pictures, self.segmenter.device, torch.float32)
+        return dict(zip(map(id, pictures), tower_features(self.segmenter, pixels), strict=True))
+
+    def draw(self, encoded, of: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mask losses of one prompt each on images `of` against `truth` `[m, h, w]`, all of one size."""
         decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
         fate = torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
+        names = [("boxed", "mended", "alone")[int(f)] if f < 3 else "plain" for f in fate]
+        groups: dict[tuple, list[int]] = {}
+        for m, name in enumerate(names):
+            groups.setdefault((name, prompts[m].kind), []).append(m)
         sums: dict[str, torch.Tensor] = {}
-        for name, members in {
-            "boxed": fate < 1,
-            "mended": fate // 1 == 1,
-            "alone": fate // 1 == 2,
-            "plain": fate >= 3,
-        }.items():
-            mine = members.nonzero()[:, 0]
-            if not len(mine):
-                continue
-            prompt = self.prompt(name, encoded, of[mine], tokens[mine], truth[mine])
+        overlap, plain = torch.zeros((), device=truth.device), names.count("plain")
+        for (name, _), mine in groups.items():
+            prompt = self.prompt(name, encoded, of[mine], Prompt.joined([prompts[m] for m in mine]).tokens, truth[mine])
             logits, predicted = decoder.decode(encoded, of[mine], prompt)
             parts = self.segmenter.mask_losses(logits, predicted, [truth[mine]], [0] * len(mine))
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * len(mine) / len(truth)
             if name == "plain":
-                self.overlap = mean_overlap(decoder.restore(logits, size), truth[mine])
+                overlap = overlap + mean_overlap(decoder.restore(logits, size), truth[mine]) * len(mine) / plain
+        self.overlap = overlap.detach()
         return sums
 
     def prompt(self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> Prompt:
@@ -130,6 +143,17 @@ class Language(Objective):
         wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
         pointing = -(wanted * likeness.log_softmax(1)).sum(1)
         return (1 - cosine + distance + POINTING * pointing).mean()
+
+
+class Memory:
+    """Stands for an `ImageCache` where the features of every picture are at hand."""
+
+    def __init__(self, looked: dict[int, torch.Tensor]):
+        self.looked = looked
+
+    def __call__(self, encoders, images, encode, side: int = 0) -> torch.Tensor:
+        """What was made of the images, row by row."""
+        return torch.stack([self.looked[id(image)] for image in images])
 
 
 class _Items(Dataset):

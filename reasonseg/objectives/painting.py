@@ -25,11 +25,15 @@ class Painting(Objective):
         self.segmenter, self.shown = segmenter, shown
         if tower:
             with torch.no_grad():
-                copy_tower(Segmenter.from_pretrained(None if tower == "embedded" else tower).backbone.tower, segmenter.decoder)
+                copy_tower(
+                    Segmenter.from_pretrained(None if tower == "embedded" else tower).backbone.tower, segmenter.decoder
+                )
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         config = data.config
-        return Families(pack_of(config.sprites), self.segmenter.decoder.side, self.shown, seed, length, 1, marks=("mask",))
+        return Families(
+            pack_of(config.sprites), self.segmenter.decoder.side, self.shown, seed, length, 1, marks=("mask",)
+        )
 
     def collate(self, items: list[dict]) -> dict:
         """Canvases in the decoder's frame: pictures `[p, 3, s, s]`, and per thing which of them, with masks `[s, s]`."""
@@ -39,7 +43,9 @@ class Painting(Objective):
             pictures += [decoder.pixels(image) for image in item["pictures"]]
             for thing in item["things"][:MAX_THINGS]:
                 rows = [(first + 1 + k, decoder.pixels.mask(region(r), squash=True)) for k, r in thing["references"]]
-                things.append({"query": first, "references": rows, "mask": decoder.pixels.mask(thing["mask"], squash=True)})
+                things.append(
+                    {"query": first, "references": rows, "mask": decoder.pixels.mask(thing["mask"], squash=True)}
+                )
         return {"pictures": torch.stack(pictures), "things": things}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
@@ -48,9 +54,13 @@ class Painting(Objective):
         total, overlap, count = 0.0, 0.0, len(things)
         for shown in {len(t["references"]) for t in things}:
             mine = [t for t in things if len(t["references"]) == shown]
-            masks = torch.stack([torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in mine]).to(pictures.device)
+            masks = torch.stack([torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in mine]).to(
+                pictures.device
+            )
             colors = painted_colors(len(mine)).to(pictures)
-            canvas = torch.where(masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None])
+            canvas = torch.where(
+                masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None]
+            )
             canvas = (canvas - decoder.mean) / decoder.std
             rows = torch.tensor([[r for r, _ in t["references"]] for t in mine])
             query, images = pictures[[t["query"] for t in mine]], pictures[rows]
@@ -60,7 +70,9 @@ class Painting(Objective):
             everywhere = torch.ones(len(mine), *lower.shape[2:], device=pictures.device)
             total = total + losses.painting(lower, canvas[:, 0], everywhere) * len(mine) / count
             seen = lower.detach() * decoder.std + decoder.mean
-            apart = (seen - colors[:, 0, :, None, None]).square().sum(1) - (seen - colors[:, 1, :, None, None]).square().sum(1)
+            apart = (seen - colors[:, 0, :, None, None]).square().sum(1) - (
+                seen - colors[:, 1, :, None, None]
+            ).square().sum(1)
             overlap = overlap + mean_overlap(apart, masks[:, 0]) * len(mine) / count
         return {"loss": total, "giou": overlap}
 

@@ -26,7 +26,14 @@ class Families(Dataset):
     """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask there and references to it."""
 
     def __init__(
-        self, sprites: list[Sprite], size: int, shown: int, seed: int, length: int, same_shape: int, marks: tuple = MARKS
+        self,
+        sprites: list[Sprite],
+        size: int,
+        shown: int,
+        seed: int,
+        length: int,
+        same_shape: int,
+        marks: tuple = MARKS,
     ):
         self.sprites, self.size, self.shown, self.seed, self.length = sprites, size, shown, seed, length
         self.same_shape, self.marks = same_shape, marks
@@ -45,7 +52,9 @@ class Families(Dataset):
             references = [(k, mark(rng, others[k].image, mask, self.marks)) for k, mask in marked if mask.any()]
             if references:
                 label = sprite.name if rng.random() < 0.7 else str(rng.choice((sprite.name, *sprite.synonyms)))
-                things.append({"name": sprite.name, "label": label, "mask": union_of(asked, sprite), "references": references})
+                things.append(
+                    {"name": sprite.name, "label": label, "mask": union_of(asked, sprite), "references": references}
+                )
         return {"pictures": [asked.image, *(o.image for o in others)], "things": things}
 
 
@@ -64,7 +73,9 @@ def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: t
     a, b = rng.integers(len(xs), size=2)
     steps = np.linspace(0, 1, 2 * max(image.shape[:2]))
     line = np.zeros_like(mask)
-    line[np.round(ys[a] + (ys[b] - ys[a]) * steps).astype(int), np.round(xs[a] + (xs[b] - xs[a]) * steps).astype(int)] = True
+    line[
+        np.round(ys[a] + (ys[b] - ys[a]) * steps).astype(int), np.round(xs[a] + (xs[b] - xs[a]) * steps).astype(int)
+    ] = True
     return Reference(image, scribble=line & mask)
 
 
@@ -76,7 +87,9 @@ class References(Objective):
     instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
     """
 
-    def __init__(self, segmenter: Segmenter, shown: int = 2, unnamed: float = 0.5, alike: float = 0.5, tower: bool = False):
+    def __init__(
+        self, segmenter: Segmenter, shown: int = 2, unnamed: float = 0.5, alike: float = 0.5, tower: bool = False
+    ):
         super().__init__()
         self.segmenter, self.shown, self.unnamed, self.alike, self.tower = segmenter, shown, unnamed, alike, tower
 
@@ -125,7 +138,11 @@ class References(Objective):
         loss = sum(getattr(weights, name) * value for name, value in parts.items())
         parts["alike"] = self.contrast(seen, things, known, named)
         overlap = mean_overlap(segmenter.decoder.restore(logits, size), truth)
-        return {"loss": loss + self.alike * parts["alike"], **{k: v.detach() for k, v in parts.items()}, "giou": overlap}
+        return {
+            "loss": loss + self.alike * parts["alike"],
+            **{k: v.detach() for k, v in parts.items()},
+            "giou": overlap,
+        }
 
     def contrast(self, seen: torch.Tensor, things: list[dict], known: torch.Tensor, named: list[str]) -> torch.Tensor:
         """Cross entropy of finding, among all things of the batch, equal things, and the label that belongs to each."""

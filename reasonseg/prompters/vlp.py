@@ -137,9 +137,13 @@ class Vlp(nn.Module):
         if self.config.tower == "own":
             return
         if not hasattr(backbone, "look"):
-            raise InputError("references with tower: backbone need a backbone whose vision tower can be asked alone (llava)")
+            raise InputError(
+                "references with tower: backbone need a backbone whose vision tower can be asked alone (llava)"
+            )
         if backbone.look_width != self.config.width_tower:
-            raise InputError(f"references read patches of width {self.config.width_tower}, the tower's have {backbone.look_width}")
+            raise InputError(
+                f"references read patches of width {self.config.width_tower}, the tower's have {backbone.look_width}"
+            )
         object.__setattr__(self, "lender", backbone)  # seen, not owned
         self.tokenizer = backbone.tokenizer
         self._see(backbone.pixels, backbone.grid)
@@ -175,7 +179,9 @@ class Vlp(nn.Module):
             masks = torch.stack([torch.stack([self.frame(region(r)) for r in groups[i][1]]) for i in mine])
             weights = torch.tensor([[r.weight for r in groups[i][1]] for i in mine], device=query.device)
             weights = weights / weights.sum(1, keepdim=True)
-            tokens = self(query[mine], torch.stack([shown[i] for i in mine]), masks.to(query), text[mine], weights).tokens
+            tokens = self(
+                query[mine], torch.stack([shown[i] for i in mine]), masks.to(query), text[mine], weights
+            ).tokens
             prompts |= {i: Prompt(tokens[j : j + 1]) for j, i in enumerate(mine)}
         return [prompts[i] for i in range(len(groups))]
 
@@ -189,7 +195,9 @@ class Vlp(nn.Module):
             raise InputError("this model came without its text tokenizer and reads no labels; leave the label out")
         known = self.texts(named)
         rows = [i for i, label in enumerate(labels) if label and label.strip()]
-        return features.index_copy(0, torch.tensor(rows, device=features.device), known[[named.index(labels[i].strip()) for i in rows]])
+        return features.index_copy(
+            0, torch.tensor(rows, device=features.device), known[[named.index(labels[i].strip()) for i in rows]]
+        )
 
     def texts(self, labels: list[str]) -> torch.Tensor:
         """Unit features `[n, c]` of labels."""
@@ -197,7 +205,9 @@ class Vlp(nn.Module):
             return text_features(self.clip, self.tokenizer, labels, self.config.template)
         length = self.clip.config.max_position_embeddings
         texts = [self.config.template.format(label) for label in labels]
-        ids = self.tokenizer(texts, padding=True, padding_side="right", truncation=True, max_length=length, return_tensors="pt")
+        ids = self.tokenizer(
+            texts, padding=True, padding_side="right", truncation=True, max_length=length, return_tensors="pt"
+        )
         states = self.clip(**ids.to(self.queries.device)).last_hidden_state
         last = ids["attention_mask"].sum(1) - 1  # a causal tower has read everything there
         return F.normalize(self.text_projection(states[torch.arange(len(states)), last]).float(), dim=-1)
@@ -220,7 +230,13 @@ class Vlp(nn.Module):
         pooled = (shown * shares[..., None]).sum(2) / (shares.sum(2, keepdim=True) + AREA)
         prototype = (pooled * weights[..., None].to(pooled)).sum(1, keepdim=True)
         maps = torch.stack([attention_map(r, text) for r in references.unbind(1)], 1) if references.shape[1] else shares
-        supporting = torch.cat([self.merged(s, prototype, said, m, a) for s, m, a in zip(shown.unbind(1), shares.unbind(1), maps.unbind(1), strict=True)], 1)
+        supporting = torch.cat(
+            [
+                self.merged(s, prototype, said, m, a)
+                for s, m, a in zip(shown.unbind(1), shares.unbind(1), maps.unbind(1), strict=True)
+            ],
+            1,
+        )
         picture = self.merged(seen, prototype, said, pseudo, attention_map(query, text))
         states = self.queries.expand(len(query), -1, -1).to(picture)
         positions = self.positions.to(picture)

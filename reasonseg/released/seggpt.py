@@ -1,4 +1,4 @@
-"""SegGPT as released: `seggpt_vit_large.pth` of the original code, or a folder in transformers' layout (BAAI/seggpt-vit-large)."""
+"""SegGPT as released: `seggpt_vit_large.pth` of the original code, or a folder in transformers' layout."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def recognise(place: Path) -> Path | None:
     return place if any(key.endswith("type_token_ins") for key in Shards(place).of) else None
 
 
-def read(place: Path, *, device, dtype: torch.dtype | None, sam_from: str | None = None, allow: tuple[str, ...] = ()) -> Segmenter:
-    """The segmenter: SegGPT, its examples read together, and `sam_from` as refiner. Raises `InputError` where weights do not fit."""
+def read(
+    place: Path, *, device, dtype: torch.dtype | None, sam_from: str | None = None, allow: tuple[str, ...] = ()
+) -> Segmenter:
+    """The segmenter: SegGPT, its examples read together, and `sam_from` as refiner; `InputError` where weights do not fit."""
     config = Config()
     if place.is_dir():
         decoder = config.load(place, allow, dtype=dtype or "auto").to(device)

@@ -93,13 +93,17 @@ def read(
             for target, value in renamed(name, shards.tensor(key)):
                 filling.put([target], value, name)
     filling.done(allow)
-    settings = ModelSettings(decoder=Kind(kind, config_class("decoders", kind)()), references=Kind("vlp", config), about={"name": "vlp-sam"})
+    settings = ModelSettings(
+        decoder=Kind(kind, config_class("decoders", kind)()), references=Kind("vlp", config), about={"name": "vlp-sam"}
+    )
     return Segmenter(settings, None, None, decoder, vlp).eval()
 
 
 def surgery_of(names) -> int:
     """How many of the last blocks were rewritten by CLIP Surgery."""
-    return sum(1 for name in names if re.fullmatch(r"clipmodel\.visual\.transformer\.resblocks\.\d+\.attn\.qkv\.weight", name))
+    return sum(
+        1 for name in names if re.fullmatch(r"clipmodel\.visual\.transformer\.resblocks\.\d+\.attn\.qkv\.weight", name)
+    )
 
 
 def clip_config(shape: dict[str, tuple[int, ...]]) -> CLIPConfig:
@@ -112,8 +116,16 @@ def clip_config(shape: dict[str, tuple[int, ...]]) -> CLIPConfig:
 
     width, _, patch, _ = shape["clipmodel.visual.conv1.weight"]
     positions, text = shape["clipmodel.visual.positional_embedding"][0], shape["clipmodel.positional_embedding"]
-    vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // HEAD, "patch_size": patch}
-    vision |= {"num_hidden_layers": depth("clipmodel.visual.transformer.resblocks."), "image_size": round((positions - 1) ** 0.5) * patch}
+    vision = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // HEAD,
+        "patch_size": patch,
+    }
+    vision |= {
+        "num_hidden_layers": depth("clipmodel.visual.transformer.resblocks."),
+        "image_size": round((positions - 1) ** 0.5) * patch,
+    }
     words = {"hidden_size": text[1], "intermediate_size": 4 * text[1], "num_attention_heads": text[1] // HEAD}
     words |= {"num_hidden_layers": depth("clipmodel.transformer.resblocks."), "max_position_embeddings": text[0]}
     words |= {"vocab_size": shape["clipmodel.token_embedding.weight"][0]}
@@ -136,7 +148,9 @@ def renamed(name: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         if name.startswith(theirs):
             name = ours + name.removeprefix(theirs)
     if found := re.match(r"(.*)\.attn\.(?:qkv\.|in_proj_)(weight|bias)$", name):
-        return [(f"{found[1]}.self_attn.{p}_proj.{found[2]}", part) for p, part in zip("qkv", value.chunk(3), strict=True)]
+        return [
+            (f"{found[1]}.self_attn.{p}_proj.{found[2]}", part) for p, part in zip("qkv", value.chunk(3), strict=True)
+        ]
     for theirs, ours in INSIDE:
         name = name.replace("." + theirs, "." + ours)
     return [(name, value)]

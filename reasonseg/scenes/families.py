@@ -18,7 +18,11 @@ SHOWN = 4  # things of the asked scene that each other scene shows again, at mos
 
 
 def draw_alike(
-    rng: np.random.Generator, chosen: list[Sprite], size: int, shape: tuple[float, float] | None = None, turn: float = TURN
+    rng: np.random.Generator,
+    chosen: list[Sprite],
+    size: int,
+    shape: tuple[float, float] | None = None,
+    turn: float = TURN,
 ) -> Scene:
     """A scene of the `chosen` things, each turned by up to `turn` degrees and hue-shifted; `size` its longer side in pixels."""
     height, width = (round(size * side) for side in shape or draw_shape(rng))

@@ -1,6 +1,7 @@
-"""Asks about a scene: seven levels of questions with their true answers, and two special ones.
+"""Asks about a scene: seven levels of questions with their true answers, and four special ones.
 
-`novel` is the function level in unseen words; `missing` the part of `absent` that asks for properties, for training more of it.
+`novel` is the function level in unseen words; `missing` the part of `absent` that asks for properties, for training more of it;
+`alike` and `shown` go with references: words beside an example, and an example alone.
 
 Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the pairings it owns, so
 test questions never repeat what training paired.
@@ -102,11 +103,13 @@ class Asker:
             thing, wording = candidate.pairing
             if candidate.frame_counts:
                 wording += "|" + frame
-            if level == "novel" or self.knowledge.owner(thing, wording) == split:
+            if level in ("novel", "shown") or self.knowledge.owner(thing, wording) == split:
                 owned.append((candidate, frame))
         if not owned:
             return None
         candidate, frame = owned[rng.integers(len(owned))]
+        if not candidate.phrase:
+            return Question(level, "", "", candidate.targets)
         text = frame.format(candidate.phrase)
         text = text[0].upper() + text[1:]
         answer = candidate.answer
@@ -227,16 +230,47 @@ def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterat
         if len(group) < 2:
             continue
         things = [scene.objects[i] for i in group]
-        areas = np.array([t.area for t in things])
-        x, y = np.array([t.center for t in things]).T
-        winners = {"large": _clear_winner(areas, ratio=1.35), "small": _clear_winner(1 / areas, ratio=1.35)}
-        sides = {"left": -x, "right": x, "top": -y, "bottom": y}
-        winners |= {side: _clear_winner(values, gap=0.1) for side, values in sides.items()}
-        for key, k in winners.items():
+        for key, k in _extremes(things).items():
             for pattern in SUPERLATIVES[key] if k is not None else ():
                 phrase = pattern.format(noun)
                 thing = things[k].name
                 yield Candidate(phrase, _named(phrase[4:], noun, thing), (group[k],), (thing, phrase))
+
+
+def _extremes(things: list[SceneObject]) -> dict[str, int | None]:
+    """Which thing is clearly the largest, the leftmost ... of several."""
+    areas = np.array([t.area for t in things])
+    x, y = np.array([t.center for t in things]).T
+    winners = {"large": _clear_winner(areas, ratio=1.35), "small": _clear_winner(1 / areas, ratio=1.35)}
+    sides = {"left": -x, "right": x, "top": -y, "bottom": y}
+    return winners | {side: _clear_winner(values, gap=0.1) for side, values in sides.items()}
+
+
+def _alike(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """Words beside an example: which of several copies of the thing it shows, which is never named."""
+    for name, group in _by_name(scene).items():
+        things = [scene.objects[i] for i in group]
+        if len(things) < 2:
+            continue
+        colors = [t.color for t in things]
+        for k, words in _telling(things):
+            placed = words.split()[0] in ("on", "at", "in", "to", "up", "down")
+            phrase = f"one like this {words}" if placed else f"{words} one like this"
+            yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), (name, phrase))
+            if words in colors:
+                yield Candidate(
+                    f"one like this, but {words}", f"The {words} one {SEG}", (group[k],), (name, f"but {words}")
+                )
+        for key, k in _extremes(things).items():
+            for pattern in SUPERLATIVES[key] if k is not None else ():
+                phrase = pattern.format("one like this")
+                yield Candidate(phrase, f"{phrase[0].upper()}{phrase[1:]} {SEG}", (group[k],), (name, phrase))
+
+
+def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
+    """No words at all: everything the example shows, as one mask."""
+    for name, group in _by_name(scene).items():
+        yield Candidate("", "", tuple(group), (name, "shown"))
 
 
 def _functions(
@@ -332,4 +366,6 @@ LEVELS: dict[str, Callable[[Asker, Scene, np.random.Generator], Iterator[Candida
     "absent": _absent,
     "novel": _novel,
     "missing": _missing,
+    "alike": _alike,
+    "shown": _shown,
 }
