@@ -107,7 +107,7 @@ class Bank:
     def features(
         self, segmenter, which: Sequence[int], progress: bool = False
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references, from the disk if they lie there.
+        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references, from the disk where they are.
 
         One that cannot be read is left out and named in `problems`.
         """

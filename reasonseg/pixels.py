@@ -22,8 +22,8 @@ class Pixels:
 
     `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd rest is halved to the even
     number, as torchvision does), `squash` ignores the aspect, `pad` resizes the longer side and fills the right and bottom (SAM).
-    `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0. `enlarged`: the network's side where the normalised picture is
-    once more enlarged (released VLP-SAM), or 0.
+    `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0. `enlarged`: the network's side where the
+    normalised picture is once more enlarged (released VLP-SAM), or 0.
     """
 
     size: int

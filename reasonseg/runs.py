@@ -37,7 +37,8 @@ class TrainSettings:
 
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
     `references` is a prompter for examples, given to a model that has none yet.
-    `examples`: from now on the language model reads references beside words (LLaVA backbones). `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
+    `examples`: from now on the language model reads references beside words (LLaVA backbones).
+    `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
 
     data: Annotated[Kind, Room("datasets")]

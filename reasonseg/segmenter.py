@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +237,8 @@ class Segmenter(nn.Module):
             features = features[[seen.index(of_image[i]) for i in asked]]
         mine, regions = [queries[i] for i in asked], None
         if hasattr(self.backbone, "regions"):
-            looked = lambda shown: self.cache(
-                [self.backbone.tower], shown, self.backbone.look, self.backbone.pixels.size
-            )  # noqa: E731
+            tower, look = [self.backbone.tower], self.backbone.look
+            looked = partial(self.cache, tower, encode=look, side=self.backbone.pixels.size)
             regions = self.backbone.regions(mine, looked)
         said = self.backbone.speak(mine, features, regions, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]

@@ -203,7 +203,7 @@ class Llava(Speaker):
         return [*self.text_ids(answer.replace(SEG, self.markers.seg_text) + end), self.tokenizer.eos_token_id]
 
     def embed(self, ids: torch.Tensor, features: torch.Tensor, regions: list[torch.Tensor] = ()) -> torch.Tensor:
-        """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]`, then a row's `regions`."""
+        """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b, patches, width]` and `regions`."""
         embedded = self.model.get_input_embeddings()(ids.clamp(min=0))
         places = (ids == self.image_id)[..., None].expand_as(embedded)
         if any(len(r) for r in regions):
@@ -211,7 +211,7 @@ class Llava(Speaker):
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
     def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None, regions=None) -> dict:
-        """Keyword arguments of `generate`; `features` are `encode` of the images, computed here where absent, and so `regions`."""
+        """Keyword arguments of `generate`; `features` are `encode` of the images, and like `regions` computed where absent."""
         features = self.encode([q.image for q in queries]) if features is None else features
         regions = self.regions(queries) if regions is None else regions
         rows = [self.prompt_ids(q) for q in queries]

@@ -186,8 +186,9 @@ class FoldEpisodes:
     def _place(self, name: str) -> Path:
         """A listed file under the root, wherever the lists were made."""
         parts = Path(name).parts
-        start = next((k for k, part in enumerate(parts) if part in ("VOC2012", "COCO2014")), None)
-        inside = Path(*parts[start:]) if start is not None else Path(*(p for p in parts if p != ".."))
+        names = {"VOC2012": "VOC2012", "COCO2014": "COCO2014", "MSCOCO2014": "COCO2014"}
+        start = next((k for k, part in enumerate(parts) if part in names), 0)
+        inside = Path(names.get(parts[start], parts[start]), *(p for p in parts[start + 1 :] if p != ".."))
         for place in (self.root / inside, self.root / "Datasets_HSN" / inside):
             if place.is_file():
                 return place

@@ -178,7 +178,7 @@ class SegGpt(nn.Module):
     def embedded(
         self, seen: torch.Tensor, painted: torch.Tensor, masked: torch.Tensor | None, type_: str
     ) -> torch.Tensor:
-        """Both streams `[2 r, h, w, d]` of canvases `[r, 3, 2 s, s]`; `masked` `[r, h * w]` (None: the lower half) is not seen."""
+        """Both streams `[2 r, h, w, d]` of canvases `[r, 3, 2 s, s]`; `masked` `[r, h * w]` (None: lower half) is unseen."""
         patch = self.model.config.patch_size
         height, width = seen.shape[2] // patch, seen.shape[3] // patch
         if masked is None:
