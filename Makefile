@@ -8,7 +8,7 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sam,quant,train]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sam,quant,train,serve]'
 	touch $@
 
 demo: setup

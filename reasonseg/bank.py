@@ -129,7 +129,10 @@ class Bank:
             with torch.inference_mode():
                 patches = self._seen(segmenter, [r.image for _, r in read])
             for (i, reference), seen in zip(read, patches, strict=True):
-                kept[stamps[i]] = seen.to(torch.float16).cpu(), _shares(segmenter, reference, len(seen))
+                kept[stamps[i]] = (
+                    seen.to(torch.float16).cpu(),
+                    marked_shares(segmenter.references, reference.mask, len(seen)),
+                )
         if missing:
             self._keep(segmenter, kept)
         return {i: (kept[stamps[i]][0].float(), kept[stamps[i]][1]) for i in which if stamps[i] in kept}
@@ -179,8 +182,9 @@ def similarity(query: torch.Tensor, patches: torch.Tensor, shares: torch.Tensor,
     raise InputError(f"by: {by!r} is not one of pixel, global, thing")
 
 
-def _shares(segmenter, reference: Reference, patches: int) -> torch.Tensor:
-    framed, grid = segmenter.references.frame(reference.mask), round(patches**0.5)
+def marked_shares(prompter, mask: np.ndarray, patches: int) -> torch.Tensor:
+    """How much of each of a number of patches of a prompter's frame a mask covers, 0..1 `[patches]`."""
+    framed, grid = prompter.frame(mask), round(patches**0.5)
     return F.adaptive_avg_pool2d(framed[None, None].float(), grid).flatten().cpu()
 
 
@@ -237,4 +241,4 @@ def remove(folder: str | Path, name: str) -> None:
         (folder / picture).unlink(missing_ok=True)
 
 
-__all__ = ["Bank", "Choice", "add", "remove", "similarity"]
+__all__ = ["Bank", "Choice", "add", "marked_shares", "remove", "similarity"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from reasonseg import __version__
-from reasonseg.commands import ask, bank, evaluate, model, scenes, train
+from reasonseg.commands import ask, bank, evaluate, model, scenes, serve, train
 from reasonseg.commands.shared import Parser
 from reasonseg.errors import InputError
 
@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    groups = [ask.COMMANDS, train.COMMANDS, model.COMMANDS, evaluate.COMMANDS, scenes.COMMANDS, bank.COMMANDS]
+    groups = [ask.COMMANDS, train.COMMANDS, model.COMMANDS, evaluate.COMMANDS, scenes.COMMANDS, bank.COMMANDS, serve.COMMANDS]
     for add in (add for group in groups for add in group):
         add(commands)
     return parser

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +14,30 @@ import numpy as np
 
 from reasonseg.errors import InputError
 
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    MemoryError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
 MAX_PIXELS = 100_000_000  # about 10000 x 10000; a bigger one is refused before it is decoded
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image") -> np.ndarray:
     """uint8 RGB `[h, w, 3]`: EXIF rotation applied, transparency on white, 16 bit scaled to 8, the first frame.
 
-    Raises `InputError` for what is missing, unreadable, truncated or larger than `MAX_PIXELS`.
+    `source` is a path, or the bytes of a file, which errors call `name`. Raises `InputError` for what is missing, unreadable,
+    truncated or larger than `pixels`.
     """
     from PIL import Image, ImageOps
 
-    with _opened(path) as picture:
+    with _opened(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
             grey = np.asarray(picture, np.float64)
@@ -33,11 +49,11 @@ def read_image(path: str | Path) -> np.ndarray:
         return np.asarray(picture.convert("RGB")).copy()
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the mask") -> np.ndarray:
     """bool `[h, w]`: True wherever the picture is not black (nor fully transparent). Errors as `read_image`."""
     from PIL import ImageOps
 
-    with _opened(path) as picture:
+    with _opened(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P":
             return np.asarray(picture) > 0  # an indexed mask: index 0 is the background, whatever its colour
@@ -49,23 +65,27 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator:
+def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
     from PIL import Image, UnidentifiedImageError
 
-    path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name an image file in it")
-    if path.stat().st_size == 0:
+    if isinstance(source, bytes):
+        path, file, size = name, io.BytesIO(source), len(source)
+    else:
+        path = file = Path(source)
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name an image file in it")
+        size = path.stat().st_size
+    if size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks first, in our words
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             width, height = picture.size
-            if width * height > MAX_PIXELS:
+            if width * height > pixels:
                 raise InputError(
-                    f"{path} is {width}x{height}, more than the {MAX_PIXELS // 10**6} million pixels read; make it smaller"
+                    f"{path} is {width}x{height}, more than the {pixels / 1e6:g} million pixels read; make it smaller"
                 )
             picture.load()
             yield picture
@@ -73,7 +93,7 @@ def _opened(path: str | Path) -> Iterator:
         raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF") from None
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be decoded ({error}); is the file damaged or cut off?") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,14 @@ class Segmenter(nn.Module):
         absent_threshold: float = 0.5,
         agreement: bool = False,
         refine: bool = False,
+        heard: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one.
 
         `temperature` 0 takes the likeliest word; `force_seg` gets a mask in any case; a thing is `absent` where `<REJ>`
         has at least `absent_threshold` of the probability of `<REJ>` and `<SEG>`. `agreement` also asks with every reference
         alone and says the IoU of that answer with the whole one; `refine` hands masks on to the model's refiner.
+        `heard(i, text)` is told what was said to query i so far, before its masks are drawn.
         """
         self.eval()
         how = {
@@ -151,20 +153,21 @@ class Segmenter(nn.Module):
         }
         answers: list[Answer] = []
         for start in range(0, len(queries), MAX_BATCH):
-            answers += self.answered(list(queries[start : start + MAX_BATCH]), how)
+            told = heard and (lambda i, text, first=start: heard(first + i, text))
+            answers += self.answered(list(queries[start : start + MAX_BATCH]), how, told)
         if agreement:
             second_looks.agree(self, queries, answers, how)
         if refine:
             second_looks.refine(self, queries, answers)
         return answers
 
-    def answered(self, queries: list[Query], how: dict) -> list[Answer]:
+    def answered(self, queries: list[Query], how: dict, heard: Callable | None = None) -> list[Answer]:
         """Answers to at most `MAX_BATCH` queries, with every option of `batch` in `how`."""
         began = time.perf_counter()
         self._check(queries)
         images, of_image = distinct([q.image for q in queries])
         features = self.cache([self.decoder], images, self.decoder.encode, self.decoder.pixels.size)
-        spoken = self._speak(queries, images, of_image, how)
+        spoken = self._speak(queries, images, of_image, {**how, "heard": heard})
         shown = self._show(queries, self.cache)
         asked: list[Asked] = []
         for i, (query, said) in enumerate(zip(queries, spoken, strict=True)):
@@ -240,6 +243,8 @@ class Segmenter(nn.Module):
             tower, look = [self.backbone.tower], self.backbone.look
             looked = partial(self.cache, tower, encode=look, side=self.backbone.pixels.size)
             regions = self.backbone.regions(mine, looked)
+        if heard := how.pop("heard", None):
+            how["heard"] = lambda k, text: heard(asked[k], text)
         said = self.backbone.speak(mine, features, regions, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 

@@ -34,6 +34,7 @@ class ModelSettings:
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64
+    memory: int = 8  # earlier turns of a conversation that the model reads
     notice: str = ""  # said once to whoever uses the model from the command line
     about: dict[str, Any] = field(default_factory=dict)  # how it was made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -100,8 +100,9 @@ class Chooser(LogitsProcessor):
 
     def __init__(
         self, markers: Markers, ends: set[int], prompt_length: int, rows: int, *,
-        limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float,
+        limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, chosen: Callable | None = None,
     ):  # fmt: skip
+        self.chosen = chosen
         self.markers, self.ends, self.start, self.limit = markers, ends, prompt_length, limit
         self.temperature, self.force_seg, self.absent_threshold = temperature, force_seg, absent_threshold
         self.noise = [torch.Generator().manual_seed(seed) for _ in range(rows)]
@@ -127,6 +128,8 @@ class Chooser(LogitsProcessor):
             ending = torch.tensor([int(c) in self.ends for c in choice]) | (self.steps == self.limit)
             choice = torch.where((ending & ~self.said_seg).to(choice.device), seg, choice)
         self.probabilities.append(shares.gather(1, choice[:, None])[:, 0])
+        if self.chosen is not None:
+            self.chosen(choice.tolist())
         return torch.full_like(scores, -torch.inf).scatter(1, choice[:, None], 0.0)
 
     def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
@@ -198,16 +201,18 @@ class Speaker(nn.Module):
     def speak(
         self, queries: list, features: torch.Tensor | None = None, regions: list | None = None, *,
         max_new_tokens: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, at: bool = False,
+        heard: Callable[[int, str], None] | None = None,
     ) -> list[Spoken]:  # fmt: skip
         """Answers to several questions, generated as one batch; the same as one by one.
 
-        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer.
+        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer. `heard(i, text)` is
+        called with what has been said to question i so far, whenever that grows.
         """
         inputs = self.prompt_inputs(queries, features, regions)
         length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         chooser = Chooser(
             self.markers, self.ends, length, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,
-            force_seg=force_seg, absent_threshold=absent_threshold,
+            force_seg=force_seg, absent_threshold=absent_threshold, chosen=heard and self._listener(len(queries), heard),
         )  # fmt: skip
         pad = self.tokenizer.pad_token_id
         with last_states(self.model.get_output_embeddings()) as caught:
@@ -218,6 +223,23 @@ class Speaker(nn.Module):
         states = torch.stack(caught, 1)
         shares = torch.stack(chooser.probabilities, 1).tolist()
         return [self._spoken(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
+
+    def _listener(self, rows: int, heard: Callable[[int, str], None]) -> Callable[[list[int]], None]:
+        """Takes the tokens of a step and tells `heard` whose text has grown."""
+        ids: list[list[int]] = [[] for _ in range(rows)]
+        texts = [""] * rows
+
+        def chosen(tokens: list[int]) -> None:
+            for i, token in enumerate(tokens):
+                if ids[i] and ids[i][-1] in self.ends:
+                    continue
+                ids[i].append(token)
+                text = self.decode(ids[i])
+                if text != texts[i] and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                    texts[i] = text
+                    heard(i, text)
+
+        return chosen
 
     def _spoken(self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool) -> Spoken:
         length = next((t + 1 for t, i in enumerate(ids) if i in self.ends), len(ids))

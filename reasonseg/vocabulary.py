@@ -139,6 +139,10 @@ class Query:
             raise InputError(f"Query.text must be a string, got {type(self.text).__name__}")
         if not (self.text.strip() or self.references or len(self.points) or len(self.boxes)):
             raise InputError("nothing is asked: give a text, a reference, a point or a box")
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:
+            raise InputError("Query.text holds half a character (a lone surrogate); send valid Unicode") from None
         if (words := len(self.text.split())) > MAX_WORDS:
             raise InputError(f"the text has {words} words; at most {MAX_WORDS} are read")
         for reference in self.references:

@@ -41,7 +41,8 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
     {"objectives", "doctor", "tables", "rows", "bank"},
     {"train", "evaluate", "benchmarks", "fewshot"},
     {"finetune", "inspection"},
-    {"chat", "serve"},
+    {"serve"},
+    {"chat"},
     {"commands"},
     {"cli"},
 ]

@@ -91,8 +91,8 @@ def test_examples_reach_the_language_model_and_the_decoder(model):
     image = model.backbone.image_id
     assert [row.count(image) - ids[0].count(image) for row in ids] == [0, 1, 1] and len(ids[2]) > len(ids[1])
     with torch.inference_mode():
-        states = [model.backbone.speak([q], max_new_tokens=1, temperature=0, seed=0, force_seg=True, absent_threshold=0.5)[0].states
-                  for q in (plain, query, other)]  # fmt: skip
+        how = {"max_new_tokens": 1, "temperature": 0, "seed": 0, "force_seg": True, "absent_threshold": 0.5}
+        states = [model.backbone.speak([q], **how)[0].states for q in (plain, query, other)]
     assert not torch.allclose(states[0], states[1], atol=1e-4) and not torch.allclose(states[1], states[2], atol=1e-4)
 
 

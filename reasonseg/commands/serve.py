@@ -1,0 +1,53 @@
+"""`serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from reasonseg.commands.shared import add_model_options, load_model, positive
+from reasonseg.errors import InputError
+
+
+def add_serve(commands) -> None:
+    """`serve`."""
+    parser = commands.add_parser("serve", help="answer over HTTP", description="Answers questions over HTTP, see /docs there.")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)")
+    parser.add_argument("--port", type=positive, default=8000, help="(default: %(default)s)")
+    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="questions answered together (default: 16)")
+    parser.add_argument("--queue", type=positive, default=64, metavar="N", help="that may wait; beyond them 503 (default: 64)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="to send a request and to answer it (default: 60)")
+    parser.add_argument("--max-body", type=float, default=32.0, metavar="MIB", help="of a request (default: 32)")
+    parser.add_argument("--max-pixels", type=float, default=40.0, metavar="M", help="million pixels of a picture (default: 40)")
+    parser.add_argument("--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)")
+    parser.add_argument("--tls-cert", metavar="FILE")
+    parser.add_argument("--tls-key", metavar="FILE")
+    add_model_options(parser)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(options) -> None:
+    try:
+        import uvicorn
+
+        from reasonseg.serve.api import make_app
+        from reasonseg.serve.reading import Limits
+    except ImportError as error:
+        raise InputError(f"serve needs {error.name}: pip install 'reasonseg[serve]'") from None
+    if bool(options.tls_cert) != bool(options.tls_key):
+        raise InputError("--tls-cert and --tls-key go together")
+    for file in filter(None, (options.tls_cert, options.tls_key)):
+        if not os.path.isfile(file):
+            raise InputError(f"{file} does not exist")
+    token = options.token or os.environ.get("REASONSEG_TOKEN") or None
+    if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
+        print(f"reasonseg: {options.host} can be reached from outside, and no --token is asked for", file=sys.stderr)
+    limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
+    app = make_app(load_model(options), limits=limits, token=token, batch=options.batch, waiting=options.queue)
+    uvicorn.run(
+        app, host=options.host, port=options.port, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key,
+        timeout_keep_alive=10, timeout_graceful_shutdown=60, h11_max_incomplete_event_size=64 * 2**10, log_level="info",
+    )  # fmt: skip
+
+
+COMMANDS = (add_serve,)

@@ -1,0 +1,1 @@
+"""Using a model: conversations, HTTP, a page, and a fleet."""

@@ -1,0 +1,161 @@
+"""One model thread with a bounded queue: requests that wait together are answered as one batch."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from reasonseg.vocabulary import Answer, Query
+
+
+class Busy(RuntimeError):
+    """The queue is full, or the engine is stopping. `retry` is in how many seconds to try again."""
+
+    def __init__(self, retry: float):
+        super().__init__(f"too many requests wait; try again in {retry:.0f} s")
+        self.retry = retry
+
+
+class Late(RuntimeError):
+    """The deadline passed before the request came up."""
+
+
+@dataclass
+class Job:
+    """A request: its `query`, the `options` of `batch`, and where its answer goes. `heard` gets the text as it grows."""
+
+    query: Query
+    options: dict[str, Any]
+    deadline: float
+    heard: Callable[[str], None] | None = None
+    answer: Future[Answer] = field(default_factory=Future)
+    queued: float = field(default_factory=time.monotonic)
+
+    @property
+    def kind(self) -> tuple:
+        """Jobs of one kind can share a batch."""
+        return tuple(sorted(self.options.items()))
+
+
+class Engine:
+    """Answers queries one batch at a time, on a thread of its own.
+
+    `batch` queries at most go through together; `waiting` at most wait (beyond them `submit` raises `Busy`); a batch is closed
+    after `linger` seconds. `observe(event, value)` is told what happens: `batch` (its size), `wait` and `work` (seconds).
+    """
+
+    def __init__(
+        self,
+        segmenter,
+        *,
+        batch: int = 16,
+        waiting: int = 64,
+        linger: float = 0.005,
+        observe: Callable[[str, float], None] | None = None,
+    ):
+        self.segmenter, self.size, self.linger = segmenter, batch, linger
+        self.jobs: queue.Queue[Job | None] = queue.Queue(waiting)
+        self.observe = observe or (lambda event, value: None)
+        self.seconds = 0.1  # a query takes, smoothed
+        self.open, self.alive = True, True
+        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.thread.start()
+
+    def submit(
+        self, query: Query, *, timeout: float = 60.0, heard: Callable[[str], None] | None = None, **options
+    ) -> Job:
+        """Queues a query; its `answer` is a future. Raises `Busy` where the queue is full or the engine stops."""
+        job = Job(query, options, time.monotonic() + timeout, heard)
+        try:
+            if not self.open:
+                raise queue.Full
+            self.jobs.put_nowait(job)
+        except queue.Full:
+            raise Busy(max(1.0, self.jobs.qsize() * self.seconds)) from None
+        return job
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return self.jobs.qsize()
+
+    def stop(self, timeout: float | None = 30.0) -> bool:
+        """Takes no more, finishes what was accepted; True where that was done in time."""
+        self.open = False
+        self.jobs.put(None)
+        self.thread.join(timeout)
+        return not self.thread.is_alive()
+
+    def _run(self) -> None:
+        held: Job | None = None
+        while True:
+            job = held or self.jobs.get()
+            held = None
+            if job is None:
+                self.alive = False
+                return
+            group, held, ended = self._gather(job)
+            self._answer([j for j in group if self._wanted(j)])
+            if ended:
+                self.jobs.put(None)
+
+    def _gather(self, first: Job) -> tuple[list[Job], Job | None, bool]:
+        """What can share the first job's batch, the job that could not and ended it, and whether the engine is to stop."""
+        group, until = [first], time.monotonic() + self.linger
+        while len(group) < self.size:
+            try:
+                job = self.jobs.get(timeout=max(until - time.monotonic(), 0))
+            except queue.Empty:
+                break
+            if job is None:
+                return group, None, True
+            if job.kind != first.kind:
+                return group, job, False
+            group.append(job)
+        return group, None, False
+
+    def _wanted(self, job: Job) -> bool:
+        """Whether a job is still worth its time: not cancelled, not late."""
+        if not job.answer.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() > job.deadline:
+            job.answer.set_exception(Late("the deadline passed while the request waited"))
+            return False
+        return True
+
+    def _answer(self, group: list[Job]) -> None:
+        if not group:
+            return
+        began = time.monotonic()
+        for job in group:
+            self.observe("wait", began - job.queued)
+        self.observe("batch", len(group))
+        try:
+            answers = self._batch(group)
+        except Exception as error:
+            if len(group) == 1:
+                group[0].answer.set_exception(error)
+                return
+            for job in group:  # one of them is at fault: the others are answered without it
+                self._answer([job])
+            return
+        for job, answer in zip(group, answers, strict=True):
+            job.answer.set_result(answer)
+        each = (time.monotonic() - began) / len(group)
+        self.seconds += 0.1 * (each - self.seconds)
+        self.observe("work", time.monotonic() - began)
+
+    def _batch(self, group: list[Job]) -> list[Answer]:
+        if not any(job.heard for job in group):
+            return self.segmenter.batch([job.query for job in group], **group[0].options)
+
+        def heard(i: int, text: str) -> None:
+            if (told := group[i].heard) is not None:
+                told(text)
+
+        return self.segmenter.batch([job.query for job in group], heard=heard, **group[0].options)

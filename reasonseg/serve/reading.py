@@ -1,0 +1,198 @@
+"""From a request to a query: multipart or JSON, with limits before anything is decoded. No paths, no URLs, no pickles."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from reasonseg.errors import InputError
+from reasonseg.images import read_image, read_mask
+from reasonseg.vocabulary import Query, Reference
+
+MAX_REFERENCES = 16
+MAX_PLACES = 256  # points or boxes
+PART = 64 * 2**10  # bytes of a form field that is no file
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a request: `body` bytes, `pixels` of a picture, `seconds` to send it and to answer it."""
+
+    body: int = 32 * 2**20
+    pixels: int = 40_000_000
+    seconds: float = 60.0
+
+
+class TooLarge(Exception):
+    """A body beyond the limit."""
+
+
+File = Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]  # bytes come from forms
+
+
+class ReferenceIn(BaseModel):
+    """An example: a picture and its mask (anything not black is the thing), base64 of image files."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: File = Field(description="base64 of an image file")
+    mask: File = Field(description="base64 of a mask of the picture's size")
+    label: str | None = Field(None, max_length=200)
+
+
+class Ask(BaseModel):
+    """What is asked, besides the picture."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str = Field(
+        "", max_length=20_000, description="the question; may be empty where places or references are given"
+    )
+    points: list[tuple[float, float] | tuple[float, float, int]] = Field(
+        [], max_length=MAX_PLACES, description="x, y, and 1 on the thing or 0 off it"
+    )
+    boxes: list[tuple[float, float, float, float]] = Field(
+        [], max_length=MAX_PLACES, description="x0, y0, x1, y1 pixels"
+    )
+    references: list[ReferenceIn] = Field([], max_length=MAX_REFERENCES)
+    force_seg: bool = Field(False, description="a mask in any case")
+    absent_threshold: float = Field(0.5, ge=0, le=1, description="share of <REJ> that means absent")
+    max_new_tokens: int | None = Field(None, ge=1, le=1024)
+
+    def options(self) -> dict[str, Any]:
+        """Those of `Segmenter.batch`."""
+        return {
+            "force_seg": self.force_seg,
+            "absent_threshold": self.absent_threshold,
+            "max_new_tokens": self.max_new_tokens,
+        }
+
+
+class Segment(Ask):
+    """A question about a picture."""
+
+    image: File = Field(description="base64 of an image file")
+
+
+async def body_of(request: Request, limits: Limits) -> bytes:
+    """The body, refused (`TooLarge`) as soon as it is known to be too large."""
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told) > limits.body:
+        raise TooLarge
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limits.body:
+            raise TooLarge
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parsed(cls: type[BaseModel], tree: Any) -> Any:
+    """A model from plain values; `InputError` names the first field that does not fit."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(p) for p in first["loc"]) or "body"
+        raise InputError(f"{place}: {first['msg']}") from None
+
+
+def from_json(body: bytes) -> Any:
+    """Plain values of a JSON body."""
+    try:
+        return json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the body is not valid JSON: {str(error)[:120]}") from None
+
+
+async def form_of(request: Request, body: bytes) -> dict[str, Any]:
+    """A multipart body as the JSON one would be, files as bytes; `ref_image`, `ref_mask`, `ref_label` pair up in order."""
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    async def stream():
+        yield body
+
+    try:
+        form = await MultiPartParser(
+            request.headers, stream(), max_files=2 * MAX_REFERENCES + 1, max_fields=64, max_part_size=PART
+        ).parse()  # fmt: skip
+    except (MultiPartException, KeyError, ValueError, AssertionError) as error:
+        message = getattr(error, "message", "") or "a form cannot be read"
+        raise InputError(f"the multipart body is malformed: {message}") from None
+    tree: dict[str, Any] = {}
+    files: dict[str, list[bytes]] = {"image": [], "ref_image": [], "ref_mask": []}
+    labels: list[str] = []
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            if name not in files:
+                raise InputError(f"{name}: no such file field; there are {', '.join(files)}")
+            files[name].append(await value.read())
+        elif name == "ref_label":
+            labels.append(value)
+        elif name in files:
+            raise InputError(f"{name}: send a file, not text")
+        elif name in ("points", "boxes"):
+            tree[name] = from_json(value.encode())
+        else:
+            tree[name] = value
+    await form.close()
+    return {**tree, **_files(files, labels)}
+
+
+def _files(files: dict[str, list[bytes]], labels: list[str]) -> dict[str, Any]:
+    if len(files["image"]) > 1:
+        raise InputError(f"image: send one, not {len(files['image'])}")
+    if len(files["ref_image"]) != len(files["ref_mask"]) or len(labels) > len(files["ref_image"]):
+        counts = len(files["ref_image"]), len(files["ref_mask"]), len(labels)
+        raise InputError("references: {} ref_image, {} ref_mask, {} ref_label; pair them in order".format(*counts))
+    pairs = zip(files["ref_image"], files["ref_mask"], [*labels, *[None] * len(files["ref_image"])], strict=False)
+    tree: dict[str, Any] = {"references": [{"image": i, "mask": m, "label": label or None} for i, m, label in pairs]}
+    if files["image"]:
+        tree["image"] = files["image"][0]
+    return tree
+
+
+def decoded(value: str | bytes, name: str) -> bytes:
+    """The bytes of a file that came as base64 (a data URL's head is allowed), or as they are."""
+    if isinstance(value, bytes):
+        return value
+    head, comma, rest = value[:200].partition(",")
+    if comma and head.startswith("data:"):
+        value = value[len(head) + 1 :]
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"{name}: not base64 of an image file") from None
+
+
+def picture_of(value: str | bytes, limits: Limits, name: str = "image") -> np.ndarray:
+    """The picture in a field."""
+    return read_image(decoded(value, name), limits.pixels, name)
+
+
+def references_of(references: list, limits: Limits) -> list[Reference]:
+    """The examples of a request. Raises `InputError` naming the one that does not fit."""
+    read = []
+    for i, one in enumerate(references):
+        name = f"references.{i}"
+        image = picture_of(one.image, limits, f"{name}.image")
+        mask = read_mask(decoded(one.mask, f"{name}.mask"), limits.pixels, f"{name}.mask")
+        if mask.shape != image.shape[:2]:
+            raise InputError(
+                f"{name}.mask is {mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}; resize one"
+            )
+        read.append(Reference(image, mask=mask, label=one.label))
+    return read
+
+
+def query_of(asked: Segment, limits: Limits) -> Query:
+    """The query of a request; decodes its pictures."""
+    image = picture_of(asked.image, limits)
+    return Query(image, asked.text, references_of(asked.references, limits), asked.points, asked.boxes)

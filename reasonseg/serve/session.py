@@ -1,0 +1,136 @@
+"""A conversation about pictures: follow-up questions, corrections by a click or a box, references shown on the way.
+
+What encoders make of a picture is kept by the model (`segmenter.cache`), so that only a picture's first question pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.vocabulary import Answer, Box, Point, Query, Reference
+
+
+@dataclass
+class Turn:
+    """What was asked of which picture, and the answer; `clicks` are the corrections of each mask so far."""
+
+    query: Query
+    answer: Answer
+    clicks: dict[int, list[Point]] = field(default_factory=dict)
+
+
+class Session:
+    """Turns about one picture after another. `memory`: how many earlier turns the model reads (None: its own setting)."""
+
+    def __init__(self, segmenter, image: np.ndarray | None = None, memory: int | None = None):
+        self.segmenter = segmenter
+        self.memory = segmenter.settings.memory if memory is None else memory
+        self.image: np.ndarray | None = None
+        self.turns: list[Turn] = []
+        self.references: list[Reference] = []
+        if image is not None:
+            self.look(image)
+
+    def look(self, image: np.ndarray) -> None:
+        """Talks about another picture from now on: earlier turns are not read with it. References stay."""
+        self.image = Query(image, text="?").image
+
+    def show(self, reference: Reference) -> None:
+        """Adds an example to every question from now on."""
+        self.references.append(reference)
+
+    @property
+    def history(self) -> tuple[tuple[str, str], ...]:
+        """(question, answer text) of the turns about this picture that the next question is read with."""
+        if not self.memory:
+            return ()
+        about = [t for t in self.turns if t.query.image is self.image and t.query.text.strip()]
+        return tuple((t.query.text, t.answer.text) for t in about[-self.memory :])
+
+    def query(self, text: str = "", points: Sequence[Point] = (), boxes: Sequence[Box] = ()) -> Query:
+        """The next question as the model gets it. Raises `InputError` where there is no picture or nothing is asked."""
+        if self.image is None:
+            raise InputError("there is no picture yet; give one first")
+        return Query(
+            self.image, text, tuple(self.references), points, boxes, history=self.history if text.strip() else ()
+        )
+
+    def ask(
+        self,
+        text: str = "",
+        *,
+        points: Sequence[Point] = (),
+        boxes: Sequence[Box] = (),
+        heard: Callable[[str], None] | None = None,
+        **options,
+    ) -> Answer:
+        """An answer to the next question; `heard` gets the text as it grows, before the masks. Options are those of `batch`."""
+        query = self.query(text, points, boxes)
+        told = heard and (lambda _, said: heard(said))
+        answer = self.segmenter.batch([query], heard=told, **options)[0]
+        return self.keep(query, answer)
+
+    def keep(self, query: Query, answer: Answer) -> Answer:
+        """Adds a turn that was answered elsewhere."""
+        self.turns.append(Turn(query, answer))
+        return answer
+
+    def correction(
+        self, points: Sequence[Point] = (), boxes: Sequence[Box] = (), mask: int = 0
+    ) -> tuple[Query, list[Point]]:
+        """The question that corrects a mask of the last answer, and all clicks on that mask so far.
+
+        The words come along where the answer has this mask alone. Raises `InputError` where there is no such mask.
+        """
+        if not self.turns or self.turns[-1].query.image is not self.image:
+            raise InputError("there is no mask to correct yet; ask first")
+        last = self.turns[-1]
+        if not 0 <= mask < len(last.answer.masks):
+            raise InputError(f"the last answer has {len(last.answer.masks)} masks; there is no mask {mask}")
+        if not len(points) and not len(boxes):
+            raise InputError("a correction needs a point or a box")
+        clicks = [*last.clicks.get(mask, []), *points]
+        alone = len(last.answer.masks) == 1
+        query = replace(
+            last.query, text=last.query.text if alone else "", references=last.query.references if alone else (),
+            points=[*(last.query.points if alone else ()), *clicks], boxes=tuple(boxes) or (last.query.boxes if alone else ()),
+            previous=last.answer.masks[mask], history=last.query.history if alone else (),
+        )  # fmt: skip
+        return query, clicks
+
+    def correct(self, points: Sequence[Point] = (), boxes: Sequence[Box] = (), mask: int = 0) -> Answer:
+        """The last answer with one mask drawn again; becomes a turn of its own, so that `undo` takes it back."""
+        query, clicks = self.correction(points, boxes, mask)
+        return self.corrected(query, clicks, mask, self.segmenter.batch([query])[0])
+
+    def corrected(self, query: Query, clicks: list[Point], mask: int, drawn: Answer) -> Answer:
+        """Puts a mask that was drawn again into the last answer."""
+        last = self.turns[-1]
+        masks, scores = last.answer.masks.copy(), last.answer.scores.copy()
+        if len(drawn.masks):
+            masks[mask], scores[mask] = drawn.masks[0], drawn.scores[0]
+        answer = replace(last.answer, masks=masks, scores=scores, meta=drawn.meta)
+        self.turns.append(Turn(last.query, answer, {**last.clicks, mask: clicks}))
+        return answer
+
+    def undo(self) -> Turn | None:
+        """Forgets the last turn and returns it; None where there is none."""
+        return self.turns.pop() if self.turns else None
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes every turn to `turn-N/` and the whole conversation to `session.json`."""
+        folder = Path(folder)
+        for number, turn in enumerate(self.turns, 1):
+            turn.answer.save(folder / f"turn-{number}")
+        said = [{"question": t.query.text, **t.answer.to_dict()} for t in self.turns]
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(folder / "session.json") as aside:
+            aside.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+        return folder
