@@ -36,7 +36,15 @@ def build_parser() -> Parser:
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    groups = [ask.COMMANDS, train.COMMANDS, model.COMMANDS, evaluate.COMMANDS, scenes.COMMANDS, bank.COMMANDS, serve.COMMANDS]
+    groups = [
+        ask.COMMANDS,
+        train.COMMANDS,
+        model.COMMANDS,
+        evaluate.COMMANDS,
+        scenes.COMMANDS,
+        bank.COMMANDS,
+        serve.COMMANDS,
+    ]
     for add in (add for group in groups for add in group):
         add(commands)
     return parser

@@ -10,7 +10,7 @@ from pathlib import Path
 
 EXTRAS = {
     "train": ("tensorboard",),
-    "serve": ("fastapi", "uvicorn", "gradio"),
+    "serve": ("fastapi", "uvicorn", "prometheus_client", "gradio"),
     "fleet": ("ray",),
     "quant": ("bitsandbytes",),
     "sam": ("segment_anything",),

@@ -11,15 +11,26 @@ from reasonseg.errors import InputError
 
 def add_serve(commands) -> None:
     """`serve`."""
-    parser = commands.add_parser("serve", help="answer over HTTP", description="Answers questions over HTTP, see /docs there.")
+    parser = commands.add_parser(
+        "serve", help="answer over HTTP", description="Answers questions over HTTP, see /docs there."
+    )
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)")
     parser.add_argument("--port", type=positive, default=8000, help="(default: %(default)s)")
-    parser.add_argument("--batch", type=positive, default=16, metavar="N", help="questions answered together (default: 16)")
-    parser.add_argument("--queue", type=positive, default=64, metavar="N", help="that may wait; beyond them 503 (default: 64)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="to send a request and to answer it (default: 60)")
+    parser.add_argument(
+        "--batch", type=positive, default=16, metavar="N", help="questions answered together (default: 16)"
+    )
+    parser.add_argument(
+        "--queue", type=positive, default=64, metavar="N", help="that may wait; beyond them 503 (default: 64)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="S", help="to send a request and to answer it (default: 60)"
+    )
     parser.add_argument("--max-body", type=float, default=32.0, metavar="MIB", help="of a request (default: 32)")
-    parser.add_argument("--max-pixels", type=float, default=40.0, metavar="M", help="million pixels of a picture (default: 40)")
+    parser.add_argument(
+        "--max-pixels", type=float, default=40.0, metavar="M", help="million pixels of a picture (default: 40)"
+    )
     parser.add_argument("--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)")
+    parser.add_argument("--no-page", action="store_true", help="only /v1 and its company, no page at /")
     parser.add_argument("--tls-cert", metavar="FILE")
     parser.add_argument("--tls-key", metavar="FILE")
     add_model_options(parser)
@@ -43,7 +54,17 @@ def _serve(options) -> None:
     if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
         print(f"reasonseg: {options.host} can be reached from outside, and no --token is asked for", file=sys.stderr)
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
+    mount = None
+    if not options.no_page:
+        try:
+            from reasonseg.serve.web import mount
+        except ImportError as error:
+            raise InputError(
+                f"the page needs {error.name}: pip install 'reasonseg[serve]', or leave it out with --no-page"
+            ) from None
     app = make_app(load_model(options), limits=limits, token=token, batch=options.batch, waiting=options.queue)
+    if mount is not None:
+        app = mount(app, token)
     uvicorn.run(
         app, host=options.host, port=options.port, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key,
         timeout_keep_alive=10, timeout_graceful_shutdown=60, h11_max_incomplete_event_size=64 * 2**10, log_level="info",

@@ -14,7 +14,7 @@ from reasonseg.regions import region
 from reasonseg.segmenter import Segmenter
 
 WHITE = 0.6  # share of canvases painted white on black; the others are in two random colours
-MAX_THINGS = 3  # of a family that are painted
+MAX_THINGS = 2  # of a family that are painted
 
 
 class Painting(Objective):

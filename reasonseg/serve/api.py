@@ -43,7 +43,13 @@ from reasonseg.vocabulary import Answer
 
 log = logging.getLogger("reasonseg.serve")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-OPEN = ("/healthz", "/readyz")  # answered without a token
+GUARDED = (
+    "/v1/",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+    "/redoc",
+)  # answered with the token only; the page asks for it itself
 
 
 class Failure(Exception):
@@ -114,7 +120,7 @@ def _add_guard(app: FastAPI, metrics: Metrics, limits: Limits, token: str | None
     async def guard(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         clock = asyncio.get_running_loop().time
         began, route = clock(), request.scope
-        if token is not None and request.url.path not in OPEN and not _allowed(request, token):
+        if token is not None and request.url.path.startswith(GUARDED) and not _allowed(request, token):
             response: Response = JSONResponse(
                 {"error": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
             )

@@ -1,0 +1,241 @@
+"""The page: upload, ask, look at coloured layers, click to correct, brush an example, go on; on the same model thread."""
+
+from __future__ import annotations
+
+import json
+import queue
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+
+from reasonseg.errors import InputError
+from reasonseg.overlay import draw_overlay, enlargement
+from reasonseg.serve.conversations import Conversations
+from reasonseg.serve.engine import Busy, Engine, Late
+from reasonseg.serve.session import Session
+from reasonseg.vocabulary import Answer, Reference
+
+PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
+NOTHING: list[str] = []
+
+
+class Page:
+    """What the widgets call. Conversations are found by their id, which is all a browser holds."""
+
+    def __init__(self, engine: Engine, conversations: Conversations, seconds: float):
+        self.engine, self.conversations, self.seconds = engine, conversations, seconds
+        self.files = Path(tempfile.mkdtemp(prefix="reasonseg-page-"))
+
+    def session(self, name: str | None) -> Session:
+        """The conversation of a browser."""
+        found = self.conversations.find(name) if name else None
+        if found is None:
+            raise gr.Error("Give a picture first (a conversation is forgotten after an hour).", print_exception=False)
+        return found.session
+
+    def start(self, image: np.ndarray | None, name: str | None):
+        """A new picture: a new conversation, or the same one about another picture."""
+        if image is None:
+            return name, None, gr.update(choices=NOTHING, value=NOTHING), []
+        found = self.conversations.find(name) if name else None
+        if found is None:
+            name = self.conversations.open(Session(self.engine.segmenter, image))
+        else:
+            found.session.look(image)
+        return name, plain(image), gr.update(choices=NOTHING, value=NOTHING), []
+
+    def ask(self, text: str, name: str | None, chat: list[dict]) -> Iterator[tuple]:
+        """The next question: the text as it grows, then the masks."""
+        session = self.session(name)
+        said: queue.Queue[str | None] = queue.Queue()
+        with told():
+            query = session.query(text)
+            job = self.engine.submit(query, timeout=self.seconds, heard=said.put)
+        job.answer.add_done_callback(lambda _: said.put(None))
+        chat = [
+            *chat,
+            {"role": "user", "content": text or "(like the examples)"},
+            {"role": "assistant", "content": "..."},
+        ]
+        while (grown := said.get()) is not None:
+            chat[-1] = {"role": "assistant", "content": grown}
+            yield chat, "", gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        with told():
+            answer = session.keep(query, job.answer.result())
+        chat[-1] = {"role": "assistant", "content": spoken(answer)}
+        yield chat, "", *self.shown(answer)
+
+    def correct(self, spot: gr.SelectData, belongs: str, layers: list[str], name: str | None, chat: list[dict]):
+        """A click on the picture: the first layer that is switched on is drawn again."""
+        session = self.session(name)
+        last = session.turns[-1].answer if session.turns else None
+        x, y = (float(v) / enlargement(session.image) for v in spot.index)
+        on = int(belongs == BELONGS)
+        with told():
+            if last is None or not len(last.masks):
+                query = session.query(points=[(x, y, on)])
+                answer = session.keep(query, self.engine.submit(query, timeout=self.seconds).answer.result())
+            else:
+                names = names_of(last)
+                mask = next((k for k, layer in enumerate(names) if layer in layers), 0)
+                query, clicks = session.correction([(x, y, on)], mask=mask)
+                drawn = self.engine.submit(query, timeout=self.seconds).answer.result()
+                answer = session.corrected(query, clicks, mask, drawn)
+        note = f"(a click at {x:.0f}, {y:.0f}: {belongs})"
+        chat = [*chat, {"role": "user", "content": note}, {"role": "assistant", "content": spoken(answer)}]
+        return chat, *self.shown(answer)
+
+    def shown(self, answer: Answer) -> tuple[Any, Any, str, str]:
+        """(picture, layers, PNG file, COCO file) of an answer."""
+        names = names_of(answer)
+        folder = Path(tempfile.mkdtemp(dir=self.files))
+        answer.overlay().save(folder / "overlay.png")
+        (folder / "annotations.json").write_text(json.dumps(answer.to_coco(file_name="image.png")))
+        files = str(folder / "overlay.png"), str(folder / "annotations.json")
+        return np.asarray(drawn_on(answer, names)), gr.update(choices=names, value=names), *files
+
+    def switch(self, layers: list[str], name: str | None):
+        """The picture with some of its layers."""
+        session = self.session(name)
+        return np.asarray(drawn_on(session.turns[-1].answer, layers)) if session.turns else gr.skip()
+
+    def undo(self, name: str | None, chat: list[dict]):
+        """Takes the last turn back."""
+        session = self.session(name)
+        if session.undo() is None:
+            return chat, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        if not session.turns or session.turns[-1].query.image is not session.image:
+            return chat[:-2], plain(session.image), gr.update(choices=NOTHING, value=NOTHING), None, None
+        return chat[:-2], *self.shown(session.turns[-1].answer)
+
+    def example(self, drawing: dict | None, label: str, name: str | None):
+        """Adds what was brushed on another picture as a reference."""
+        session = self.session(name)
+        with told():
+            session.show(brushed(drawing, label))
+        return f"{len(session.references)} examples are shown with every question.", None, ""
+
+    def forget(self, name: str | None) -> str:
+        """Takes all examples back."""
+        self.session(name).references.clear()
+        return "No examples are shown."
+
+
+class told:  # noqa: N801  reads as a clause
+    """Shows a user's mistakes, and a busy server, as a message on the page."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace) -> bool:
+        if isinstance(error, InputError | Busy | Late):
+            raise gr.Error(str(error), print_exception=False) from None
+        return False
+
+
+BELONGS, FOREIGN = "belongs to it", "does not belong to it"
+
+
+def spoken(answer: Answer) -> str:
+    """An answer in the conversation."""
+    if answer.status == "absent":
+        return f"{answer.text} (not in this picture)"
+    return answer.text or f"{len(answer.masks)} mask{'s' * (len(answer.masks) != 1)}"
+
+
+def names_of(answer: Answer) -> list[str]:
+    """Layers by number, name and score."""
+    pairs = zip(answer.labels, answer.scores, strict=True)
+    return [f"{k}. {label or 'mask'} ({score:.2f})" for k, (label, score) in enumerate(pairs, 1)]
+
+
+def drawn_on(answer: Answer, layers: list[str]):
+    """The picture with the masks of the layers that are on, each in its own colour."""
+    on = [k for k, name in enumerate(names_of(answer)) if name in layers]
+    return draw_overlay(answer.image, answer.masks[on], [answer.labels[k] for k in on], answer.scores[on], on)
+
+
+def plain(image: np.ndarray) -> np.ndarray:
+    """A picture as it is shown without masks, in the size of one with masks."""
+    return np.asarray(draw_overlay(image, np.zeros((0, *image.shape[:2]), bool), [], []))
+
+
+def brushed(drawing: dict | None, label: str) -> Reference:
+    """A reference from an image editor: its background, and whatever was painted over it; `InputError` for an empty one."""
+    if not drawing or drawing.get("background") is None:
+        raise InputError("give a picture to brush on")
+    image = np.asarray(drawing["background"])[..., :3].astype(np.uint8)
+    mask = np.zeros(image.shape[:2], bool)
+    for layer in drawing.get("layers") or []:
+        mask |= np.asarray(layer)[..., -1] > 0
+    if not mask.any():
+        raise InputError("nothing is brushed; paint over the thing")
+    return Reference(np.ascontiguousarray(image), mask=mask, label=label.strip() or None, name="brushed")
+
+
+def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.0) -> gr.Blocks:
+    """The page's widgets and what they do."""
+    page = Page(engine, conversations, seconds)
+    with gr.Blocks(title="reasonseg") as blocks:
+        name = gr.State(None)
+        gr.Markdown("## reasonseg\nWords, examples, or both into image masks.")
+        notice = engine.segmenter.settings.notice
+        if notice:
+            gr.Markdown(f"*{notice}*")
+        with gr.Row():
+            with gr.Column(min_width=320):
+                image = gr.Image(
+                    label="Picture", type="numpy", sources=["upload", "clipboard"], elem_id="picture", height=320
+                )
+                gr.Examples([[str(f)] for f in sorted(PICTURES.glob("*.png"))], [image], label="Or one of these")
+                with gr.Accordion("Show an example", open=False):
+                    editor = gr.ImageEditor(label="Brush over the thing", type="numpy", elem_id="editor", height=320)
+                    label = gr.Textbox(label="Its name, if you like", elem_id="label")
+                    add, forget = gr.Button("Add the example", elem_id="add"), gr.Button("Forget all examples")
+                    examples = gr.Markdown("No examples are shown.")
+            with gr.Column(min_width=320):
+                result = gr.Image(
+                    label="Click to correct", type="numpy", interactive=False, elem_id="result", format="png"
+                )
+                belongs = gr.Radio([BELONGS, FOREIGN], value=BELONGS, label="What I click on ...", elem_id="belongs")
+                layers = gr.CheckboxGroup(label="Layers", choices=NOTHING, elem_id="layers")
+                chat = gr.Chatbot(label="Conversation", height=260, elem_id="chat")
+                text = gr.Textbox(label="Ask", placeholder="what keeps you dry in the rain", elem_id="ask")
+                with gr.Row():
+                    send, undo = gr.Button("Ask", variant="primary", elem_id="send"), gr.Button("Undo", elem_id="undo")
+                with gr.Row():
+                    png, coco = gr.DownloadButton("PNG", elem_id="png"), gr.DownloadButton("COCO", elem_id="coco")
+        shown = [result, layers, png, coco]
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        image.change(page.start, [image, name], [name, result, layers, chat], **quiet)
+        for event in (send.click, text.submit):
+            event(page.ask, [text, name, chat], [chat, text, *shown], **quiet)
+        result.select(page.correct, [belongs, layers, name, chat], [chat, *shown], **quiet)
+        layers.input(page.switch, [layers, name], [result], **quiet)
+        undo.click(page.undo, [name, chat], [chat, *shown], **quiet)
+        add.click(page.example, [editor, label, name], [examples, editor, label], **quiet)
+        forget.click(page.forget, [name], [examples], **quiet)
+    return blocks
+
+
+def mount(app: FastAPI, token: str | None = None) -> FastAPI:
+    """The app with the page at `/`; with a token it is asked for as the password of user `reasonseg`."""
+    state = app.state
+    blocks = make_page(state.engine, state.conversations, state.limits.seconds)
+    blocks.queue(max_size=64, default_concurrency_limit=16)
+    auth = ("reasonseg", token) if token else None
+    return gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        auth=auth,
+        max_file_size=state.limits.body,
+        allowed_paths=[],
+        footer_links=[],
+        show_error=True,
+    )
