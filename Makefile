@@ -8,13 +8,13 @@ setup: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sam,quant,train,serve]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,sam,quant,train,serve,fleet]'
 	touch $@
 
 demo: setup
 	$(BIN)/python scripts/demo.py out/demo
 
-test: setup font
+test: setup font browser
 	$(BIN)/python -m pytest tests
 
 check: setup
@@ -31,6 +31,12 @@ format: setup
 font:
 	@test -f $(EMOJI) || test $$(id -u) -ne 0 || ! command -v apt-get >/dev/null || \
 	  (apt-get update -qq && apt-get install -y -qq fonts-noto-color-emoji)
+
+# The page is tested in a real Chromium; without one that test says so, loudly.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || test $$(id -u) -ne 0 || ! command -v apt-get >/dev/null || \
+	  (apt-get update -qq && apt-get install -y -qq chromium >/dev/null)
 
 clean:
 	rm -rf .venv out

@@ -32,6 +32,13 @@ def from_rle(rle: dict) -> np.ndarray:
         raise InputError(f"not a COCO run-length encoding: {error}") from None
 
 
+def area_of(rle: dict) -> int:
+    """How many pixels a COCO RLE marks, without decoding it."""
+    from pycocotools import mask as coco
+
+    return int(coco.area({**rle, "counts": rle["counts"].encode()}))
+
+
 def box_of(mask: np.ndarray) -> list[int]:
     """`[x0, y0, x1, y1]` around a mask, zeros for an empty one."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

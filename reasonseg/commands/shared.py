@@ -40,10 +40,8 @@ def load_model(options: argparse.Namespace, notice: bool = True):
     quiet_libraries()
     from reasonseg import Segmenter
 
-    names = ("device", "dtype", "quantization", "clip", "sam", "template", "read", "revision")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
-        segmenter = Segmenter.from_pretrained(options.model, allow=tuple(options.allow), **given)
+        segmenter = Segmenter.from_pretrained(**model_keywords(options))
     except RuntimeError as error:  # torch's word for a device it does not know or have
         if options.device is None:
             raise
@@ -51,6 +49,13 @@ def load_model(options: argparse.Namespace, notice: bool = True):
     if notice and segmenter.settings.notice:
         print(segmenter.settings.notice, file=sys.stderr)
     return segmenter
+
+
+def model_keywords(options: argparse.Namespace) -> dict:
+    """What the options say of `Segmenter.from_pretrained`'s keywords."""
+    names = ("device", "dtype", "quantization", "clip", "sam", "template", "read", "revision")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return {"source": options.model, "allow": tuple(options.allow), **given}
 
 
 def numbers(text: str, counts: tuple[int, ...], what: str) -> tuple[float, ...]:

@@ -181,7 +181,7 @@ def brushed(drawing: dict | None, label: str) -> Reference:
 def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.0) -> gr.Blocks:
     """The page's widgets and what they do."""
     page = Page(engine, conversations, seconds)
-    with gr.Blocks(title="reasonseg") as blocks:
+    with gr.Blocks(title="reasonseg", analytics_enabled=False) as blocks:
         name = gr.State(None)
         gr.Markdown("## reasonseg\nWords, examples, or both into image masks.")
         notice = engine.segmenter.settings.notice
@@ -202,14 +202,16 @@ def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.
                 result = gr.Image(
                     label="Click to correct", type="numpy", interactive=False, elem_id="result", format="png"
                 )
-                belongs = gr.Radio([BELONGS, FOREIGN], value=BELONGS, label="What I click on ...", elem_id="belongs")
-                layers = gr.CheckboxGroup(label="Layers", choices=NOTHING, elem_id="layers")
-                chat = gr.Chatbot(label="Conversation", height=260, elem_id="chat")
                 text = gr.Textbox(label="Ask", placeholder="what keeps you dry in the rain", elem_id="ask")
                 with gr.Row():
-                    send, undo = gr.Button("Ask", variant="primary", elem_id="send"), gr.Button("Undo", elem_id="undo")
+                    send = gr.Button("Ask", variant="primary", elem_id="send", min_width=100)
+                    undo = gr.Button("Undo", elem_id="undo", min_width=100)
+                layers = gr.CheckboxGroup(label="Layers", choices=NOTHING, elem_id="layers")
+                belongs = gr.Radio([BELONGS, FOREIGN], value=BELONGS, label="What I click on ...", elem_id="belongs")
+                chat = gr.Chatbot(label="Conversation", height=260, elem_id="chat")
                 with gr.Row():
-                    png, coco = gr.DownloadButton("PNG", elem_id="png"), gr.DownloadButton("COCO", elem_id="coco")
+                    png = gr.DownloadButton("PNG", elem_id="png", min_width=100)
+                    coco = gr.DownloadButton("COCO", elem_id="coco", min_width=100)
         shown = [result, layers, png, coco]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         image.change(page.start, [image, name], [name, result, layers, chat], **quiet)
