@@ -31,6 +31,11 @@ def add_serve(commands) -> None:
     )
     parser.add_argument("--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)")
     parser.add_argument("--no-page", action="store_true", help="only /v1 and its company, no page at /")
+    parser.add_argument(
+        "--fleet", action="store_true", help="on Ray Serve, with replicas that come and go with the load"
+    )
+    parser.add_argument("--replicas", type=positive, default=4, metavar="N", help="at most, with --fleet (default: 4)")
+    parser.add_argument("--address", metavar="A", help="of a Ray cluster, with --fleet (default: this machine)")
     parser.add_argument("--tls-cert", metavar="FILE")
     parser.add_argument("--tls-key", metavar="FILE")
     add_model_options(parser)
@@ -45,6 +50,8 @@ def _serve(options) -> None:
         from reasonseg.serve.reading import Limits
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'reasonseg[serve]'") from None
+    if options.fleet:
+        return _fleet(options)
     if bool(options.tls_cert) != bool(options.tls_key):
         raise InputError("--tls-cert and --tls-key go together")
     for file in filter(None, (options.tls_cert, options.tls_key)):
@@ -68,6 +75,24 @@ def _serve(options) -> None:
     uvicorn.run(
         app, host=options.host, port=options.port, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key,
         timeout_keep_alive=10, timeout_graceful_shutdown=60, h11_max_incomplete_event_size=64 * 2**10, log_level="info",
+    )  # fmt: skip
+
+
+def _fleet(options) -> None:
+    try:
+        from reasonseg.serve.reading import Limits
+        from reasonseg.serve.replicas import run
+    except ImportError as error:
+        raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
+    from reasonseg.commands.shared import model_keywords
+
+    if options.tls_cert:
+        raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
+    limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
+    token = options.token or os.environ.get("REASONSEG_TOKEN") or None
+    run(
+        model_keywords(options), host=options.host, port=options.port, limits=limits, token=token, waiting=options.queue,
+        replicas=options.replicas, page=not options.no_page, address=options.address,
     )  # fmt: skip
 
 
@@ -116,4 +141,22 @@ def _annotate(options) -> None:
     print(", ".join(f"{n} {status}" for status, n in sorted(counts.items())) + f"; wrote {options.output}")
 
 
-COMMANDS = (add_serve, add_annotate)
+def add_export(commands) -> None:
+    """`export SRC DST --format F`."""
+    parser = commands.add_parser(
+        "export", help="answers in the formats of others", description="Writes masks in another format."
+    )
+    parser.add_argument("source", metavar="SRC", help="the folder of ask --out, or of annotate")
+    parser.add_argument("out", metavar="DST")
+    parser.add_argument("--format", choices=["coco", "labelme", "yolo", "png", "labelstudio"], required=True)
+    parser.set_defaults(run=_export)
+
+
+def _export(options) -> None:
+    from reasonseg.exports import export, records
+
+    export(records(options.source), options.out, options.format)
+    print(f"wrote {options.out}")
+
+
+COMMANDS = (add_serve, add_annotate, add_export)

@@ -23,7 +23,7 @@ TEMPERATURE = 0.07  # of `alike`
 
 
 class Families(Dataset):
-    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask there and references to it."""
+    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask there and some references."""
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Families(Dataset):
             marked = [(k, union_of(other, sprite)) for k, other in enumerate(others)]
             references = [(k, mark(rng, others[k].image, mask, self.marks)) for k, mask in marked if mask.any()]
             if references:
+                references = references[: int(rng.integers(1, len(references) + 1))]
                 label = sprite.name if rng.random() < 0.7 else str(rng.choice((sprite.name, *sprite.synonyms)))
                 things.append(
                     {"name": sprite.name, "label": label, "mask": union_of(asked, sprite), "references": references}
@@ -82,7 +83,8 @@ def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: t
 class References(Objective):
     """Draws things from references to them, with their label or without it.
 
-    `shown` pictures refer to each; `unnamed` is the share of things whose label is left out. `alike` weighs a contrastive loss:
+    One to `shown` pictures refer to each;
+    `unnamed` is the share of things whose label is left out. `alike` weighs a contrastive loss:
     the pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's loss, over things
     instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
     """

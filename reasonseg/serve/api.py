@@ -89,12 +89,23 @@ class Metrics:
 
 
 def make_app(
-    segmenter, *, limits: Limits | None = None, token: str | None = None, batch: int = 16, waiting: int = 64
+    segmenter,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    batch: int = 16,
+    waiting: int = 64,
+    engine: Any = None,
 ) -> FastAPI:
-    """The app around a segmenter; it can be mounted, or run with uvicorn. `token` is asked for as `Authorization: Bearer ...`."""
+    """The app around a segmenter, or around an `engine` that stands for several; it can be mounted, or run with uvicorn.
+
+    `token` is asked for as `Authorization: Bearer ...`; `batch` and `waiting` are the engine's.
+    """
     limits, conversations = limits or Limits(), Conversations()
     metrics = Metrics(lambda: engine.depth, lambda: len(conversations))
-    engine = Engine(segmenter, batch=batch, waiting=waiting, observe=metrics.observe)
+    if engine is None:
+        engine = Engine(segmenter, batch=batch, waiting=waiting)
+    engine.observe = metrics.observe
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -105,7 +116,6 @@ def make_app(
         title="reasonseg", version=__version__, summary="Words, examples, or both into image masks.", lifespan=lifespan
     )
     app.state.engine, app.state.conversations, app.state.limits = engine, conversations, limits
-    app.state.segmenter, app.state.token = segmenter, token
     _add_guard(app, metrics, limits, token)
     _add_status(app, metrics, engine)
     _add_segment(app, engine, limits)
