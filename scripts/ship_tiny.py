@@ -1,21 +1,31 @@
-"""Puts a trained model folder into the package as the embedded model: ship_tiny.py FOLDER. The model card stays."""
+"""Puts a trained model folder into the package as an embedded model: ship_tiny.py FOLDER [--as tiny_seggpt]. The model card stays."""
 
 import argparse
 import shutil
 from pathlib import Path
 
+import yaml
+
 from reasonseg.checkpoint import EMBEDDED
 
-LIMIT = 14 * 2**20
+LIMIT = 24 * 2**20  # of all embedded models
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    parser.add_argument("--as", dest="name", choices=["tiny", "tiny_seggpt"], default="tiny")
+    options = parser.parse_args()
+    assets, target = EMBEDDED.parent, EMBEDDED.with_name(options.name)
+    others = [f for f in assets.rglob("*.safetensors") if not f.is_relative_to(target)]
+    size = sum(f.stat().st_size for f in [*options.folder.rglob("*.safetensors"), *others])
     if size > LIMIT:
-        raise SystemExit(f"{folder} holds {size / 2**20:.1f} MiB; at most {LIMIT / 2**20:.0f} are shipped")
-    for part in ("backbone", "decoder"):
-        shutil.rmtree(EMBEDDED / part, ignore_errors=True)
-    shutil.copytree(folder, EMBEDDED, dirs_exist_ok=True)
-    print(f"{size / 2**20:.1f} MiB now in {EMBEDDED}")
+        raise SystemExit(
+            f"the embedded models would be {size / 2**20:.1f} MiB; at most {LIMIT / 2**20:.0f} are shipped"
+        )
+    for part in ("backbone", "decoder", "references"):
+        shutil.rmtree(target / part, ignore_errors=True)
+    shutil.copytree(options.folder, target, dirs_exist_ok=True)
+    settings = target / "settings.yaml"
+    tree = yaml.safe_load(settings.read_text()) | {"memory": 0}  # they were taught single questions
+    settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    print(f"{size / 2**20:.1f} MiB in {assets} now")

@@ -83,10 +83,9 @@ def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: t
 class References(Objective):
     """Draws things from references to them, with their label or without it.
 
-    One to `shown` pictures refer to each;
-    `unnamed` is the share of things whose label is left out. `alike` weighs a contrastive loss:
-    the pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's loss, over things
-    instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
+    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out. `alike` weighs a
+    contrastive loss: the pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's
+    loss, over things instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
     """
 
     def __init__(

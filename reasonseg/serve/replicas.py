@@ -153,7 +153,8 @@ class Door:
 
 def run(
     keywords: dict[str, Any], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None,
-    token: str | None = None, waiting: int = 64, replicas: int = 4, page: bool = True, address: str | None = None, blocking: bool = True,
+    token: str | None = None, waiting: int = 64, replicas: int = 4, page: bool = True, address: str | None = None,
+    blocking: bool = True,
 ) -> None:  # fmt: skip
     """Serves the model of `keywords` (those of `Segmenter.from_pretrained`) with one to `replicas` replicas.
 

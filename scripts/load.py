@@ -1,0 +1,124 @@
+"""How a server holds up: 32 clients for a minute, against `segmenter.batch` called directly in the same run.
+
+    python -m scripts.load [--clients 32] [--seconds 60] [--out out/load.json]
+
+Goodput is answered questions a second; the baseline is the same questions in batches of 16, measured before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import platform
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from reasonseg import Query, Segmenter
+from reasonseg.datasets.scenes import Config
+
+QUESTIONS = 64
+
+
+def questions() -> list[Query]:
+    """Drawn scenes with a question each."""
+    data = Config("val", QUESTIONS, size=224).build()
+    return [data[i].query for i in range(QUESTIONS)]
+
+
+def direct(segmenter, queries: list[Query], seconds: float) -> float:
+    """Questions a second of `batch`, 16 at a time; pictures come anew, as they do from clients."""
+    segmenter.batch(queries[:16])
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        segmenter.cache.clear()
+        start = done % QUESTIONS
+        done += len(segmenter.batch(queries[start : start + 16]))
+    return done / (time.perf_counter() - began)
+
+
+def body_of(query: Query) -> bytes:
+    """A request."""
+    file = io.BytesIO()
+    Image.fromarray(query.image).save(file, format="PNG")
+    return json.dumps({"image": base64.b64encode(file.getvalue()).decode(), "text": query.text}).encode()
+
+
+async def client(address: str, bodies: list[bytes], first: int, until: float, seen: list[tuple[int, float]]) -> None:
+    """Asks one question after another; a 503 is waited out as Retry-After says."""
+    async with httpx.AsyncClient(base_url=address, timeout=120) as http:
+        k = first
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            found = await http.post(
+                "/v1/segment", content=bodies[k % len(bodies)], headers={"content-type": "application/json"}
+            )
+            seen.append((found.status_code, time.perf_counter() - began))
+            k += 1
+            if found.status_code == 503:
+                await asyncio.sleep(float(found.headers.get("retry-after", 1)))
+
+
+async def clients(address: str, bodies: list[bytes], count: int, seconds: float) -> list[tuple[int, float]]:
+    """All of them."""
+    seen: list[tuple[int, float]] = []
+    until = time.perf_counter() + seconds
+    await asyncio.gather(*(client(address, bodies, 7 * k, until, seen) for k in range(count)))
+    return seen
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--out", default="out/load.json")
+    options = parser.parse_args()
+    queries, segmenter = questions(), Segmenter.from_pretrained()
+    before = direct(segmenter, queries, options.seconds / 3)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "reasonseg.cli", "serve", "--port", str(port), "--no-page"],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        try:
+            if httpx.get(address + "/readyz").status_code == 200:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    bodies = [body_of(q) for q in queries]
+    began = time.perf_counter()
+    seen = asyncio.run(clients(address, bodies, options.clients, options.seconds))
+    took = time.perf_counter() - began
+    server.terminate()
+    server.wait(60)
+    after = direct(segmenter, queries, options.seconds / 3)
+    good = [seconds for status, seconds in seen if status == 200]
+    direct_rate = (before + after) / 2
+    result = {
+        "clients": options.clients, "seconds": took, "direct_per_second": [before, after], "answered_per_second": len(good) / took,
+        "goodput_over_direct": len(good) / took / direct_rate, "refused": sum(s == 503 for s, _ in seen) / len(seen),
+        "other_errors": sum(s not in (200, 503) for s, _ in seen), "p50": float(np.percentile(good, 50)), "p99": float(np.percentile(good, 99)),
+        "environment": {"machine": platform.machine(), "cores": __import__("os").cpu_count(), "python": platform.python_version()},
+    }  # fmt: skip
+    Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
