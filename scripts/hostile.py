@@ -241,10 +241,9 @@ def schemathesis(address: str, count: int, seen: Counter) -> None:
     if not Path(command).is_file():
         seen["schemathesis", "not installed"] += 1
         return
-    done = subprocess.run(
-        [command, "run", address + "/openapi.json", "--checks", "not_a_server_error", "--max-examples", str(count), "--phases", "fuzzing"],
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+    options = ["--checks", "not_a_server_error", "--max-examples", str(count), "--phases", "fuzzing"]
+    call = [command, "run", address + "/openapi.json", *options]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=1800)
     seen["schemathesis", "no 5xx" if done.returncode == 0 else "5xx: " + done.stdout[-1500:]] += 1
 
 
@@ -296,10 +295,14 @@ def main() -> None:
     }
     before["meta"].pop("seconds"), after["meta"].pop("seconds")
     result = {
-        "requests": sum(seen.values()), "by_family": {f"{name} {status}": n for (name, status), n in sorted(seen.items(), key=str)},
-        "server_errors": bad, "memory_after_the_first_tenth_mib": early / 2**20, "memory_at_the_end_mib": late / 2**20,
-        "memory_growth": late / early - 1, "next_good_request_right": before == after,
-    }  # fmt: skip
+        "requests": sum(seen.values()),
+        "by_family": {f"{name} {status}": n for (name, status), n in sorted(seen.items(), key=str)},
+        "server_errors": bad,
+        "memory_after_the_first_tenth_mib": early / 2**20,
+        "memory_at_the_end_mib": late / 2**20,
+        "memory_growth": late / early - 1,
+        "next_good_request_right": before == after,
+    }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -110,11 +111,17 @@ def main() -> None:
     good = [seconds for status, seconds in seen if status == 200]
     direct_rate = (before + after) / 2
     result = {
-        "clients": options.clients, "seconds": took, "direct_per_second": [before, after], "answered_per_second": len(good) / took,
-        "goodput_over_direct": len(good) / took / direct_rate, "refused": sum(s == 503 for s, _ in seen) / len(seen),
-        "other_errors": sum(s not in (200, 503) for s, _ in seen), "p50": float(np.percentile(good, 50)), "p99": float(np.percentile(good, 99)),
-        "environment": {"machine": platform.machine(), "cores": __import__("os").cpu_count(), "python": platform.python_version()},
-    }  # fmt: skip
+        "clients": options.clients,
+        "seconds": took,
+        "direct_per_second": [before, after],
+        "answered_per_second": len(good) / took,
+        "goodput_over_direct": len(good) / took / direct_rate,
+        "refused": sum(status == 503 for status, _ in seen) / len(seen),
+        "other_errors": sum(status not in (200, 503) for status, _ in seen),
+        "p50": float(np.percentile(good, 50)),
+        "p99": float(np.percentile(good, 99)),
+        "environment": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+    }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -1,4 +1,4 @@
-"""Puts a trained model folder into the package as an embedded model: ship_tiny.py FOLDER [--as tiny_seggpt]. The model card stays."""
+"""Puts a trained model folder into the package as an embedded model: ship_tiny.py FOLDER [--as tiny_seggpt]. Its card stays."""
 
 import argparse
 import shutil

@@ -68,13 +68,19 @@ class Painting(Objective):
             out = decoder.run(query, images, canvas[:, 1:], even, shown > 1, "semantic")[:, 0]
             lower = out[..., decoder.side :, :].float()
             everywhere = torch.ones(len(mine), *lower.shape[2:], device=pictures.device)
-            total = total + losses.painting(lower, canvas[:, 0], everywhere) * len(mine) / count
+            total = total + losses.painting(lower, canvas[:, 0], everywhere, balanced(masks[:, 0])) * len(mine) / count
             seen = lower.detach() * decoder.std + decoder.mean
             apart = (seen - colors[:, 0, :, None, None]).square().sum(1) - (
                 seen - colors[:, 1, :, None, None]
             ).square().sum(1)
             overlap = overlap + mean_overlap(apart, masks[:, 0]) * len(mine) / count
         return {"loss": total, "giou": overlap}
+
+
+def balanced(masks: torch.Tensor) -> torch.Tensor:
+    """Weights of pixels `[n, h, w]` under which a thing counts as much as all around it: a blank canvas is no good start."""
+    share = masks.flatten(1).float().mean(1)[:, None, None].clamp(0.01, 0.99)
+    return torch.where(masks, 0.5 / share, 0.5 / (1 - share))
 
 
 def painted_colors(count: int) -> torch.Tensor:

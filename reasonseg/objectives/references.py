@@ -83,16 +83,24 @@ def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: t
 class References(Objective):
     """Draws things from references to them, with their label or without it.
 
-    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out. `alike` weighs a
-    contrastive loss: the pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's
-    loss, over things instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
+    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out, `mislabelled` that of
+    those with the label of another thing, so that words it does not know do no harm. `alike` weighs a contrastive loss: the
+    pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's loss, over things
+    instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
     """
 
     def __init__(
-        self, segmenter: Segmenter, shown: int = 2, unnamed: float = 0.5, alike: float = 0.5, tower: bool = False
+        self,
+        segmenter: Segmenter,
+        shown: int = 2,
+        unnamed: float = 0.5,
+        mislabelled: float = 0.0,
+        alike: float = 0.5,
+        tower: bool = False,
     ):
         super().__init__()
-        self.segmenter, self.shown, self.unnamed, self.alike, self.tower = segmenter, shown, unnamed, alike, tower
+        self.segmenter, self.shown, self.unnamed, self.mislabelled = segmenter, shown, unnamed, mislabelled
+        self.alike, self.tower = alike, tower
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         config = data.config
@@ -122,6 +130,8 @@ class References(Objective):
         known = vlp.texts(named)
         blank = torch.zeros_like(known[:1])
         text = torch.cat([known[named.index(label)][None] if label else blank for label in labels])
+        wrong = torch.rand(len(text)) < self.mislabelled  # an unknown word means as little as a wrong one
+        text = torch.where(wrong[:, None].to(device), text[torch.randperm(len(text))], text)
         tokens = torch.zeros(len(things), vlp.config.queries, vlp.config.width_out, device=device)
         for count in {len(t["references"]) for t in things}:
             mine = [i for i, t in enumerate(things) if len(t["references"]) == count]
