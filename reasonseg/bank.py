@@ -7,6 +7,7 @@ prompt-SelF: the nearest by one vector a picture (`global`), or by all of its pa
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from reasonseg.datasets.folder import Config, Folder
+from reasonseg.datasets.folder import PICTURES, Config, Folder
 from reasonseg.errors import InputError
 from reasonseg.images import read_image, read_mask, written_aside
 from reasonseg.vocabulary import Reference
@@ -64,11 +65,13 @@ class Bank:
         place = entry.picture.relative_to(self.folder) if inside else entry.picture
         return f"{place.as_posix()}: {', '.join(dict.fromkeys(entry.labels))}"
 
-    def reference(self, i: int) -> Reference:
-        """Reference `i`, read from its files."""
+    def reference(self, i: int, label: str | None = None) -> Reference:
+        """Reference `i`, read from its files; of several labels only what has `label`, if one is given."""
         sample = self.data[i]
-        label = ", ".join(dict.fromkeys(sample.truth.labels)) or None
-        return Reference(sample.query.image, mask=sample.truth.masks.any(0), label=label, name=self.id(i))
+        labels = sample.truth.labels
+        mine = [k for k, name in enumerate(labels) if label is None or name == label]
+        named = ", ".join(dict.fromkeys(labels[k] for k in mine)) or None
+        return Reference(sample.query.image, mask=sample.truth.masks[mine].any(0), label=named, name=self.id(i))
 
     def select(
         self,
@@ -99,7 +102,7 @@ class Bank:
         shares = torch.softmax(values[order] / 0.1, 0).tolist()
         chosen = []
         for k, share in zip(order, shares, strict=True):
-            reference = self.reference(mine[k])
+            reference = self.reference(mine[k], label)
             reference.weight = max(share, 1e-6)
             chosen.append(Choice(reference, float(values[k])))
         return chosen
@@ -114,7 +117,7 @@ class Bank:
         if segmenter.references is None:
             raise InputError("this model was not taught references; a bank needs one that was")
         kept = self._kept(segmenter)
-        stamps = {i: _stamp(self.data.entries[i].picture, self.id(i)) for i in which}
+        stamps = {i: _stamp(self.data.entries[i].picture, f"{i} {self.id(i)}") for i in which}
         missing = [i for i in which if stamps[i] not in kept]
         self.problems = []
         for start in tqdm(range(0, len(missing), BATCH), desc="reference bank", disable=not progress or not missing):
@@ -159,7 +162,7 @@ class Bank:
 
     def _keep(self, segmenter, kept: dict) -> None:
         """Writes what belongs to a file that is still there; a folder that cannot be written to is used without a cache."""
-        here = {_stamp(e.picture, self.id(i)) for i, e in enumerate(self.data.entries)}
+        here = {_stamp(e.picture, f"{i} {self.id(i)}") for i, e in enumerate(self.data.entries)}
         stored = {k: v[0].contiguous() for k, v in kept.items() if k in here}
         stored |= {"share:" + k: v[1].contiguous() for k, v in kept.items() if k in here}
         try:
@@ -190,9 +193,14 @@ def marked_shares(prompter, mask: np.ndarray, patches: int) -> torch.Tensor:
 
 def _stamp(picture: Path, name: str) -> str:
     """Changes with the files behind a reference: the picture's size and time, and those of masks and annotations beside it."""
-    beside = [picture, *picture.parent.glob(picture.stem + ".*")]
-    root = picture.parent.parent
-    beside += [*root.glob(f"masks/{picture.stem}.*"), *root.glob(f"masks/*/{picture.stem}.*"), *root.glob("*.json*")]
+    stem, root = glob.escape(picture.stem), picture.parent.parent
+    beside = [picture, *picture.parent.glob(stem + ".*"), *picture.parent.glob("*.json*")]
+    beside += [
+        *root.glob(f"masks/{stem}.*"),
+        *root.glob(f"masks/*/{stem}.*"),
+        *root.glob("*.json*"),
+        *root.glob("annotations/*.json"),
+    ]
     facts = sorted({(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in beside if f.is_file()})
     return hashlib.sha256(json.dumps([name, facts]).encode()).hexdigest()[:24]
 
@@ -212,14 +220,18 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
     stem = Path(image).stem
     for name in (folder / "images", folder / "masks" / label):
         name.mkdir(parents=True, exist_ok=True)
-    existing = next((p for p in (folder / "images").glob(stem + ".*")), None)
+    existing = next((p for p in (folder / "images").glob(glob.escape(stem) + ".*")), None)
     if existing is not None and not np.array_equal(read_image(existing), picture):
         stem = f"{stem}-{hashlib.sha256(picture.tobytes()).hexdigest()[:8]}"
-        existing = next((p for p in (folder / "images").glob(stem + ".*")), None)
+        existing = next((p for p in (folder / "images").glob(glob.escape(stem) + ".*")), None)
     if existing is None:
-        existing = folder / "images" / (stem + Path(image).suffix.lower())
+        suffix = Path(image).suffix.lower()
+        existing = folder / "images" / (stem + (suffix if suffix in PICTURES else ".png"))
         with written_aside(existing) as aside:
-            shutil.copyfile(image, aside)
+            if suffix in PICTURES:
+                shutil.copyfile(image, aside)
+            else:  # a GIF, or a name without an ending
+                Image.fromarray(picture).save(aside, format="PNG")
     with written_aside(folder / "masks" / label / f"{stem}.png") as aside:
         Image.fromarray(marked.astype(np.uint8) * 255).save(aside, format="PNG")
     return f"images/{existing.name}: {label}"
@@ -237,7 +249,7 @@ def remove(folder: str | Path, name: str) -> None:
     if not picture or ".." in Path(picture).parts or Path(label).name != label or not mask.is_file():
         raise InputError(f"{folder} has no reference {name!r} under masks/; `bank list` shows the ids")
     os.remove(mask)
-    if not list((folder / "masks").glob(f"*/{stem}.png")):
+    if not list((folder / "masks").glob(f"*/{glob.escape(stem)}.png")):
         (folder / picture).unlink(missing_ok=True)
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from reasonseg.segmenter import Segmenter
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
-EMBEDDED_SEGGPT = "embedded-seggpt"  # the source that names the other embedded model
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -96,7 +95,7 @@ def load(
     allow: tuple[str, ...] = (),
     revision: str | None = None,
 ) -> Segmenter:
-    """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one (`embedded-seggpt`: the embedded SegGPT).
+    """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
     A folder of LISA's, VLP-SAM's or SegGPT's is read as it was released (`reasonseg.released`), LLaVA v1 and VLP-SAM with a
     `sam` beside them; beside SegGPT a `sam` is its refiner. `device` None
@@ -120,7 +119,7 @@ def load(
         raise InputError(
             f"clip does not apply to {source or 'the embedded model'}, which has its vision tower; leave it out"
         )
-    return _own(cls, place, _settings(place, template, read), sam=sam, **common)
+    return _own(cls, place, _settings(place, template, read, quantization), sam=sam, **common)
 
 
 def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
@@ -191,17 +190,22 @@ def _released(place: Path, options: dict) -> Segmenter:
 def _place(source: str | Path | None, revision: str | None) -> Path:
     if source is None:
         return EMBEDDED
-    if source == EMBEDDED_SEGGPT:
-        return EMBEDDED.with_name("tiny_seggpt")
     place = Path(source)
     if place.exists():
         return place
     return download(str(source), revision, "give a folder or a hub id as model (--model)")
 
 
-def _settings(folder: Path, template: str | None, read: str | None) -> ModelSettings:
+def _settings(folder: Path, template: str | None, read: str | None, quantization: str | None) -> ModelSettings:
     tree = yaml.safe_load((folder / "settings.yaml").read_text())
     settings = parse(ModelSettings, tree)
+    given = [
+        name
+        for name, value in (("template", template), ("read", read), ("quantization", quantization))
+        if value is not None
+    ]
+    if given and settings.backbone is None:
+        raise InputError(f"{folder}: {given[0]} is of models that read words; this one has none, leave it out")
     if template is not None:
         tree["backbone"]["template"] = template
     if read is not None:

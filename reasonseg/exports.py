@@ -43,8 +43,8 @@ def records(source: str | Path) -> Iterator[Record]:
     source = Path(source)
     if (source / "answer.json").is_file():
         tree = json.loads((source / "answer.json").read_text())
-        size = tuple(tree["objects"][0]["segmentation"]["size"]) if tree["objects"] else (0, 0)
-        yield Record(tree.get("image", source.name + ".png"), size, tree["objects"])
+        size = tree["meta"].get("size") or (tree["objects"][0]["segmentation"]["size"] if tree["objects"] else (0, 0))
+        yield Record(tree["meta"].get("image") or source.name + ".png", (size[0], size[1]), tree["objects"])
         return
     parts = sorted(source.glob("part-*.parquet"))
     if not parts:
@@ -178,11 +178,12 @@ def to_label_studio(found: Iterable[Record], out: Path) -> None:
 
 def _named(found: Iterable[Record]) -> Iterator[tuple[str, Record]]:
     """Records with a file name of their own: the picture's, numbered where several share it."""
-    seen: dict[str, int] = {}
+    used: set[str] = set()
     for record in found:
         stem = Path(record.image).stem
-        seen[stem] = seen.get(stem, 0) + 1
-        yield (stem if seen[stem] == 1 else f"{stem}-{seen[stem]}"), record
+        name = next(n for n in (stem, *(f"{stem}-{k}" for k in range(2, len(used) + 3))) if n not in used)
+        used.add(name)
+        yield name, record
 
 
 def _json(file: Path, tree: Any) -> None:

@@ -79,7 +79,6 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
         size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit speaks first, in our words
     try:
         with Image.open(file) as picture:
             width, height = picture.size
@@ -93,10 +92,10 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
         raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF") from None
     except InputError:
         raise
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:  # PIL's own guard, beyond twice its limit
+        raise InputError(f"{path} has more than the {pixels / 1e6:g} million pixels read; make it smaller") from None
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be decoded ({error}); is the file damaged or cut off?") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager

@@ -60,8 +60,16 @@ class Pixels:
     def mask(self, mask: np.ndarray, squash: bool = False) -> torch.Tensor:
         """bool `[size, size]`: a mask `[h, w]` in the frame its picture enters in; `squash` ignores the aspect."""
         height, width = (self.size, self.size) if squash else self.resized(mask.shape)
-        picture = Image.fromarray(mask.astype(np.uint8))
-        framed = torch.from_numpy(self._cut(np.array(picture.resize((width, height), Image.Resampling.NEAREST))) > 0)
+        picture = Image.fromarray(mask.astype(np.uint8) * 255)
+        framed = self._cut(np.array(picture.resize((width, height), Image.Resampling.NEAREST))) > 0
+        if mask.any() and not framed.any():  # too small to be met by chance: where most of it is
+            share = self._cut(np.array(picture.resize((width, height), Image.Resampling.BOX)))
+            if not share.any():
+                raise InputError(
+                    "what the reference marks lies outside of the part of its picture that this model sees"
+                )
+            framed = share == share.max()
+        framed = torch.from_numpy(framed)
         return torch.nn.functional.pad(framed, (0, self.size - framed.shape[1], 0, self.size - framed.shape[0]))
 
     def _cut(self, image: np.ndarray) -> np.ndarray:

@@ -258,7 +258,7 @@ class Segmenter(nn.Module):
             mine = [list(queries[i].references)] if queries[i].text.strip() else by_label(queries[i].references)
             groups += [(queries[i].image, group) for group in mine]
             owners += [i] * len(mine)
-        prompts = self.references.prompts(groups, cache)
+        prompts = self.references.prompts(groups, cache, owners)
         shown: dict[int, list[Shown]] = {i: [] for i in having}
         for i, (_, group), prompt in zip(owners, groups, prompts, strict=True):
             shown[i].append(Shown(prompt, group[0].label or ""))

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from reasonseg import Query, Reference, Segmenter
 from reasonseg.bank import marked_shares, similarity
-from reasonseg.checkpoint import EMBEDDED_SEGGPT
 from reasonseg.config import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="?", default=",".join(GROUPS))
     parser.add_argument("--limit", type=int, default=1000, help="episodes of each measurement")
     parser.add_argument("--model", default=None)
-    parser.add_argument("--seggpt", default=EMBEDDED_SEGGPT)
+    parser.add_argument("--seggpt", default="out/tiny_seggpt/model", metavar="DIR", help="for selection and ensembles")
     parser.add_argument("--out", default="out/claims.json")
     options = parser.parse_args()
     out = Path(options.out)

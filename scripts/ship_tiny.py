@@ -1,4 +1,4 @@
-"""Puts a trained model folder into the package as an embedded model: ship_tiny.py FOLDER [--as tiny_seggpt]. Its card stays."""
+"""Puts a trained model folder into the package as the embedded model: ship_tiny.py FOLDER. The model card stays."""
 
 import argparse
 import shutil
@@ -8,7 +8,7 @@ import yaml
 
 from reasonseg.checkpoint import EMBEDDED
 
-LIMIT = 24 * 2**20  # of all embedded models
+LIMIT = 17 * 2**20
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,6 +26,6 @@ if __name__ == "__main__":
         shutil.rmtree(target / part, ignore_errors=True)
     shutil.copytree(options.folder, target, dirs_exist_ok=True)
     settings = target / "settings.yaml"
-    tree = yaml.safe_load(settings.read_text()) | {"memory": 0}  # they were taught single questions
+    tree = yaml.safe_load(settings.read_text()) | {"memory": 0}  # it was taught single questions
     settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    print(f"{size / 2**20:.1f} MiB in {assets} now")
+    print(f"{size / 2**20:.1f} MiB now in {EMBEDDED}")

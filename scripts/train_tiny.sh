@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from nothing: tokenizer, then the stages of configs/tiny.yaml. Killed, it goes on where it stopped.
-#   scripts/train_tiny.sh [key=value ...]
+# Rebuilds the embedded model from nothing: tokenizer, words, examples, then both at once. Killed, it goes on where it stopped.
+#   scripts/train_tiny.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=${BIN:-.venv/bin}
 test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_tokenizer out/tiny/tokenizer
-"$bin/reasonseg" train configs/tiny.yaml "$@"
-"$bin/python" -m scripts.ship_tiny out/tiny/model
+"$bin/reasonseg" train configs/tiny.yaml
+"$bin/reasonseg" train configs/tiny_references.yaml start=out/tiny/model
+"$bin/reasonseg" train configs/tiny_joint.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
+"$bin/reasonseg" train configs/tiny_shots.yaml
+"$bin/python" -m scripts.ship_tiny out/tiny_shots/model

@@ -16,7 +16,7 @@ def folder(tmp_path):
 
 def test_the_embedded_model_is_small_and_plain():
     size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file())
-    assert size <= 14 * 2**20
+    assert size <= 17 * 2**20
     assert {f.suffix for f in EMBEDDED.rglob("*") if f.is_file()} <= {".safetensors", ".json", ".yaml", ".md"}
     weights = load_file(EMBEDDED / "backbone" / "model.safetensors")
     assert {t.dtype for t in weights.values()} <= {torch.bfloat16, torch.float16}

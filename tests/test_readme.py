@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reasonseg.cli import build_parser, main
 
@@ -16,7 +17,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("reasonseg ")
 ]
-QUICK = [c for c in COMMANDS if c[1] in ("ask", "scenes", "show")]
+QUICK = [c for c in COMMANDS if c[1] in ("ask", "bank", "scenes", "show")]
 
 
 def test_the_readme_has_commands():
@@ -28,11 +29,21 @@ def test_every_command_parses(command):
     build_parser().parse_args(command[1:])
 
 
-@pytest.mark.parametrize("command", QUICK, ids=" ".join)
-def test_quick_commands_run(command, font, tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, scenes):
+    """What the commands name: the package, a photo, an example with its mask."""
+    place = tmp_path_factory.mktemp("readme")
     for path in ("reasonseg", "configs"):
-        (tmp_path / path).symlink_to(ROOT / path)
-    monkeypatch.chdir(tmp_path)
+        (place / path).symlink_to(ROOT / path)
+    for name, sample in (("photo.jpg", scenes[0]), ("example.jpg", scenes[1])):
+        Image.fromarray(sample.query.image).save(place / name)
+    Image.fromarray(scenes[1].truth.masks[0]).save(place / "example-mask.png")
+    return place
+
+
+@pytest.mark.parametrize("command", QUICK, ids=" ".join)
+def test_quick_commands_run(command, font, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
     assert main(command[1:]) == 0
 
 
@@ -43,8 +54,6 @@ def test_make_words_exist():
 
 
 def test_the_python_example_runs(scenes, tmp_path, monkeypatch):
-    from PIL import Image
-
     code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
     assert "from_pretrained" in code
     Image.fromarray(scenes[0].query.image).save(tmp_path / "photo.jpg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,11 +180,13 @@ class Llava(Speaker):
         return ids
 
     def _released_ids(self, text: str) -> list[int]:
-        run = [self.image_id] * self.patches
-        parts = (text.replace(IMAGE, f"<im_start>{IMAGE}<im_end>") if self.wrapped else text).split(IMAGE)
+        runs = {IMAGE: [self.image_id] * self.patches, REGION: [self.image_id]}
+        parts = re.split(
+            f"({IMAGE}|{REGION})", text.replace(IMAGE, f"<im_start>{IMAGE}<im_end>") if self.wrapped else text
+        )
         ids = self.tokenizer.encode(parts[0], add_special_tokens=False)
-        for part in parts[1:]:
-            ids += run + self.tokenizer.encode(part, add_special_tokens=False)
+        for name, part in zip(parts[1::2], parts[2::2], strict=True):
+            ids += runs[name] + self.tokenizer.encode(part, add_special_tokens=False)
         return ids
 
     def prompt_ids(self, query: Query) -> list[int]:
@@ -208,6 +211,10 @@ class Llava(Speaker):
         places = (ids == self.image_id)[..., None].expand_as(embedded)
         if any(len(r) for r in regions):
             features = torch.cat([part for row in zip(features, regions, strict=True) for part in row])
+            if len(features) != int((ids == self.image_id).sum()):
+                raise InputError(
+                    f"{int((ids == self.image_id).sum())} image places do not go with {len(features)} features"
+                )
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
     def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None, regions=None) -> dict:

@@ -56,6 +56,7 @@ def _ask(options) -> None:
         force_seg=options.force_seg, absent_threshold=options.absent_threshold, agreement=len(references) > 1,
         refine=options.refine,
     )  # fmt: skip
+    answer.meta |= {"image": options.image, "size": list(query.size)}
     if options.out:
         answer.save(options.out)
     if options.json:

@@ -86,7 +86,7 @@ def _fleet(options) -> None:
         raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
     from reasonseg.commands.shared import model_keywords
 
-    if options.tls_cert:
+    if options.tls_cert or options.tls_key:
         raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
     token = options.token or os.environ.get("REASONSEG_TOKEN") or None
@@ -133,7 +133,11 @@ def _annotate(options) -> None:
 
     questions = (*options.ask, *(questions_in(options.queries) if options.queries else ()))
     bank = os.path.abspath(options.bank) if options.bank else ""
-    task = Task(questions, bank, options.shots, options.by, model_keywords(options), options.batch)
+    model = model_keywords(options)
+    for name in ("source", "clip", "sam"):  # the pool has folders of its own
+        if model.get(name) and os.path.exists(model[name]):
+            model[name] = os.path.abspath(model[name])
+    task = Task(questions, bank, options.shots, options.by, model, options.batch)
     counts = annotate(
         options.input, options.output, task, address=options.address, models=options.models, shard=options.shard,
         progress=sys.stderr.isatty(),

@@ -96,7 +96,7 @@ class SegGpt(nn.Module):
 
     def encode(self, images: list[np.ndarray]) -> Features:
         """The half canvases of uint8 `[h, w, 3]` images; what is beside them in a canvas decides all that follows."""
-        return Features(self.pixels.batch(images, self.mean.device, self.mean.dtype))
+        return Features(self.pixels.batch(images, self.mean.device, torch.float32))
 
     def decode(self, features: Features, of: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs to image `of[i]`.
@@ -184,8 +184,9 @@ class SegGpt(nn.Module):
         if masked is None:
             masked = torch.zeros(1, height * width, dtype=torch.bool, device=seen.device)
             masked[:, height * width // 2 :] = True
+        dtype = self.model.model.embeddings.mask_token.dtype
         return self.model.model.embeddings(
-            seen, painted, embedding_type=type_, bool_masked_pos=masked.expand(len(seen), -1)
+            seen.to(dtype), painted.to(dtype), embedding_type=type_, bool_masked_pos=masked.expand(len(seen), -1)
         )
 
     def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -102,10 +102,13 @@ def copy_tower(tower, decoder) -> None:
     positions = tower.embeddings.position_embedding.weight
     grid = int((model.embeddings.position_embeddings.shape[1] - 1) ** 0.5)
     model.embeddings.position_embeddings[:, 1:] = resampled(positions[None], grid)
-    for theirs, ours in zip(model.encoder.layers, tower.encoder.layers, strict=False):
+    for number, (theirs, ours) in enumerate(zip(model.encoder.layers, tower.encoder.layers, strict=False)):
         theirs.layernorm_before.load_state_dict(ours.layer_norm1.state_dict())
         theirs.layernorm_after.load_state_dict(ours.layer_norm2.state_dict())
-        parts = [getattr(ours.self_attn, f"{name}_proj") for name in "qkv"]
+        names = (
+            "kkv" if number > model.config.merge_index else "qkv"
+        )  # where pictures meet, like finds like from the start
+        parts = [getattr(ours.self_attn, f"{name}_proj") for name in names]
         theirs.attention.qkv.weight.copy_(torch.cat([p.weight for p in parts]))
         theirs.attention.qkv.bias.copy_(torch.cat([p.bias for p in parts]))
         theirs.attention.proj.load_state_dict(ours.self_attn.out_proj.state_dict())

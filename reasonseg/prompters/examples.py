@@ -77,15 +77,15 @@ class Examples(nn.Module):
         """A reference's mask `[h, w]` in the decoder's frame, bool `[s, s]`."""
         return self.decoder.pixels.mask(mask, squash=True)
 
-    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache) -> list[Prompt]:
-        """One prompt for each (picture, references of one thing)."""
+    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
+        """One prompt for each (picture, references of one thing); `owners` say which groups are of one question."""
         if not self.config.together:
             return [self._prompt(self._canvas([references]), 0) for _, references in groups]
-        pictures: dict[int, list[int]] = {}
-        for i, (image, _) in enumerate(groups):
-            pictures.setdefault(id(image), []).append(i)
+        questions: dict[int, list[int]] = {}
+        for i, owner in enumerate(range(len(groups)) if owners is None else owners):
+            questions.setdefault(owner, []).append(i)
         prompts = {}
-        for mine in pictures.values():
+        for mine in questions.values():
             canvas = self._canvas([groups[i][1] for i in mine])
             prompts |= {i: self._prompt(canvas, number) for number, i in enumerate(mine)}
         return [prompts[i] for i in range(len(groups))]

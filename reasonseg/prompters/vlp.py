@@ -167,7 +167,7 @@ class Vlp(nn.Module):
             return features
         return F.normalize(self.visual_projection(features.to(self.reduce.weight.dtype)).float(), dim=-1)
 
-    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache) -> list[Prompt]:
+    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
         """One prompt `[1, k, d]` for each (picture, references of one thing); as many references go through together."""
         pictures = [image for image, _ in groups] + [r.image for _, group in groups for r in group]
         seen = self.placed(cache([self.eye], pictures, self.look, self.pixels.size))

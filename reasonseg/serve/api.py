@@ -11,6 +11,7 @@ import hmac
 import io
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,6 +44,7 @@ from reasonseg.vocabulary import Answer
 
 log = logging.getLogger("reasonseg.serve")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+GRACE = 1.0  # seconds a late answer is still waited for
 GUARDED = (
     "/v1/",
     "/metrics",
@@ -130,7 +132,7 @@ def _add_guard(app: FastAPI, metrics: Metrics, limits: Limits, token: str | None
     async def guard(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         clock = asyncio.get_running_loop().time
         began, route = clock(), request.scope
-        if token is not None and request.url.path.startswith(GUARDED) and not _allowed(request, token):
+        if token is not None and _path(request).startswith(GUARDED) and not _allowed(request, token):
             response: Response = JSONResponse(
                 {"error": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
             )
@@ -153,6 +155,12 @@ def _add_guard(app: FastAPI, metrics: Metrics, limits: Limits, token: str | None
     async def broke(_: Request, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
         return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
+
+
+def _path(request: Request) -> str:
+    """The path below the place where the app is mounted."""
+    path, root = request.scope["path"], request.scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
 
 
 def _allowed(request: Request, token: str) -> bool:
@@ -216,6 +224,9 @@ async def answer_of(request: Request, engine: Engine, query, limits: Limits, opt
             done, _ = await asyncio.wait([future], timeout=0.5)
             if done:
                 return future.result()
+            if time.monotonic() > job.deadline + GRACE:
+                job.answer.cancel()
+                raise Late("the answer took too long")
             if await request.is_disconnected():
                 job.answer.cancel()
                 raise Failure(499, "the client went away")
@@ -355,18 +366,21 @@ async def _told(
     async def turn() -> Answer:
         async with mistakes(), found.lock:
             session: Session = found.session
+            trial = session.copy()  # what cannot be answered changes nothing
             if image is not None:
-                session.look(image)
+                trial.look(image)
             for reference in shown:
-                session.show(reference)
+                trial.show(reference)
             if asking.correct is not None:
-                query, clicks = session.correction(asking.points, asking.boxes, asking.correct)
+                query, clicks = trial.correction(asking.points, asking.boxes, asking.correct)
                 drawn = await answer_of(request, engine, query, limits, asking.options())
+                session.take(trial)
                 return session.corrected(query, clicks, asking.correct, drawn)
-            query = session.query(asking.text, asking.points, asking.boxes)
+            query = trial.query(asking.text, asking.points, asking.boxes)
             answer = await answer_of(
                 request, engine, query, limits, asking.options(), lambda text: loop.call_soon_threadsafe(said.put_nowait, text)
             )  # fmt: skip
+            session.take(trial)
             return session.keep(query, answer)
 
     task = asyncio.ensure_future(turn())

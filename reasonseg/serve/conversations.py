@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ class Conversation:
 
     session: Session
     used: float
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # of the API's turns
+    turn: threading.Lock = field(default_factory=threading.Lock)  # of the page's
 
 
 class Conversations:
@@ -26,31 +28,35 @@ class Conversations:
     def __init__(self, limit: int = 256, seconds: float = 3600.0):
         self.limit, self.seconds = limit, seconds
         self.kept: OrderedDict[str, Conversation] = OrderedDict()
+        self.guard = threading.RLock()
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def open(self, session: Session) -> str:
         """Keeps a session; returns its id, which nobody can guess."""
-        self._sweep()
-        while len(self.kept) >= self.limit:
-            self.kept.popitem(last=False)
         name = secrets.token_urlsafe(18)
-        self.kept[name] = Conversation(session, time.monotonic())
+        with self.guard:
+            self._sweep()
+            while len(self.kept) >= self.limit:
+                self.kept.popitem(last=False)
+            self.kept[name] = Conversation(session, time.monotonic())
         return name
 
     def find(self, name: str) -> Conversation | None:
         """The conversation of an id, None where there is none (any more)."""
-        self._sweep()
-        found = self.kept.get(name)
-        if found is not None:
-            found.used = time.monotonic()
-            self.kept.move_to_end(name)
-        return found
+        with self.guard:
+            self._sweep()
+            found = self.kept.get(name)
+            if found is not None:
+                found.used = time.monotonic()
+                self.kept.move_to_end(name)
+            return found
 
     def close(self, name: str) -> bool:
         """Forgets one; False where there was none."""
-        return self.kept.pop(name, None) is not None
+        with self.guard:
+            return self.kept.pop(name, None) is not None
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -107,6 +107,8 @@ class Annotator:
         self.task, self.out = task, Path(out)
         self.segmenter = Segmenter.from_pretrained(model.pop("source", None), **model)
         self.bank = Bank(task.bank) if task.bank else None
+        if self.bank is not None and self.segmenter.references is None:
+            raise InputError("this model was not taught references; a bank needs one that was")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Annotates shards, each to its file; returns how many pictures were done."""
@@ -131,10 +133,11 @@ class Annotator:
             for path in part:
                 try:
                     image = read_image(path)
-                    sizes[path] = image.shape[0], image.shape[1]
-                    queries[path] = self.queries(image)
                 except (InputError, OSError) as error:
                     errors[path] = " ".join(str(error).split())
+                    continue
+                sizes[path] = image.shape[0], image.shape[1]
+                queries[path] = self.queries(image)
             asked = [query for several in queries.values() for query in several]
             answers = iter(self.segmenter.batch(asked))
             for path in part:
@@ -199,7 +202,7 @@ def annotate(
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     run, settings = out / "run.json", json.loads(json.dumps(asdict(task)))
-    if run.is_file() and json.loads(run.read_text()) != settings:
+    if any(out.glob("part-*.parquet")) and run.is_file() and json.loads(run.read_text()) != settings:
         raise InputError(f"{out} holds annotations made with other settings; choose another folder")
     for left in out.glob(".part-*"):  # of a killed run
         left.unlink(missing_ok=True)
@@ -239,9 +242,23 @@ def _worked(todo: list[dict], task: Task, out: Path, address: str | None, models
         )  # fmt: skip
         for batch in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
             yield int(batch["done"].sum())
+    except ray.exceptions.RayError as error:
+        raise mistake_in(error) from None
     finally:
         if started:
             ray.shutdown()
+
+
+def mistake_in(error: BaseException | None) -> BaseException:
+    """The user's mistake behind a failure on the pool, as an `InputError`; the failure itself where it is none."""
+    told = " ".join(str(error).split())
+    inside = error
+    while inside is not None:
+        if isinstance(inside, InputError):
+            return InputError(str(inside).strip().splitlines()[-1])
+        inside = getattr(inside, "cause", None) or inside.__cause__
+    mark = "reasonseg.errors.InputError: "
+    return InputError(told.rsplit(mark, 1)[1]) if mark in told else error  # type: ignore[return-value]
 
 
 def finish(out: Path, shards: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ import ray
 from ray import serve
 
 from reasonseg.errors import InputError
-from reasonseg.serve.engine import Busy, Job
+from reasonseg.serve.engine import Busy, Job, Late
 from reasonseg.serve.reading import Limits
 from reasonseg.vocabulary import Answer, Query
 
@@ -117,6 +117,8 @@ class Remote:
             if job.heard is not None:
                 job.heard(answer.text)
             job.answer.set_result(answer)
+        except TimeoutError:
+            job.answer.set_exception(Late("the answer took too long"))
         except Exception as error:
             cause = getattr(error, "cause", error)
             job.answer.set_exception(cause if isinstance(cause, InputError) else error)

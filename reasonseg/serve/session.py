@@ -16,6 +16,9 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.vocabulary import Answer, Box, Point, Query, Reference
 
+MAX_TURNS = 100  # kept; earlier ones go
+MAX_REFERENCES = 16
+
 
 @dataclass
 class Turn:
@@ -24,6 +27,7 @@ class Turn:
     query: Query
     answer: Answer
     clicks: dict[int, list[Point]] = field(default_factory=dict)
+    corrected: bool = False  # a correction of the turn before, not a question of its own
 
 
 class Session:
@@ -42,8 +46,20 @@ class Session:
         """Talks about another picture from now on: earlier turns are not read with it. References stay."""
         self.image = Query(image, text="?").image
 
+    def copy(self) -> Session:
+        """The same conversation, to try what it would ask; `take` makes it so."""
+        trial = Session(self.segmenter, memory=self.memory)
+        trial.image, trial.turns, trial.references = self.image, list(self.turns), list(self.references)
+        return trial
+
+    def take(self, trial: Session) -> None:
+        """The picture and the examples of a trial."""
+        self.image, self.references = trial.image, trial.references
+
     def show(self, reference: Reference) -> None:
         """Adds an example to every question from now on."""
+        if len(self.references) >= MAX_REFERENCES:
+            raise InputError(f"{MAX_REFERENCES} examples are shown already; forget some first")
         self.references.append(reference)
 
     @property
@@ -51,7 +67,7 @@ class Session:
         """(question, answer text) of the turns about this picture that the next question is read with."""
         if not self.memory:
             return ()
-        about = [t for t in self.turns if t.query.image is self.image and t.query.text.strip()]
+        about = [t for t in self.turns if t.query.image is self.image and t.query.text.strip() and not t.corrected]
         return tuple((t.query.text, t.answer.text) for t in about[-self.memory :])
 
     def query(self, text: str = "", points: Sequence[Point] = (), boxes: Sequence[Box] = ()) -> Query:
@@ -80,6 +96,7 @@ class Session:
     def keep(self, query: Query, answer: Answer) -> Answer:
         """Adds a turn that was answered elsewhere."""
         self.turns.append(Turn(query, answer))
+        del self.turns[:-MAX_TURNS]
         return answer
 
     def correction(
@@ -117,7 +134,8 @@ class Session:
         if len(drawn.masks):
             masks[mask], scores[mask] = drawn.masks[0], drawn.scores[0]
         answer = replace(last.answer, masks=masks, scores=scores, meta=drawn.meta)
-        self.turns.append(Turn(last.query, answer, {**last.clicks, mask: clicks}))
+        self.keep(last.query, answer)
+        self.turns[-1].clicks, self.turns[-1].corrected = {**last.clicks, mask: clicks}, True
         return answer
 
     def undo(self) -> Turn | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,42 @@ import numpy as np
 from fastapi import FastAPI
 
 from reasonseg.errors import InputError
+from reasonseg.images import MAX_PIXELS, read_image
 from reasonseg.overlay import draw_overlay, enlargement
 from reasonseg.serve.conversations import Conversations
 from reasonseg.serve.engine import Busy, Engine, Late
+from reasonseg.serve.reading import Limits
 from reasonseg.serve.session import Session
 from reasonseg.vocabulary import Answer, Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 NOTHING: list[str] = []
+KEPT = 512  # folders of files to download
 
 
 class Page:
     """What the widgets call. Conversations are found by their id, which is all a browser holds."""
 
-    def __init__(self, engine: Engine, conversations: Conversations, seconds: float):
-        self.engine, self.conversations, self.seconds = engine, conversations, seconds
+    def __init__(self, engine: Engine, conversations: Conversations, limits: Limits):
+        self.engine, self.conversations = engine, conversations
+        self.seconds, self.pixels = limits.seconds, limits.pixels
         self.files = Path(tempfile.mkdtemp(prefix="reasonseg-page-"))
 
-    def session(self, name: str | None) -> Session:
-        """The conversation of a browser."""
+    @contextmanager
+    def session(self, name: str | None) -> Iterator[Session]:
+        """The conversation of a browser, one turn at a time."""
         found = self.conversations.find(name) if name else None
         if found is None:
             raise gr.Error("Give a picture first (a conversation is forgotten after an hour).", print_exception=False)
-        return found.session
+        with found.turn, told():
+            yield found.session
 
-    def start(self, image: np.ndarray | None, name: str | None):
+    def start(self, file: str | None, name: str | None):
         """A new picture: a new conversation, or the same one about another picture."""
-        if image is None:
+        if file is None:
             return name, None, gr.update(choices=NOTHING, value=NOTHING), []
+        with told():
+            image = read_image(file, self.pixels, "the picture")
         found = self.conversations.find(name) if name else None
         if found is None:
             name = self.conversations.open(Session(self.engine.segmenter, image))
@@ -51,11 +61,13 @@ class Page:
 
     def ask(self, text: str, name: str | None, chat: list[dict]) -> Iterator[tuple]:
         """The next question: the text as it grows, then the masks."""
-        session = self.session(name)
+        with self.session(name) as session:
+            yield from self._turn(session, text, chat)
+
+    def _turn(self, session: Session, text: str, chat: list[dict]) -> Iterator[tuple]:
         said: queue.Queue[str | None] = queue.Queue()
-        with told():
-            query = session.query(text)
-            job = self.engine.submit(query, timeout=self.seconds, heard=said.put)
+        query = session.query(text)
+        job = self.engine.submit(query, timeout=self.seconds, heard=said.put)
         job.answer.add_done_callback(lambda _: said.put(None))
         chat = [
             *chat,
@@ -65,18 +77,16 @@ class Page:
         while (grown := said.get()) is not None:
             chat[-1] = {"role": "assistant", "content": grown}
             yield chat, "", gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        with told():
-            answer = session.keep(query, job.answer.result())
+        answer = session.keep(query, job.answer.result())
         chat[-1] = {"role": "assistant", "content": spoken(answer)}
         yield chat, "", *self.shown(answer)
 
     def correct(self, spot: gr.SelectData, belongs: str, layers: list[str], name: str | None, chat: list[dict]):
         """A click on the picture: the first layer that is switched on is drawn again."""
-        session = self.session(name)
-        last = session.turns[-1].answer if session.turns else None
-        x, y = (float(v) / enlargement(session.image) for v in spot.index)
         on = int(belongs == BELONGS)
-        with told():
+        with self.session(name) as session:
+            last = self.latest(session)
+            x, y = (float(v) / enlargement(session.image) for v in spot.index)
             if last is None or not len(last.masks):
                 query = session.query(points=[(x, y, on)])
                 answer = session.keep(query, self.engine.submit(query, timeout=self.seconds).answer.result())
@@ -90,9 +100,16 @@ class Page:
         chat = [*chat, {"role": "user", "content": note}, {"role": "assistant", "content": spoken(answer)}]
         return chat, *self.shown(answer)
 
+    def latest(self, session: Session) -> Answer | None:
+        """The last answer about this picture."""
+        about = session.turns and session.turns[-1].query.image is session.image
+        return session.turns[-1].answer if about else None
+
     def shown(self, answer: Answer) -> tuple[Any, Any, str, str]:
         """(picture, layers, PNG file, COCO file) of an answer."""
         names = names_of(answer)
+        for old in sorted(self.files.iterdir(), key=lambda f: f.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(dir=self.files))
         answer.overlay().save(folder / "overlay.png")
         (folder / "annotations.json").write_text(json.dumps(answer.to_coco(file_name="image.png")))
@@ -101,28 +118,29 @@ class Page:
 
     def switch(self, layers: list[str], name: str | None):
         """The picture with some of its layers."""
-        session = self.session(name)
-        return np.asarray(drawn_on(session.turns[-1].answer, layers)) if session.turns else gr.skip()
+        with self.session(name) as session:
+            last = self.latest(session)
+            return gr.skip() if last is None else np.asarray(drawn_on(last, layers))
 
     def undo(self, name: str | None, chat: list[dict]):
         """Takes the last turn back."""
-        session = self.session(name)
-        if session.undo() is None:
-            return chat, gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        if not session.turns or session.turns[-1].query.image is not session.image:
-            return chat[:-2], plain(session.image), gr.update(choices=NOTHING, value=NOTHING), None, None
-        return chat[:-2], *self.shown(session.turns[-1].answer)
+        with self.session(name) as session:
+            if session.undo() is None:
+                return chat, gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            if (last := self.latest(session)) is None:
+                return chat[:-2], plain(session.image), gr.update(choices=NOTHING, value=NOTHING), None, None
+            return chat[:-2], *self.shown(last)
 
     def example(self, drawing: dict | None, label: str, name: str | None):
         """Adds what was brushed on another picture as a reference."""
-        session = self.session(name)
-        with told():
-            session.show(brushed(drawing, label))
-        return f"{len(session.references)} examples are shown with every question.", None, ""
+        with self.session(name) as session:
+            session.show(brushed(drawing, label, self.pixels))
+            return f"{len(session.references)} examples are shown with every question.", None, ""
 
     def forget(self, name: str | None) -> str:
         """Takes all examples back."""
-        self.session(name).references.clear()
+        with self.session(name) as session:
+            session.references.clear()
         return "No examples are shown."
 
 
@@ -165,11 +183,13 @@ def plain(image: np.ndarray) -> np.ndarray:
     return np.asarray(draw_overlay(image, np.zeros((0, *image.shape[:2]), bool), [], []))
 
 
-def brushed(drawing: dict | None, label: str) -> Reference:
+def brushed(drawing: dict | None, label: str, pixels: int = MAX_PIXELS) -> Reference:
     """A reference from an image editor: its background, and whatever was painted over it; `InputError` for an empty one."""
     if not drawing or drawing.get("background") is None:
         raise InputError("give a picture to brush on")
     image = np.asarray(drawing["background"])[..., :3].astype(np.uint8)
+    if image.shape[0] * image.shape[1] > pixels:
+        raise InputError(f"the picture has more than the {pixels / 1e6:g} million pixels read; make it smaller")
     mask = np.zeros(image.shape[:2], bool)
     for layer in drawing.get("layers") or []:
         mask |= np.asarray(layer)[..., -1] > 0
@@ -178,10 +198,10 @@ def brushed(drawing: dict | None, label: str) -> Reference:
     return Reference(np.ascontiguousarray(image), mask=mask, label=label.strip() or None, name="brushed")
 
 
-def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.0) -> gr.Blocks:
-    """The page's widgets and what they do."""
-    page = Page(engine, conversations, seconds)
-    with gr.Blocks(title="reasonseg", analytics_enabled=False) as blocks:
+def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> gr.Blocks:
+    """The page's widgets and what they do. Files it made for a browser are removed after an hour."""
+    page = Page(engine, conversations, limits)
+    with gr.Blocks(title="reasonseg", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         name = gr.State(None)
         gr.Markdown("## reasonseg\nWords, examples, or both into image masks.")
         notice = engine.segmenter.settings.notice
@@ -190,7 +210,7 @@ def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.
         with gr.Row():
             with gr.Column(min_width=320):
                 image = gr.Image(
-                    label="Picture", type="numpy", sources=["upload", "clipboard"], elem_id="picture", height=320
+                    label="Picture", type="filepath", sources=["upload", "clipboard"], elem_id="picture", height=320
                 )
                 gr.Examples([[str(f)] for f in sorted(PICTURES.glob("*.png"))], [image], label="Or one of these")
                 with gr.Accordion("Show an example", open=False):
@@ -228,7 +248,7 @@ def make_page(engine: Engine, conversations: Conversations, seconds: float = 60.
 def mount(app: FastAPI, token: str | None = None) -> FastAPI:
     """The app with the page at `/`; with a token it is asked for as the password of user `reasonseg`."""
     state = app.state
-    blocks = make_page(state.engine, state.conversations, state.limits.seconds)
+    blocks = make_page(state.engine, state.conversations, state.limits)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     auth = ("reasonseg", token) if token else None
     return gr.mount_gradio_app(
