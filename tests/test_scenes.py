@@ -86,7 +86,7 @@ def test_hues_turn_to_the_colour_that_is_said(sprites):
     assert (turn_hue(tintable[0].image, 360) == turn_hue(tintable[0].image, 0)).all()
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "shown"])  # which has no words
 def test_questions_are_true_and_owned_by_their_split(sprites, level):
     asker = Asker(KNOWLEDGE, sprites)
     seen = 0

@@ -106,10 +106,42 @@ def test_masks_are_in_the_frame_of_any_picture(segmenter):
         assert answer.masks.shape[1:] == size
 
 
-def test_references_are_refused_plainly(segmenter, picture):
+def test_references_are_refused_plainly_where_they_were_not_taught(segmenter, picture):
+    from dataclasses import replace
+
+    words = replace(segmenter.settings, references=None)
+    plain = Segmenter(words, segmenter.backbone, segmenter.prompter, segmenter.decoder)
     reference = Reference(picture, mask=np.ones(picture.shape[:2], bool))
     with pytest.raises(InputError, match="not taught references"):
-        segmenter(Query(picture, references=[reference]))
+        plain(Query(picture, references=[reference]))
+
+
+def test_the_embedded_model_finds_what_an_example_shows(segmenter, font):
+    """Things withheld from all training, each shown once: far better than everything that is not background."""
+    from reasonseg.datasets.episodes import Config
+    from reasonseg.fewshot import evaluate_episodes
+
+    found = evaluate_episodes(segmenter, Config(count=24, size=224), groups=("withheld",), progress=False)
+    assert found["withheld"]["miou"] > 0.6
+
+
+def test_words_beside_an_example_say_which(segmenter, font):
+    from dataclasses import replace
+
+    from reasonseg.datasets.scenes import Config
+    from reasonseg.metrics import count
+
+    data = Config("val", 30, size=224, levels=("alike",), shown=1).build()
+    samples = [data[i] for i in range(30)]
+
+    def score(queries):
+        answers = segmenter.batch(queries)
+        pairs = zip(answers, samples, strict=True)
+        return np.mean([count(a.masks.any(0), s.truth.masks[0]).giou if len(a.masks) else 0.0 for a, s in pairs])
+
+    both = score([s.query for s in samples])
+    assert both > 0.08 + score([replace(s.query, text="") for s in samples])
+    assert both > 0.08 + score([replace(s.query, references=[]) for s in samples])
 
 
 def test_a_question_longer_than_the_model_reads_is_refused(segmenter, picture):
