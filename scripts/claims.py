@@ -1,6 +1,6 @@
 """What examples are worth, measured on drawn scenes with the embedded models: every figure with its 95 % interval.
 
-    python -m scripts.claims [few-shot,composed,selection,ensembles] [--limit 1000] [--out out/claims.json]
+    python -m scripts.claims [few-shot,composed,selection,ensembles] [--limit 1000] [--seggpt DIR] [--out out/claims.json]
 
 Differences are paired: the same pictures on both sides. Groups that were finished are kept and not measured again.
 """
@@ -29,9 +29,9 @@ from reasonseg.images import written_aside
 from reasonseg.metrics import count
 from reasonseg.prompters.examples import Config as Examples
 
-GROUPS = ("few-shot", "composed", "selection", "ensembles")
+GROUPS = ("few-shot", "composed", "selection")  # and "ensembles", of a SegGPT
 BATCH = 16
-POOL = 16  # references of a class to choose from
+POOL, FUSED = 16, 4  # references of a class to choose from, and how many are read together
 DRAWS = 1000
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--seggpt", default="out/tiny_seggpt/model", metavar="DIR", help="for selection and ensembles")
     parser.add_argument("--out", default="out/claims.json")
+    parser.add_argument("--docs", metavar="FILE", help="also write the tables there, after its mark <!-- claims -->")
     options = parser.parse_args()
     out = Path(options.out)
     results = json.loads(out.read_text()) if out.is_file() else {}
@@ -62,6 +63,26 @@ def main() -> None:
             with written_aside(out) as aside:
                 aside.write_text(json.dumps(results, indent=1) + "\n")
         show(key, results[key])
+    if options.docs:
+        file, mark = Path(options.docs), "<!-- claims -->"
+        text = file.read_text().split(mark)[0] + mark + "\n" + "".join(markdown(k, v) for k, v in results.items())
+        with written_aside(file) as aside:
+            aside.write_text(text)
+
+
+def markdown(group: str, results: dict) -> str:
+    """A table of one group for the docs."""
+    rows = [
+        f"| {name} | {told(name, row)} | {'{:.3f} to {:.3f}'.format(*row['ci95'])} |\n" for name, row in results.items()
+    ]
+    return f"\n**{group.replace(')', ' episodes)')}**\n\n| what | mIoU | 95 % interval |\n|---|---|---|\n" + "".join(
+        rows
+    )
+
+
+def told(name: str, row: dict) -> str:
+    """A score, or a difference with its sign."""
+    return f"{row['value']:+.3f}" if "gain" in name else f"{row['value']:.3f}"
 
 
 def answered(segmenter, queries: list[Query], name: str) -> list[np.ndarray]:
@@ -151,30 +172,28 @@ def composed(model, limit: int) -> dict:
 
 
 def selection(model, limit: int) -> dict:
-    """SegGPT after one of `POOL` references: taken at random, or the most similar; then fused over eight arrangements."""
-    segmenter, rows = model("seggpt"), {}
+    """One of `POOL` references taken at random, or the most similar (prompt-SelF); then the nearest few together."""
+    segmenter, rows = model("words"), {}
     data = Episodes(count=limit, shots=POOL, group="withheld").build()
-    fused = segmenter.with_references(Kind("examples", replace(segmenter.references.config, arrangements=8)))
-    fused.eval()
     for i in tqdm(range(limit), desc="selection", disable=not sys.stderr.isatty()):
         sample = data[i]
         pool: list[Reference] = list(sample.query.references)
-        picks = {"random": pool[0], **chosen(segmenter, sample.query.image, pool)}
-        queries = {name: replace(sample.query, references=[reference]) for name, reference in picks.items()}
-        answers = dict(zip(queries, segmenter.batch(list(queries.values())), strict=True))
-        answers |= {f"{name}, eight arrangements": fused(queries[name]) for name in ("random", "pixel")}
-        for name, answer in answers.items():
+        picks = {"random": pool[:1], "random, four together": pool[:FUSED]}
+        for by, ranked in nearest(segmenter, sample.query.image, pool).items():
+            picks |= {by: ranked[:1], f"{by}, four together": ranked[:FUSED]}
+        queries = [replace(sample.query, references=references) for references in picks.values()]
+        for name, answer in zip(picks, segmenter.batch(queries), strict=True):
             rows.setdefault(name, []).extend(overlaps([sample], [answer.masks.any(0)]))
     results = {name: miou(row) for name, row in rows.items()}
     for name in ("pixel", "global", "thing"):
         results[f"gain of {name} selection over random"] = gain(rows[name], rows["random"])
-    results["gain of eight arrangements over selection alone"] = gain(rows["pixel, eight arrangements"], rows["pixel"])
+        results[f"gain of four together over {name} selection alone"] = gain(rows[f"{name}, four together"], rows[name])
     return results
 
 
 @torch.inference_mode()
-def chosen(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, Reference]:
-    """The reference of a pool that each way to compare takes."""
+def nearest(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, list[Reference]]:
+    """A pool in the order in which each way to compare takes it."""
     prompter = segmenter.references
     seen = prompter.placed(prompter.look([image, *(r.image for r in pool)]))
     shares = [marked_shares(prompter, r.mask, seen.shape[1]) for r in pool]
@@ -183,23 +202,25 @@ def chosen(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, Ref
         values = [
             float(similarity(seen[0], patches, share, by)) for patches, share in zip(seen[1:], shares, strict=True)
         ]
-        picks[by] = pool[int(np.argmax(values))]
+        picks[by] = [pool[k] for k in np.argsort(values)[::-1]]
     return picks
 
 
 def ensembles(model, limit: int) -> dict:
-    """SegGPT after one and after five references, with each ensemble."""
+    """A SegGPT after one and after five references with each ensemble, and over the eight arrangements."""
     base, results = model("seggpt"), {}
-    one = episodes(limit, shots=1)
+    one, five = episodes(limit, shots=1), episodes(limit, shots=5)
     first = overlaps(one, answered(base, [s.query for s in one], "one reference"))
     results["one reference"] = miou(first)
-    five = episodes(limit, shots=5)
-    for ensemble in ("feature", "spatial", "mean"):
-        config = Examples(ensemble, 1, base.references.config.type)
+    ways = {
+        f"five references, {e}": (Examples(e, 1, base.references.config.type), five)
+        for e in ("feature", "spatial", "mean")
+    }
+    ways["one reference, eight arrangements"] = (Examples("feature", 8, base.references.config.type), one)
+    for name, (config, samples) in ways.items():
         segmenter = base.with_references(Kind("examples", config)).eval()
-        rows = overlaps(five, answered(segmenter, [s.query for s in five], ensemble))
-        results[f"five references, {ensemble}"] = miou(rows)
-        results[f"gain of five over one, {ensemble}"] = gain(rows, first)
+        rows = overlaps(samples, answered(segmenter, [s.query for s in samples], name))
+        results |= {name: miou(rows), f"gain of {name}": gain(rows, first)}
     return results
 
 
@@ -207,12 +228,7 @@ def show(group: str, results: dict) -> None:
     """A table of one group."""
     table = Table("what", "mIoU", "95 % interval", "episodes", title=group)
     for name, row in results.items():
-        table.add_row(
-            name,
-            f"{row['value']:+.3f}" if "gain" in name else f"{row['value']:.3f}",
-            "{:.3f} to {:.3f}".format(*row["ci95"]),
-            str(row["n"]),
-        )
+        table.add_row(name, told(name, row), "{:.3f} to {:.3f}".format(*row["ci95"]), str(row["n"]))
     Console().print(table)
 
 

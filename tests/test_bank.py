@@ -138,3 +138,14 @@ def test_similarities():
     )
     with pytest.raises(InputError, match="by"):
         similarity(a, b, shares, "size")
+
+
+def test_names_that_look_like_patterns_and_pictures_without_an_ending(folder):
+    bank = folder / "bank"
+    for k in (0, 1):
+        Image.fromarray(np.full((40, 50, 3), 60 + k, np.uint8)).save(folder / "photo[1].png")
+        add(bank, folder / "photo[1].png", folder / "m0.png", f"kind {k}")
+    assert len(Bank(bank)) == 8 and len(list((bank / "images").glob("photo*"))) == 2
+    Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(folder / "moving.gif")
+    assert add(bank, folder / "moving.gif", folder / "m0.png", "gif") == "images/moving.png: gif"
+    assert len(Bank(bank)) == 9

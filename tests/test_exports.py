@@ -125,3 +125,11 @@ def test_what_is_none(tmp_path):
         list(records(tmp_path))
     with pytest.raises(InputError, match="no format 'xml'"):
         export([], tmp_path, "xml")
+
+
+def test_names_never_meet(found, tmp_path):
+    record = found[0][0]
+    several = [Record(image, record.size, record.objects) for image in ("p/a.jpg", "q/a.jpg", "r/a-2.jpg")]
+    export(several, tmp_path, "labelme")
+    pictures = {json.loads(p.read_text())["imagePath"] for p in tmp_path.iterdir()}
+    assert pictures == {"p/a.jpg", "q/a.jpg", "r/a-2.jpg"}

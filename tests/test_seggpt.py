@@ -259,3 +259,19 @@ def test_what_it_cannot_take_is_refused(pth, picture):
         segmenter(Query(picture, points=[(3, 3, 1)]))
     with pytest.raises(InputError, match="template is of models that read words"):
         Segmenter.from_pretrained(pth, template="plain", device="cpu")
+
+
+def test_in_bfloat16(pth):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu", dtype="bfloat16")
+    query = query_of(case("three_ins")[1])
+    assert segmenter(query).masks.shape == (1, *query.size)
+    assert segmenter.references.look([query.image]).dtype == torch.bfloat16
+
+
+def test_labels_of_one_canvas_are_those_of_one_question(pth):
+    segmenter = Segmenter.from_pretrained(pth, device="cpu")
+    segmenter = segmenter.with_references(replace(segmenter.settings.references, config=ExamplesConfig(together=True)))
+    first, second = query_of(case("one_ins")[1]), query_of(case("one_ins")[1])
+    second = replace(second, image=first.image)
+    together = segmenter.batch([first, second])
+    assert all((a.masks ^ segmenter(first).masks).sum() <= 3 for a in together)

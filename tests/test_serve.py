@@ -196,6 +196,26 @@ def test_a_token(segmenter):
         assert client.post("/v1/segment", json={}, headers={"Authorization": "Bearer secret"}).status_code == 422
 
 
+def test_a_token_where_it_is_mounted(segmenter):
+    from fastapi import FastAPI
+
+    parent = FastAPI()
+    parent.mount("/seg", make_app(segmenter, token="secret"))
+    with TestClient(parent) as client:
+        assert client.post("/seg/v1/segment", json={}).status_code == 401
+        assert client.get("/seg/healthz").status_code == 200
+
+
+def test_what_cannot_be_answered_changes_nothing(client, scenes):
+    query = scenes[0].query
+    name = client.post("/v1/sessions", json={"image": b64(query.image)}).json()["id"]
+    shown = {"image": b64(query.image), "mask": b64((scenes[0].truth.masks[0] * 255).astype(np.uint8))}
+    assert asked(client, name, {"text": "x", "points": [[10**6, 1]], "references": [shown]})[-1][0] == "error"
+    conversation = client.app.state.conversations.find(name)
+    assert conversation.session.references == []
+    assert asked(client, name, {"references": [shown]})[-1][0] == "answer" and len(conversation.session.references) == 1
+
+
 class Slow:
     """Stands for a model: takes its time, notes its batches."""
 

@@ -95,3 +95,16 @@ def test_saved_whole(told, tmp_path):
 
 def test_undo_to_the_beginning(told):
     assert told.undo() is not None and told.undo() is None
+
+
+def test_corrections_are_no_questions_and_trials_change_nothing(segmenter, scenes):
+    session = Session(segmenter, scenes[0].query.image, memory=4)
+    session.ask(scenes[0].query.text)
+    for k in range(3):
+        session.correct(points=[(5 + k, 5, 1)])
+    assert len(session.history) == 1
+    trial = session.copy()
+    trial.look(scenes[1].query.image)
+    assert session.image is scenes[0].query.image and session.references == []
+    session.take(trial)
+    assert session.image is trial.image
