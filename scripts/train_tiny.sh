@@ -9,4 +9,5 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_references.yaml start=out/tiny/model
 "$bin/reasonseg" train configs/tiny_joint.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
 "$bin/reasonseg" train configs/tiny_shots.yaml
-"$bin/python" -m scripts.ship_tiny out/tiny_shots/model
+"$bin/reasonseg" train configs/tiny_settle.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
+"$bin/python" -m scripts.ship_tiny out/tiny_settle/model
