@@ -19,7 +19,7 @@ from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, append, kept, maker, read_predictions
+from reasonseg.rows import answers_from, append, kept, maker, read_predictions, whole_batches
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -53,6 +53,7 @@ def evaluate_scenes(
         data = Scenes(config)
     key = {**asdict(config), "model": maker(segmenter, predictions)}
     rows = kept(out, json.loads(json.dumps(key)))
+    rows = whole_batches(out, rows, [f"{split}-{i}" for i in range(len(data))], BATCH)
     done = {row["id"] for row in rows}
     todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]
     given = read_predictions(predictions) if predictions else None

@@ -16,7 +16,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, count
-from reasonseg.rows import answers_from, append, kept, maker, read_predictions
+from reasonseg.rows import answers_from, append, kept, maker, read_predictions, rewrite, whole_batches
 from reasonseg.vocabulary import Answer, Sample
 
 BATCH = 16
@@ -44,6 +44,16 @@ def evaluate_episodes(
     rows = kept(
         out, json.loads(json.dumps({**asdict(config), "groups": groups, "model": maker(segmenter, predictions)}))
     )
+    ids = {
+        group: [f"{config.benchmark}-{config.fold}-{group}-{i}" for i in range(len(data))]
+        for group, data in sets.items()
+    }
+    rows = [
+        row
+        for group in sets
+        for row in whole_batches(None, [r for r in rows if r["group"] == group], ids[group], BATCH)
+    ]
+    rewrite(out, rows)
     done, given = {row["id"] for row in rows}, read_predictions(predictions) if predictions else None
     bar = tqdm(
         total=sum(map(len, sets.values())),

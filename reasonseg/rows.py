@@ -33,6 +33,17 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
     return rows
 
 
+def whole_batches(out: str | Path | None, rows: list[dict], ids: list[str], size: int) -> list[dict]:
+    """Rows of the complete batches of `size` ids; the others are asked again, so that every batch is what it would have been."""
+    done = {row["id"] for row in rows}
+    batches = [ids[k : k + size] for k in range(0, len(ids), size)]
+    complete = {name for batch in batches if all(name in done for name in batch) for name in batch}
+    left = [row for row in rows if row["id"] in complete]
+    if len(left) < len(rows):
+        rewrite(out, left)
+    return left
+
+
 def rewrite(out: str | Path | None, rows: list[dict]) -> None:
     """Replaces `rows.jsonl`."""
     if out is not None:
