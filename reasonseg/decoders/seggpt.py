@@ -226,7 +226,7 @@ def block(
     if grouped is not None:
         half = attended.shape[1] // 2
         rows = attended[:, half:].unflatten(0, grouped)
-        mean = (rows * weights[None, :, :, None, None, None]).sum(2, keepdim=True)
+        mean = (rows * weights[None, :, :, None, None, None]).sum(2, keepdim=True).to(attended.dtype)
         attended = torch.cat([attended[:, :half], mean.expand_as(rows).flatten(0, 2)], 1)
     states = states + layer.drop_path(attended)
     return states + layer.drop_path(layer.mlp(layer.layernorm_after(states)))
