@@ -1,7 +1,7 @@
 """Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and generated, kept apart.
 
-Teacher-forced, the answer `<SEG>.` is put into the model's mouth, so a model that would refuse or only talk is not
-penalised. Generated, it answers by itself, all masks of its answer together are compared, and nothing marked counts as
+Teacher-forced, the true words (`<SEG>.` in the published sets, "The disc <SEG>." in a folder of one's own) are put into the
+model's mouth, so a model that would refuse or only talk is not penalised. Generated, it answers by itself, all masks of its answer together are compared, and nothing marked counts as
 an empty mask.
 """
 
@@ -20,6 +20,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
+from reasonseg.phrasing import FORCED
 from reasonseg.rows import answers_from, append, kept, maker, read_predictions, rewrite
 from reasonseg.vocabulary import Answer, Sample
 
@@ -65,7 +66,8 @@ def evaluate_benchmark(
         samples, fresh = _read(data, todo[start : start + BATCH])
         if given is None:
             queries = [s.query for s in samples]
-            answers = {"teacher_forced": segmenter.forced(queries), "generated": segmenter.batch(queries)}
+            words = [FORCED if s.truth.status == "absent" else s.truth.text for s in samples]
+            answers = {"teacher_forced": segmenter.forced(queries, words), "generated": segmenter.batch(queries)}
         else:
             answers = {"generated": answers_from(samples, given)}
         fresh += [row(sample, {way: a[i] for way, a in answers.items()}) for i, sample in enumerate(samples)]

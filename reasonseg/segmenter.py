@@ -202,17 +202,21 @@ class Segmenter(nn.Module):
                 )
 
     @torch.inference_mode()
-    def forced(self, queries: Sequence[Query], answer: str = FORCED) -> list[Answer]:
-        """Masks of an answer put into the model's mouth, as LISA validates: nothing is generated, so refusing is not possible.
+    def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
+        """Masks of answers put into the model's mouth, as LISA validates: nothing is generated, so refusing is not possible.
 
-        Questions on one image (the same object) share its prefix and its embedding.
+        `answers` are the words, one text a query; `<SEG>.` where they are absent. Questions on one image (the same object)
+        share its prefix and its embedding.
         """
         self.eval()
-        answers: list[Answer] = []
+        words = list(answers) if answers is not None else [FORCED] * len(queries)
+        drawn: list[Answer] = []
         for start in range(0, len(queries), MAX_BATCH):
             part = list(queries[start : start + MAX_BATCH])
-            blank = [np.zeros((answer.count(SEG), *q.size), bool) for q in part]
-            said = [Answer(answer, b, np.ones(len(b)), [""] * len(b), "found") for b in blank]
+            said = []
+            for query, text in zip(part, words[start : start + MAX_BATCH], strict=True):
+                blank = np.zeros((text.count(SEG), *query.size), bool)
+                said.append(Answer(text, blank, np.ones(len(blank)), [""] * len(blank), "found"))
             images, of_image = distinct([q.image for q in part])
             seen = None
             if self.backbone.encoders and not any(q.history for q in part):
@@ -226,8 +230,8 @@ class Segmenter(nn.Module):
                 mine = [m for m, owner in enumerate(taught.of) if owner == i]
                 full = self.decoder.restore(logits[mine], query.size)
                 quality = self._quality(full, scores[mine]).float().cpu().numpy()
-                answers.append(replace(said[i], masks=(full > 0).cpu().numpy(), scores=quality))
-        return answers
+                drawn.append(replace(said[i], masks=(full > 0).cpu().numpy(), scores=quality))
+        return drawn
 
     def _speak(self, queries: list[Query], images: list, of_image: list[int], how: dict) -> list[Spoken | None]:
         asked = [i for i, q in enumerate(queries) if q.text.strip()]

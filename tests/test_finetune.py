@@ -30,14 +30,14 @@ def root(tmp_path_factory):
     return str(pairs(tmp_path_factory.mktemp("own") / "shapes", 16))
 
 
-@pytest.mark.xfail(reason="from the weights that also take examples forty steps lose 0.05 gIoU on these shapes (before: gained)", strict=False)
 def test_it_learns_shapes_it_never_saw(root, tmp_path):
     """Discs and bars are no emoji; forty steps on a dozen pictures are enough to mark them."""
     model = Segmenter.from_pretrained(device="cpu")
     how = settings("train.max_steps=40", "train.batch=8", "train.lr=1e-3", "train.warmup=4", "data.share=0.25")
     summary = finetune(model, root, tmp_path / "out", how)
-    before, after = (summary[when]["teacher_forced"]["giou"] for when in ("before", "after"))
-    assert after > before + 0.08, (before, after)
+    for way, least in (("teacher_forced", 0.08), ("generated", 0.3)):  # of its own accord it says nothing of discs at first
+        before, after = (summary[when][way]["giou"] for when in ("before", "after"))
+        assert after > before + least, (way, before, after)
     assert (tmp_path / "out" / "understood" / "sheet.png").is_file() and (
         tmp_path / "out" / "after" / "sheet.png"
     ).is_file()
