@@ -1,8 +1,8 @@
 """Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and generated, kept apart.
 
 Teacher-forced, the true words (`<SEG>.` in the published sets, "The disc <SEG>." in a folder of one's own) are put into the
-model's mouth, so a model that would refuse or only talk is not penalised. Generated, it answers by itself, all masks of its answer together are compared, and nothing marked counts as
-an empty mask.
+model's mouth, so a model that would refuse or only talk is not penalised. Generated, it answers by itself, all masks of
+its answer together are compared, and nothing marked counts as an empty mask.
 """
 
 from __future__ import annotations

@@ -196,6 +196,8 @@ class Segmenter(nn.Module):
                 raise InputError("this model takes words, points and boxes; it was not taught references")
             if query.text.strip() and self.backbone is None:
                 raise InputError("this model takes examples only and reads no words; leave the text out")
+            if query.text.strip():
+                self.backbone.check(query)
             if (query.points or query.boxes or query.previous is not None) and "tokens" not in self.decoder.takes:
                 raise InputError(
                     "this model takes examples only; points, boxes and masks to correct need a SAM decoder"

@@ -190,6 +190,16 @@ class Speaker(nn.Module):
         """What the language model sees of each image, `[b, ...]`, where there are encoders."""
         return None
 
+    def length(self, query) -> int:
+        """Tokens of a query's prompt, at least; no image is encoded for that."""
+        raise NotImplementedError
+
+    def check(self, query) -> None:
+        """Raises `InputError` for a question that is longer than the model reads."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit and (length := self.length(query)) >= limit:
+            raise InputError(f"the question and its history are {length} tokens long; this model reads {limit}")
+
     def prompt_inputs(self, queries: list, features: torch.Tensor | None = None, regions: list | None = None) -> dict:
         """Keyword arguments of `model.generate` for the questions, padded on the left.
 

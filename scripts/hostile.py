@@ -15,17 +15,19 @@ import io
 import json
 import random
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 from PIL import Image
+
+from scripts.serving import served
 
 AT_ONCE = 16
 SLOW = 8
@@ -182,9 +184,8 @@ FAMILIES = [
 ]
 
 
-async def attack(address: str, jobs: list, seen: Counter) -> None:
+async def attack(address: str, todo: Iterator, seen: Counter) -> None:
     """Sends all jobs, a few at a time."""
-    todo = iter(jobs)
 
     async def worker() -> None:
         async with httpx.AsyncClient(base_url=address, timeout=120) as http:
@@ -253,41 +254,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--out", default="out/hostile.json")
     options = parser.parse_args()
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [
-        sys.executable,
-        "-m",
-        "reasonseg.cli",
-        "serve",
-        "--port",
-        str(port),
-        "--no-page",
-        "--timeout",
-        "10",
-        "--max-body",
-        "8",
-    ]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    for _ in range(300):
-        try:
-            if httpx.get(address + "/readyz").status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    before, seen, rng = good(address), Counter(), random.Random(0)
-    jobs = [(family.__name__, family(rng)) for k in range(options.count) for family in [FAMILIES[k % len(FAMILIES)]]]
-    memory = psutil.Process(server.pid).memory_info
-    first = options.count // 10
-    asyncio.run(attack(address, jobs[:first], seen))
-    early = memory().rss
-    asyncio.run(attack(address, jobs[first:], seen))
-    schemathesis(address, max(options.count // 40, 10), seen)
-    asyncio.run(slow(address, seen))
-    late, after = memory().rss, good(address)
-    server.terminate()
+    with served("--timeout", "10", "--max-body", "8") as (address, server):
+        before, seen, rng = good(address), Counter(), random.Random(0)
+        families = (FAMILIES[k % len(FAMILIES)] for k in range(options.count))
+        jobs = ((family.__name__, family(rng)) for family in families)
+        memory = psutil.Process(server.pid).memory_info
+        first = options.count // 10
+        grown = []
+        for _ in range(10):
+            asyncio.run(attack(address, islice(jobs, first), seen))
+            grown.append(memory().rss / 2**20)
+        schemathesis(address, max(options.count // 40, 10), seen)
+        grown.append(memory().rss / 2**20)
+        asyncio.run(slow(address, seen))
+        grown.append(memory().rss / 2**20)
+        after = good(address)
     bad = {
         f"{name} {status}": n
         for (name, status), n in seen.items()
@@ -298,9 +279,8 @@ def main() -> None:
         "requests": sum(seen.values()),
         "by_family": {f"{name} {status}": n for (name, status), n in sorted(seen.items(), key=str)},
         "server_errors": bad,
-        "memory_after_the_first_tenth_mib": early / 2**20,
-        "memory_at_the_end_mib": late / 2**20,
-        "memory_growth": late / early - 1,
+        "memory_mib": grown,  # after each tenth, after schemathesis, after the slow bodies
+        "memory_growth": grown[-1] / grown[0] - 1,
         "next_good_request_right": before == after,
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)

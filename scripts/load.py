@@ -14,10 +14,8 @@ import io
 import json
 import os
 import platform
-import socket
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -26,8 +24,9 @@ from PIL import Image
 
 from reasonseg import Query, Segmenter
 from reasonseg.datasets.scenes import Config
+from scripts.serving import served
 
-QUESTIONS = 64
+QUESTIONS, AT_MOST = 64, 60  # AT_MOST: requests a second that there are pictures for
 
 
 def questions() -> list[Query]:
@@ -47,33 +46,31 @@ def direct(segmenter, queries: list[Query], seconds: float) -> float:
     return done / (time.perf_counter() - began)
 
 
-def body_of(query: Query) -> bytes:
-    """A request."""
-    file = io.BytesIO()
-    Image.fromarray(query.image).save(file, format="PNG")
+def body_of(query: Query, number: int) -> bytes:
+    """A request whose picture nobody has sent before: its first pixel is a number."""
+    file, image = io.BytesIO(), query.image.copy()
+    image[0, 0] = number % 256, number // 256 % 256, 0
+    Image.fromarray(image).save(file, format="PNG", compress_level=1)
     return json.dumps({"image": base64.b64encode(file.getvalue()).decode(), "text": query.text}).encode()
 
 
-async def client(address: str, bodies: list[bytes], first: int, until: float, seen: list[tuple[int, float]]) -> None:
+async def client(address: str, bodies: Iterator[bytes], until: float, seen: list[tuple[int, float]]) -> None:
     """Asks one question after another; a 503 is waited out as Retry-After says."""
     async with httpx.AsyncClient(base_url=address, timeout=120) as http:
-        k = first
         while time.perf_counter() < until:
+            body = next(bodies)
             began = time.perf_counter()
-            found = await http.post(
-                "/v1/segment", content=bodies[k % len(bodies)], headers={"content-type": "application/json"}
-            )
+            found = await http.post("/v1/segment", content=body, headers={"content-type": "application/json"})
             seen.append((found.status_code, time.perf_counter() - began))
-            k += 1
             if found.status_code == 503:
                 await asyncio.sleep(float(found.headers.get("retry-after", 1)))
 
 
-async def clients(address: str, bodies: list[bytes], count: int, seconds: float) -> list[tuple[int, float]]:
+async def clients(address: str, bodies: Iterator[bytes], count: int, seconds: float) -> list[tuple[int, float]]:
     """All of them."""
     seen: list[tuple[int, float]] = []
     until = time.perf_counter() + seconds
-    await asyncio.gather(*(client(address, bodies, 7 * k, until, seen) for k in range(count)))
+    await asyncio.gather(*(client(address, bodies, until, seen) for _ in range(count)))
     return seen
 
 
@@ -86,27 +83,11 @@ def main() -> None:
     options = parser.parse_args()
     queries, segmenter = questions(), Segmenter.from_pretrained()
     before = direct(segmenter, queries, options.seconds / 3)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "reasonseg.cli", "serve", "--port", str(port), "--no-page"],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(300):
-        try:
-            if httpx.get(address + "/readyz").status_code == 200:
-                break
-        except httpx.HTTPError:
-            time.sleep(0.2)
-    bodies = [body_of(q) for q in queries]
-    began = time.perf_counter()
-    seen = asyncio.run(clients(address, bodies, options.clients, options.seconds))
-    took = time.perf_counter() - began
-    server.terminate()
-    server.wait(60)
+    made = [body_of(queries[k % QUESTIONS], k) for k in range(int(options.seconds * AT_MOST))]
+    with served() as (address, _):
+        began = time.perf_counter()
+        seen = asyncio.run(clients(address, iter(made), options.clients, options.seconds))
+        took = time.perf_counter() - began
     after = direct(segmenter, queries, options.seconds / 3)
     good = [seconds for status, seconds in seen if status == 200]
     direct_rate = (before + after) / 2

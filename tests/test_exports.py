@@ -102,6 +102,43 @@ def test_label_studio(found, tmp_path):
     assert all(0 <= v <= 100 for r in results for p in r["value"]["points"] for v in p)
 
 
+def test_label_studio_converts_it_to_coco(found, tmp_path):
+    """Predictions that somebody accepted, through Label Studio's own converter and pycocotools."""
+    from label_studio_converter import Converter
+
+    export(found[0][:1], tmp_path, "labelstudio")
+    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    accepted = {"id": 1, "data": {"image": "http://x/x.jpg"}, "annotations": [{"id": 1, **task["predictions"][0]}]}
+    (tmp_path / "export.json").write_text(json.dumps([accepted]))
+    config = (
+        '<View><Image name="image" value="$image"/><PolygonLabels name="label" toName="image">'
+        '<Label value="cup"/><Label value="two part"/></PolygonLabels></View>'
+    )
+    Image.new("RGB", (80, 60)).save(tmp_path / "x.jpg")
+    converter = Converter(config, str(tmp_path), download_resources=False)
+    converter.convert_to_coco(
+        str(tmp_path / "export.json"), str(tmp_path / "coco"), str(tmp_path / "coco" / "images"), is_dir=False
+    )
+    coco = COCO(str(tmp_path / "coco" / "result.json"))
+    names = {k: c["name"] for k, c in coco.cats.items()}
+    for label, mask in zip(("cup", "two part"), found[1], strict=True):
+        mine = [coco.annToMask(a).astype(bool) for a in coco.anns.values() if names[a["category_id"]] == label]
+        assert overlap(np.any(mine, 0), mask) > 0.85, label  # pycocotools leaves the rim of a polygon out
+
+
+def test_labelme_opens_it(found, tmp_path):
+    """LabelMe itself brings a desktop toolkit along, so this runs where somebody has it."""
+    pytest.importorskip("labelme", reason="labelme is not installed: its own reader is not asked")
+    from labelme._label_file import LabelFile
+
+    export([Record("x.jpg", r.size, r.objects) for r in found[0][:1]], tmp_path, "labelme")
+    Image.new("RGB", (80, 60)).save(tmp_path / "x.jpg")
+    shapes = LabelFile(str(tmp_path / "x.json")).shapes
+    assert [s["label"] for s in shapes] == ["cup", "two part", "two part"]
+    parts = [np.array(s["points"]) for s in shapes]
+    assert overlap(rasterised(parts[:1]), found[1][0]) > 0.9 and overlap(rasterised(parts[1:]), found[1][1]) > 0.9
+
+
 def test_outlines():
     parts = polygons(to_rle(blob((40, 10, 60, 30), (62, 35, 70, 42))))
     assert len(parts) == 2 and len(parts[0]) > len(parts[1]) >= 3

@@ -248,6 +248,39 @@ def test_the_engine_batches_and_refuses_what_it_cannot_hold():
     assert engine.stop()
 
 
+def test_a_refused_question_leaves_nothing_behind(segmenter, scenes):
+    """A complaint that held the frames it came through would hold the picture too, until the garbage collector comes by."""
+    import asyncio
+    import gc
+    import weakref
+
+    import httpx
+
+    app, seen = make_app(segmenter), []
+    submit = app.state.engine.submit
+
+    def noted(query, **options):
+        seen.append(weakref.ref(query.image))
+        return submit(query, **options)
+
+    app.state.engine.submit = noted
+
+    async def ask(text):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
+            return await http.post("/v1/segment", json={"image": b64(scenes[0].query.image), "text": text})
+
+    gc.disable()
+    try:
+        assert asyncio.run(ask("word " * 2000)).status_code == 422  # longer than the model reads
+        assert (
+            asyncio.run(ask("the cup")).status_code == 200
+        )  # the model's thread holds its last job until the next comes
+        assert len(seen) == 2 and seen[0]() is None
+    finally:
+        gc.enable()
+        app.state.engine.stop()
+
+
 def test_late_and_cancelled_requests_cost_nothing():
     model = Slow(0.2)
     engine = Engine(model, batch=1)

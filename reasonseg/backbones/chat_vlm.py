@@ -116,6 +116,11 @@ class ChatVlm(Speaker):
         weight = self.model.get_input_embeddings().weight
         return {k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
+    def length(self, query: Query) -> int:
+        """Tokens of a prompt, an image counted as one."""
+        text = self.processor.apply_chat_template(self.messages(query), add_generation_prompt=True)
+        return len(self.tokenizer.encode(text, add_special_tokens=False))
+
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer with its end, each piece between markers encoded for itself."""
         names = (self.markers.seg_text, self.markers.rej_text)

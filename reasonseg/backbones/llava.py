@@ -200,6 +200,10 @@ class Llava(Speaker):
         text = conversation(self.config.template, asked, tuple(turns))
         return [self.tokenizer.bos_token_id, *self.text_ids(text)]
 
+    def length(self, query: Query) -> int:
+        """Tokens of a prompt."""
+        return len(self.prompt_ids(query))
+
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer with its end; `<SEG>` stands for the marker as the tokenizer spells it."""
         end = " " if self.config.template == "llava_llama_2" and isinstance(self.tokenizer, LlamaPieces) else ""
@@ -223,9 +227,6 @@ class Llava(Speaker):
         regions = self.regions(queries) if regions is None else regions
         rows = [self.prompt_ids(q) for q in queries]
         longest = max(map(len, rows))
-        limit = self.model.config.text_config.max_position_embeddings
-        if longest >= limit:
-            raise InputError(f"the question and its history are {longest} tokens long; this model reads {limit}")
         ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return {"inputs_embeds": self.embed(ids, features, regions), "attention_mask": mask}

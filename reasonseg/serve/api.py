@@ -18,7 +18,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -31,6 +30,7 @@ from reasonseg.serve.reading import (
     Limits,
     Segment,
     TooLarge,
+    aside,
     body_of,
     form_of,
     from_json,
@@ -112,7 +112,7 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await run_in_threadpool(engine.stop)
+        await asyncio.to_thread(engine.stop)
 
     app = FastAPI(
         title="reasonseg", version=__version__, summary="Words, examples, or both into image masks.", lifespan=lifespan
@@ -212,27 +212,33 @@ async def tree_of(request: Request, limits: Limits) -> Any:
         raise Failure(408, "the body came too slowly") from None
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return await form_of(request, body)
-    return await run_in_threadpool(from_json, body)
+    return await aside(from_json, body)
 
 
 async def answer_of(request: Request, engine: Engine, query, limits: Limits, options: dict, heard=None) -> Answer:
     """The model's answer. A client that goes away takes its request out of the queue."""
     job = engine.submit(query, timeout=limits.seconds, heard=heard, **options)
-    future = asyncio.wrap_future(job.answer)
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+    def done(_: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(ready.set)
+
+    job.answer.add_done_callback(done)  # asyncio.wrap_future would keep the answer until the garbage collector comes by
     try:
         while True:
-            done, _ = await asyncio.wait([future], timeout=0.5)
-            if done:
-                return future.result()
-            if time.monotonic() > job.deadline + GRACE:
-                job.answer.cancel()
-                raise Late("the answer took too long")
-            if await request.is_disconnected():
-                job.answer.cancel()
-                raise Failure(499, "the client went away")
-    except asyncio.CancelledError:
-        job.answer.cancel()
-        raise
+            try:
+                await asyncio.wait_for(ready.wait(), 0.5)
+            except TimeoutError:
+                if time.monotonic() > job.deadline + GRACE:
+                    raise Late("the answer took too long") from None
+                if await request.is_disconnected():
+                    raise Failure(499, "the client went away") from None
+            else:
+                return job.answer.result()
+    finally:
+        job.answer.cancel()  # does nothing to what is done
+        del job  # an error that is raised holds this frame, which would hold the error
 
 
 FORM = {
@@ -279,11 +285,11 @@ def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
         """Masks of what is asked about a picture; with `Accept: image/png` the picture with its masks drawn on it."""
         async with mistakes():
             asked = parsed(Segment, await tree_of(request, limits))
-            query = await run_in_threadpool(query_of, asked, limits)
+            query = await aside(query_of, asked, limits)
             answer = await answer_of(request, engine, query, limits, asked.options())
         if "image/png" in request.headers.get("accept", ""):
-            return Response(await run_in_threadpool(_png, answer), media_type="image/png")
-        return await run_in_threadpool(lambda: JSONResponse(answer.to_dict()))
+            return Response(await aside(_png, answer), media_type="image/png")
+        return await aside(lambda: JSONResponse(answer.to_dict()))
 
     build = app.openapi
 
@@ -329,7 +335,7 @@ def _add_sessions(app: FastAPI, engine: Engine, conversations: Conversations, li
             tree = await tree_of(request, limits)
             if not isinstance(tree, dict) or not isinstance(tree.get("image"), str | bytes):
                 raise InputError("image: send base64 of an image file, or a multipart file")
-            image = await run_in_threadpool(picture_of, tree["image"], limits)
+            image = await aside(picture_of, tree["image"], limits)
             return JSONResponse({"id": conversations.open(Session(engine.segmenter, image))}, 201)
 
     @app.post(
@@ -342,8 +348,8 @@ def _add_sessions(app: FastAPI, engine: Engine, conversations: Conversations, li
             raise Failure(404, "there is no such conversation (any more)")
         async with mistakes():
             asking = parsed(Asking, await tree_of(request, limits))
-            image = await run_in_threadpool(picture_of, asking.image, limits) if asking.image else None
-            shown = await run_in_threadpool(references_of, asking.references, limits)
+            image = await aside(picture_of, asking.image, limits) if asking.image else None
+            shown = await aside(references_of, asking.references, limits)
         return StreamingResponse(
             _told(request, engine, found, asking, image, shown, limits), media_type="text/event-stream"
         )
@@ -388,7 +394,7 @@ async def _told(
     try:
         while (text := await said.get()) is not None:
             yield _event("text", {"text": text})
-        yield _event("answer", await run_in_threadpool(task.result().to_dict))
+        yield _event("answer", await aside(task.result().to_dict))
     except Failure as failure:
         yield _event("error", json.loads(bytes(failure.response.body)))
     except Exception as error:

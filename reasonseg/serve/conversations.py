@@ -23,10 +23,12 @@ class Conversation:
 
 
 class Conversations:
-    """At most `limit`, the one unused for longest goes first; those unused for `seconds` go anyway."""
+    """At most `limit`, together of at most `budget` bytes: the one unused for longest goes first. Those unused for `seconds`
+    go anyway.
+    """
 
-    def __init__(self, limit: int = 256, seconds: float = 3600.0):
-        self.limit, self.seconds = limit, seconds
+    def __init__(self, limit: int = 256, seconds: float = 3600.0, budget: int = 2 * 2**30):
+        self.limit, self.seconds, self.budget = limit, seconds, budget
         self.kept: OrderedDict[str, Conversation] = OrderedDict()
         self.guard = threading.RLock()
 
@@ -37,21 +39,19 @@ class Conversations:
         """Keeps a session; returns its id, which nobody can guess."""
         name = secrets.token_urlsafe(18)
         with self.guard:
-            self._sweep()
-            while len(self.kept) >= self.limit:
-                self.kept.popitem(last=False)
             self.kept[name] = Conversation(session, time.monotonic())
+            self._sweep()
         return name
 
     def find(self, name: str) -> Conversation | None:
         """The conversation of an id, None where there is none (any more)."""
         with self.guard:
-            self._sweep()
             found = self.kept.get(name)
-            if found is not None:
+            if found is not None and time.monotonic() - found.used <= self.seconds:
                 found.used = time.monotonic()
                 self.kept.move_to_end(name)
-            return found
+            self._sweep()
+            return self.kept.get(name)
 
     def close(self, name: str) -> bool:
         """Forgets one; False where there was none."""
@@ -62,3 +62,6 @@ class Conversations:
         now = time.monotonic()
         while self.kept and now - next(iter(self.kept.values())).used > self.seconds:
             self.kept.popitem(last=False)
+        held = sum(c.session.nbytes for c in self.kept.values())
+        while len(self.kept) > 1 and (len(self.kept) > self.limit or held > self.budget):
+            held -= self.kept.popitem(last=False)[1].session.nbytes

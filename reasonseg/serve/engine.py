@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from reasonseg.errors import InputError
 from reasonseg.vocabulary import Answer, Query
 
 
@@ -40,6 +41,13 @@ class Job:
     def kind(self) -> tuple:
         """Jobs of one kind can share a batch."""
         return tuple(sorted(self.options.items()))
+
+
+def renewed(error: Exception) -> Exception:
+    """A complaint about a query without the frames it came through: they hold the query, its future and so the complaint, in
+    a circle that keeps pictures and features alive until the garbage collector comes by. Other errors keep theirs, for the log.
+    """
+    return InputError(*error.args) if isinstance(error, InputError) else error
 
 
 class Engine:
@@ -139,7 +147,7 @@ class Engine:
             answers = self._batch(group)
         except Exception as error:
             if len(group) == 1:
-                group[0].answer.set_exception(error)
+                group[0].answer.set_exception(renewed(error))
                 return
             for job in group:  # one of them is at fault: the others are answered without it
                 self._answer([job])

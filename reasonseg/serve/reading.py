@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import anyio
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile
@@ -17,9 +19,11 @@ from reasonseg.errors import InputError
 from reasonseg.images import read_image, read_mask
 from reasonseg.vocabulary import Query, Reference
 
+T = TypeVar("T")
 MAX_REFERENCES = 16
 MAX_PLACES = 256  # points or boxes
 PART = 64 * 2**10  # bytes of a form field that is no file
+READERS = anyio.CapacityLimiter(4)  # bodies and pictures decoded at once; memory is bounded by it
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class Segment(Ask):
     image: File = Field(description="base64 of an image file")
 
 
+async def aside(function: Callable[..., T], *values: Any) -> T:
+    """What a function gives that would hold up the event loop; few run at once."""
+    return await anyio.to_thread.run_sync(function, *values, limiter=READERS)
+
+
 async def body_of(request: Request, limits: Limits) -> bytes:
     """The body, refused (`TooLarge`) as soon as it is known to be too large."""
     told = request.headers.get("content-length", "")
@@ -100,7 +109,7 @@ def parsed(cls: type[BaseModel], tree: Any) -> Any:
         return cls.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(p) for p in first["loc"]) or "body"
+        place = ".".join(str(p) for p in first["loc"])[:80] or "body"
         raise InputError(f"{place}: {first['msg']}") from None
 
 

@@ -17,7 +17,7 @@ import ray
 from ray import serve
 
 from reasonseg.errors import InputError
-from reasonseg.serve.engine import Busy, Job, Late
+from reasonseg.serve.engine import Busy, Job, Late, renewed
 from reasonseg.serve.reading import Limits
 from reasonseg.vocabulary import Answer, Query
 
@@ -121,7 +121,7 @@ class Remote:
             job.answer.set_exception(Late("the answer took too long"))
         except Exception as error:
             cause = getattr(error, "cause", error)
-            job.answer.set_exception(cause if isinstance(cause, InputError) else error)
+            job.answer.set_exception(renewed(cause) if isinstance(cause, InputError) else error)
         finally:
             with self.lock:
                 self.under_way -= 1

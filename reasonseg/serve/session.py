@@ -16,7 +16,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.vocabulary import Answer, Box, Point, Query, Reference
 
-MAX_TURNS = 100  # kept; earlier ones go
+MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # kept of a conversation; earlier turns go
 MAX_REFERENCES = 16
 
 
@@ -63,6 +63,14 @@ class Session:
         self.references.append(reference)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the pictures and masks it holds."""
+        references = [*self.references, *(r for t in self.turns for r in t.query.references)]
+        arrays = [self.image, *(t.query.image for t in self.turns), *(t.answer.masks for t in self.turns)]
+        arrays += [a for r in references for a in (r.image, r.mask)]
+        return sum({id(a): a.nbytes for a in arrays if a is not None}.values())
+
+    @property
     def history(self) -> tuple[tuple[str, str], ...]:
         """(question, answer text) of the turns about this picture that the next question is read with."""
         if not self.memory:
@@ -96,7 +104,8 @@ class Session:
     def keep(self, query: Query, answer: Answer) -> Answer:
         """Adds a turn that was answered elsewhere."""
         self.turns.append(Turn(query, answer))
-        del self.turns[:-MAX_TURNS]
+        while len(self.turns) > MAX_TURNS or (len(self.turns) > 1 and self.nbytes > MAX_BYTES):
+            del self.turns[0]
         return answer
 
     def correction(
