@@ -74,7 +74,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     if typing.get_origin(hint) is typing.Annotated:
         return _kind(hint, value, place)
     if dataclasses.is_dataclass(hint):
-        return parse(hint, value or {}, place)
+        return parse(hint, value if value is not None else {}, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, place)
@@ -86,10 +86,10 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{place}: expected a list, got {value!r}")
         return origin(_value(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value))
-    if origin is dict and dataclasses.is_dataclass(arguments[1]):
+    if origin is dict and arguments[1] is not Any:
         if not isinstance(value, dict):
             raise InputError(f"{place}: expected names with settings, got {value!r}")
-        return {name: parse(arguments[1], v, f"{place}.{name}") for name, v in value.items()}
+        return {name: _value(arguments[1], v, f"{place}.{name}") for name, v in value.items()}
     return value if origin is dict or hint in (dict, Any) else _plain(hint, value, place)
 
 

@@ -157,3 +157,56 @@ def labelme(root: Path) -> Path:
             shapes.append({"label": label, "points": [[int(v) for v in p] for p in box], "shape_type": "polygon"})
         (root / f"{number}.json").write_text(json.dumps({"shapes": shapes}))
     return root
+
+
+def semantic(root: Path, name: str = "ade20k") -> Path:
+    """Two pictures with maps of classes: 3 and 1 of ADE20K (sky, wall), or what the others call so."""
+    from reasonseg.datasets.semantic import LAYOUTS
+
+    maps, pictures = (root / place for place in LAYOUTS[name])
+    for folder in (maps, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    for number in range(2):
+        Image.fromarray(picture(number)).save(pictures / f"{number}.jpg")
+        values = np.zeros((40, 56), np.uint8)
+        values[5:30, 5:40], values[32:, :10] = 3, 1
+        Image.fromarray(values).save(maps / f"{number}.png")
+    if name == "mapillary":
+        labels = [{"readable": n} for n in ("Bird", "Ground Animal", "Ambiguous", "Curb")]
+        (root / "mapillary" / "config_v2.0.json").write_text(json.dumps({"labels": labels}))
+    return root
+
+
+def parts(root: Path, name: str = "paco_lvis") -> Path:
+    """Three pictures, the last without annotations: a mug, its handle."""
+    from reasonseg.datasets.parts import LAYOUTS
+
+    file, folder = (root / place for place in LAYOUTS[name])
+    for place in (file.parent, folder):
+        place.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for number in (4, 9, 11):
+        Image.fromarray(picture(number)).save(folder / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": 40, "width": 56})
+        for category in (1, 2) if number != 11 else ():
+            box = [5.0 * category, 5, 5 * category + 12, 5, 5 * category + 12, 30, 5 * category, 30]
+            one = {"id": 10 * number + category, "image_id": number, "category_id": category, "segmentation": [box]}
+            annotations.append(one)
+    categories = [{"id": 1, "name": "mug_(drinking)"}, {"id": 2, "name": "mug_(drinking):handle"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root
+
+
+def vqa(root: Path) -> Path:
+    """Two conversations, the first of two turns."""
+    from reasonseg.datasets.vqa import FILE, PICTURES
+
+    (root / PICTURES).mkdir(parents=True, exist_ok=True)
+    (root / FILE).parent.mkdir(parents=True, exist_ok=True)
+    turns = ["<image>\nWhat is it?", "A cup.", "Which colour?", "Red."]
+    said = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
+    for number in range(2):
+        Image.fromarray(picture(number)).save(root / PICTURES / f"{number}.jpg")
+    entries = [{"id": str(n), "image": f"{n}.jpg", "conversations": said[: 4 - 2 * n]} for n in range(2)]
+    (root / FILE).write_text(json.dumps(entries))
+    return root

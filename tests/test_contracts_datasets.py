@@ -2,13 +2,20 @@
 
 import numpy as np
 import pytest
-from small_data import pairs, reason_seg, refer
+from small_data import pairs, parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import InputError, Sample, config
 from reasonseg.datasets.scenes import Config
 
 KINDS = config.kinds("datasets")
-WRITTEN = {"reason": reason_seg, "refer": refer, "folder": pairs}  # kinds whose files are the user's
+WRITTEN = {
+    "reason": reason_seg,
+    "refer": refer,
+    "folder": pairs,
+    "semantic": semantic,
+    "parts": parts,
+    "vqa": vqa,
+}  # kinds whose files are the user's
 
 
 def test_the_walk_sees_kinds():

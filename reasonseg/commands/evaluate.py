@@ -9,7 +9,11 @@ from reasonseg.commands.shared import Parser, add_model_options, load_model, pos
 BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")
 SPLITS = {
     "reasonseg": ["train", "val", "test"], "refcoco": ["train", "val", "testA", "testB"],
-    "refcocog": ["train", "val", "test"], "folder": ["all"],
+    "refcocog": ["train", "val", "test"], "folder": ["all"], "refclef": ["train", "val", "test"],
+}  # fmt: skip
+WHOLE = {  # training data without splits: the room's kind, and the name it goes by there
+    "ade20k": "semantic", "cocostuff": "semantic", "mapillary": "semantic", "paco_lvis": "parts", "pascal_part": "parts",
+    "vqa": "vqa",
 }  # fmt: skip
 
 
@@ -102,6 +106,8 @@ def data_of(name: str, root: str, split: str, sentences: str = "first"):
         return config_class("datasets", "reason")(root, split, sentences)
     if name == "folder":
         return config_class("datasets", "folder")(root, split)
+    if name in WHOLE:
+        return config_class("datasets", WHOLE[name])(root, **({} if name == "vqa" else {"name": name}))
     return config_class("datasets", "refer")(root, name, split)
 
 
@@ -153,7 +159,8 @@ def add_data(commands) -> None:
     parser = commands.add_parser("data", help="look at a data set", description="Says what a data set holds and lacks.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=Parser)
     check = verbs.add_parser("check", help="read every sample, name what is broken, draw a few")
-    check.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    known = (*BENCHMARKS, "refclef", *WHOLE)
+    check.add_argument("name", choices=known, metavar="NAME", help=", ".join(known))
     check.add_argument("--root", required=True, metavar="DIR")
     check.add_argument("--split", help="(default: every split there is)")
     check.add_argument(
@@ -166,6 +173,7 @@ def _data_check(options) -> int:
     from reasonseg.inspection import inspect
 
     splits = [options.split] if options.split else SPLITS.get(options.name, SPLITS["refcoco"])
+    splits = ["train"] if options.name in WHOLE else splits
     configs = {split: data_of(options.name, options.root, split, "all") for split in splits}
     found = inspect(configs, options.out, progress=sys.stderr.isatty())
     for line in found.lines():

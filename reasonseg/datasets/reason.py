@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.images import read_image
-from reasonseg.phrasing import FORCED, asked
+from reasonseg.phrasing import EXPLAIN, FORCED, asked, taught
 from reasonseg.polygons import IGNORED, THING, paint
+from reasonseg.streams import Stream, some
 from reasonseg.vocabulary import Answer, Query, Sample
 
 PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
@@ -23,16 +24,22 @@ PICTURES = (".jpg", ".jpeg", ".png")
 class Config:
     """`root` is LISA's dataset folder, or the one that holds the splits; several splits are joined with `_`.
 
-    `sentences`: the first text of each image, as LISA validates, or all of them.
+    `sentences`: the first text of each image, as LISA validates, or all of them. `explained` (training): for images with an
+    explanation (`explanatory/train.json`), the chance of words alone; otherwise half of the answers go on to explain.
     """
 
     root: str = ""
     split: str = "val"
     sentences: Literal["first", "all"] = "first"
+    explained: float = 0.1
 
     def build(self) -> ReasonSeg:
         """The data set."""
         return ReasonSeg(self)
+
+    def training(self, length: int, seed: int) -> Stream:
+        """`length` samples, a pure function of the seed."""
+        return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
@@ -51,6 +58,7 @@ class ReasonSeg:
                 f"{config.root or '.'} has no ReasonSeg split {config.split!r}; expected {PLACES[0]}/{config.split}"
             )
         files = [f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))]
+        self.files, self.explanations = files, read_explanations(base / "explanatory" / "train.json")
         self.entries: list[tuple[Path, int]] = []  # (json file, number of its text)
         for file in files:
             try:
@@ -74,6 +82,30 @@ class ReasonSeg:
         """Samples on one image have the same group."""
         return str(self.entries[i][0])
 
+    @property
+    def pictures(self) -> int:
+        """How many."""
+        return len(self.files)
+
+    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+        """Questions in any of a picture's wordings; what is to be ignored counts as background, as LISA trains."""
+        file = self.files[picture]
+        image, values, texts, is_sentence = read_pair(file)
+        explanation = self.explanations.get(file.with_suffix(".jpg").name)
+        samples = []
+        for k in some(rng, count, len(texts)):
+            text = texts[k].strip()
+            question, said = taught(rng, text, is_sentence)
+            truth = Answer(said, (values == THING)[None], np.ones(1), [text], "found")
+            if explanation and rng.random() < self.config.explained:
+                question, truth = text, Answer(explanation, truth.masks[:0], np.zeros(0), [], "no_seg")
+            elif explanation and rng.integers(2):
+                question = f"{text} {EXPLAIN[rng.integers(len(EXPLAIN))]}"
+                truth = replace(truth, text=f"{said} {explanation}")
+            name = f"{file.parent.name}/{file.stem}#{k}"
+            samples.append(Sample(Query(image, question), truth, name, "long" if is_sentence else "short"))
+        return samples
+
     def __getitem__(self, i: int) -> Sample:
         file, number = self.entries[i]
         if self._latest is None or self._latest[0] != file:  # questions on one image share it, the very object
@@ -87,6 +119,16 @@ class ReasonSeg:
 
 def _splits(base: Path, split: str) -> bool:
     return all((base / part).is_dir() for part in split.split("_"))
+
+
+def read_explanations(file: Path) -> dict[str, str]:
+    """Explanations by the name of their picture; none where there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        return {Path(e["image"]).name: str(e["outputs"]).strip() for e in json.loads(file.read_text(encoding="utf-8"))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not a list of explanations (image, outputs): {error!r}") from None
 
 
 def read_annotation(file: Path) -> dict:

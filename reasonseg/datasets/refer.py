@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: refs and instances in the layout of the REFER API."""
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and RefCLEF: refs and instances in the layout of the REFER API."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.images import read_image
-from reasonseg.phrasing import FORCED, REFUSED, asked
+from reasonseg.phrasing import FORCED, REFUSED, asked, taught
 from reasonseg.polygons import coco_mask
+from reasonseg.streams import Stream, some
 from reasonseg.vocabulary import Answer, Query, Sample
 
-NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco")
+NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
 PLACES = ("refer_seg", "")  # where the data sets lie below a root
 PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
+CLEF = ("images/saiapr_tc-12",)  # RefCLEF's pictures
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,17 @@ class Config:
     """`root` is LISA's dataset folder, or the one that holds the data sets. `split_by` empty: `umd` for RefCOCOg, else `unc`."""
 
     root: str = ""
-    name: Literal["refcoco", "refcoco+", "refcocog", "grefcoco"] = "refcoco"
+    name: Literal["refcoco", "refcoco+", "refcocog", "grefcoco", "refclef"] = "refcoco"
     split: str = "val"
     split_by: str = ""
 
     def build(self) -> Refer:
         """The data set."""
         return Refer(self)
+
+    def training(self, length: int, seed: int) -> Stream:
+        """`length` samples, a pure function of the seed."""
+        return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
@@ -82,19 +88,53 @@ class Refer:
         """Samples on one image have the same group."""
         return self.entries[i][0]["image_id"]
 
+    @cached_property
+    def shown(self) -> list[list[dict]]:
+        """The refs of each picture."""
+        of: dict[int, list[dict]] = {}
+        for ref, s in self.entries:
+            if s == 0:
+                of.setdefault(ref["image_id"], []).append(ref)
+        return list(of.values())
+
+    @property
+    def pictures(self) -> int:
+        """How many."""
+        return len(self.shown)
+
+    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+        """Questions about sentences of a picture; where nothing fits (gRefCOCO) the answer refuses."""
+        there = [(ref, s) for ref in self.shown[picture] for s in range(len(ref["sentences"]))]
+        chosen = [there[k] for k in some(rng, count, len(there))]
+        return [self._sample(ref, s, rng) for ref, s in chosen]
+
     def __getitem__(self, i: int) -> Sample:
-        ref, s = self.entries[i]
-        images, annotations = self.instances
-        if ref["image_id"] not in images:
-            raise InputError(
-                f"{self.folder / 'instances.json'}: no image {ref['image_id']}, which ref {ref['ref_id']} names"
-            )
-        if (
-            self._latest is None or self._latest[0] != ref["image_id"]
-        ):  # questions on one image share it, the very object
-            self._latest = ref["image_id"], read_image(self._picture(images[ref["image_id"]]["file_name"]))
-        image = self._latest[1]
-        mask = np.zeros(image.shape[:2], bool)
+        return self._sample(*self.entries[i])
+
+    def _sample(self, ref: dict, s: int, rng: np.random.Generator | None = None) -> Sample:
+        """As validation asks, or with an `rng` as training does."""
+        image = self._image(ref)
+        mask, wanted = self._mask(ref, image.shape[:2])
+        text = ref["sentences"][s]["sent"].strip().lower()
+        absent = wanted == [-1]
+        masks = mask[None][: 0 if absent else 1]
+        question, answer = asked(text, False), REFUSED if absent else FORCED
+        if rng is not None:
+            question, answer = taught(rng, text, marker="<REJ>" if absent else "<SEG>")
+        truth = Answer(answer, masks, np.ones(len(masks)), [text] * len(masks), "absent" if absent else "found")
+        name = f"{self.config.name}-{ref['ref_id']}-{ref['sentences'][s].get('sent_id', s)}"
+        return Sample(Query(image, question), truth, name, "")
+
+    def _image(self, ref: dict) -> np.ndarray:
+        images, number = self.instances[0], ref["image_id"]
+        if number not in images:
+            raise InputError(f"{self.folder / 'instances.json'}: no image {number}, which ref {ref['ref_id']} names")
+        if self._latest is None or self._latest[0] != number:  # questions on one image share it, the very object
+            self._latest = number, read_image(self._picture(images[number]["file_name"]))
+        return self._latest[1]
+
+    def _mask(self, ref: dict, size: tuple[int, int]) -> tuple[np.ndarray, list[int]]:
+        mask, annotations = np.zeros(size, bool), self.instances[1]
         wanted = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
         for number in wanted:
             if number == -1:  # gRefCOCO: nothing here fits
@@ -104,19 +144,18 @@ class Refer:
                     f"{self.folder / 'instances.json'}: no annotation {number}, which ref {ref['ref_id']} names"
                 )
             mask |= coco_mask(annotations[number]["segmentation"], mask.shape, f"annotation {number}")
-        text = ref["sentences"][s]["sent"].strip().lower()
-        absent = wanted == [-1]
-        masks = mask[None][: 0 if absent else 1]
-        said = (REFUSED, "absent") if absent else (FORCED, "found")
-        truth = Answer(said[0], masks, np.ones(len(masks)), [text] * len(masks), said[1])
-        return Sample(Query(image, asked(text, False)), truth, self.id(i), "")
+        return mask, wanted
 
     def _picture(self, name: str) -> Path:
-        bases = [self.folder.parent / place for place in PICTURES] + [Path(self.config.root) / "coco" / "train2014"]
+        bases = [self.folder.parent / place for place in (CLEF if self.config.name == "refclef" else PICTURES)]
+        bases += [Path(self.config.root) / "coco" / "train2014"] if self.config.name != "refclef" else []
         for base in bases:
             if (base / name).is_file():
                 return base / name
-        raise InputError(f"{name} is not in {bases[0]}; RefCOCO's pictures are COCO's train2014")
+        whose = (
+            "RefCLEF's pictures are saiapr_tc-12" if self.config.name == "refclef" else "RefCOCO's are COCO's train2014"
+        )
+        raise InputError(f"{name} is not in {bases[0]}; {whose}")
 
 
 def belongs(split: str, wanted: str) -> bool:

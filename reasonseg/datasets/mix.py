@@ -1,0 +1,102 @@
+"""Several data sets at once, in given shares; which one comes when is a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+import numpy as np
+
+from reasonseg.config import Kind, Room
+from reasonseg.errors import InputError
+from reasonseg.streams import PER_PICTURE
+from reasonseg.vocabulary import Sample
+
+
+@dataclass(frozen=True)
+class Config:
+    """`sets` by name, `weights` their shares (1 where none is given). `root` is given to the sets that have none of their own."""
+
+    sets: dict[str, Annotated[Kind, Room("datasets")]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    root: str = ""
+
+    def build(self) -> Mix:
+        """All of them, one after another."""
+        return Mix(self)
+
+    def training(self, length: int, seed: int) -> Stream:
+        """`length` samples in the given shares."""
+        return Stream(self, length, seed)
+
+    @classmethod
+    def example(cls) -> Config:
+        """A small one, for tests."""
+        from reasonseg.datasets.scenes import Config as Scenes
+
+        small = {"things": Scenes("val", count=3, size=96), "more": Scenes("val", count=4, seed=5, size=96)}
+        return cls({name: Kind("scenes", config) for name, config in small.items()}, {"more": 2.0})
+
+    def parts(self) -> dict[str, Any]:
+        """The configs of the sets, with their root. Raises `InputError` where shares and sets do not go together."""
+        if not self.sets:
+            raise InputError("sets: a mix needs one data set at least")
+        if unknown := [name for name in self.weights if name not in self.sets]:
+            raise InputError(f"weights: no set {unknown[0]!r}; there are {', '.join(self.sets)}")
+        shares = [self.weights.get(name, 1.0) for name in self.sets]
+        if not all(math.isfinite(s) and s >= 0 for s in shares) or not sum(shares):
+            raise InputError(f"weights: shares are 0 or more and not all 0, got {shares}")
+        parts = {name: kind.config for name, kind in self.sets.items()}
+        return {
+            n: replace(c, root=self.root) if self.root and getattr(c, "root", None) == "" else c
+            for n, c in parts.items()
+        }
+
+
+class Mix:
+    """Samples of all the sets by one index."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.sets = {name: part.build() for name, part in config.parts().items()}
+        self.places = [(name, i) for name, data in self.sets.items() for i in range(len(data))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def id(self, i: int) -> str:
+        """The name of sample `i`, its set in front."""
+        name, k = self.places[i]
+        data = self.sets[name]
+        return f"{name}: {data.id(k) if hasattr(data, 'id') else data[k].id}"
+
+    def __getitem__(self, i: int) -> Sample:
+        name, k = self.places[i]
+        return replace(self.sets[name][k], id=self.id(i))
+
+
+class Stream:
+    """`length` samples; the questions on one picture (`PER_PICTURE` in a row) come from one set."""
+
+    def __init__(self, config: Config, length: int, seed: int):
+        parts = config.parts()
+        shares = np.array([config.weights.get(name, 1.0) for name in parts])
+        self.names, self.shares = list(parts), shares / shares.sum()
+        self.length, self.seed = length, seed
+        used = [name for name, share in zip(self.names, self.shares, strict=True) if share > 0]
+        self.streams = {name: parts[name].training(length, seed + k) for k, name in enumerate(used)}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def of(self, i: int) -> str:
+        """The set that sample `i` comes from."""
+        return self.names[
+            np.random.default_rng([self.seed, 7, i // PER_PICTURE]).choice(len(self.names), p=self.shares)
+        ]
+
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < self.length:
+            raise IndexError(i)
+        return self.streams[self.of(i)][i]

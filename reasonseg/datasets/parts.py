@@ -1,0 +1,117 @@
+"""PACO-LVIS and PASCAL-Part: COCO files of objects and of parts; a question asks for one annotation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.images import read_image
+from reasonseg.phrasing import FORCED, asked, taught
+from reasonseg.polygons import coco_mask
+from reasonseg.streams import Stream, some
+from reasonseg.vocabulary import Answer, Query, Sample
+
+LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
+    "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),
+    "pascal_part": ("vlpart/pascal_part/train.json", "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """`root` is LISA's dataset folder."""
+
+    root: str = ""
+    name: Literal["paco_lvis", "pascal_part"] = "paco_lvis"
+
+    def build(self) -> Parts:
+        """The data set."""
+        return Parts(self)
+
+    def training(self, length: int, seed: int) -> Stream:
+        """`length` samples, a pure function of the seed."""
+        return Stream(self.build(), length, seed)
+
+    @classmethod
+    def example(cls) -> Config | None:
+        """It has none of its own: the files are the user's."""
+        return None
+
+
+class Parts:
+    """One sample an annotation, pictures in the order of the file; pictures without annotations are left out."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.file, self.folder = (Path(config.root) / place for place in LAYOUTS[config.name])
+        if not self.file.is_file():
+            raise InputError(f"{config.root or '.'} has no {config.name}; expected {self.file}")
+        try:
+            tree = json.loads(self.file.read_text(encoding="utf-8"))
+            self.names = {c["id"]: spelled(c["name"]) for c in tree["categories"]}
+            self.files = {i["id"]: i["file_name"] for i in tree["images"]}
+            of: dict[int, list[dict]] = {}
+            for a in tree["annotations"]:
+                _ = self.names[a["category_id"]], self.files[a["image_id"]], a["segmentation"]
+                of.setdefault(a["image_id"], []).append(a)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.file} is not a COCO file of images, annotations and categories: {error!r}"
+            ) from None
+        self.shown = [(number, of[number]) for number in self.files if number in of]
+        self.entries = [(k, a) for k, (_, mine) in enumerate(self.shown) for a in mine]
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    @property
+    def pictures(self) -> int:
+        """How many."""
+        return len(self.shown)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def id(self, i: int) -> str:
+        """The name of sample `i`."""
+        return f"{self.config.name}-{self.entries[i][1].get('id', i)}"
+
+    def group(self, i: int) -> int:
+        """Samples on one picture have the same group."""
+        return self.entries[i][0]
+
+    def __getitem__(self, i: int) -> Sample:
+        picture, annotation = self.entries[i]
+        text = said(self.names[annotation["category_id"]], False)
+        return self._sample(picture, annotation, text, asked(text, False), FORCED, self.id(i))
+
+    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+        """Questions for annotations of a picture; a part is `cup handle` or `the handle of the cup`."""
+        mine, samples = self.shown[picture][1], []
+        for k in some(rng, count, len(mine)):
+            text = said(self.names[mine[k]["category_id"]], bool(rng.integers(2)))
+            name = f"{self.config.name}-{mine[k].get('id', k)}"
+            samples.append(self._sample(picture, mine[k], text, *taught(rng, text), name))
+        return samples
+
+    def _sample(self, picture: int, annotation: dict, text: str, question: str, answer: str, name: str) -> Sample:
+        if self._latest is None or self._latest[0] != picture:
+            self._latest = picture, read_image(self.folder / self.files[self.shown[picture][0]])
+        image = self._latest[1]
+        mask = coco_mask(annotation["segmentation"], image.shape[:2], f"{self.file}, annotation {annotation.get('id')}")
+        return Sample(Query(image, question), Answer(answer, mask[None], np.ones(1), [text], "found"), name, "")
+
+
+def spelled(name: str) -> tuple[str, ...]:
+    """(object,) or (object, part) of a category such as `mug_(cup):handle`."""
+    return tuple(piece.split("_(")[0].replace("_", " ").strip() for piece in name.split(":"))
+
+
+def said(names: tuple[str, ...], long: bool) -> str:
+    """Words for an object or a part of one."""
+    if len(names) == 1:
+        return names[0]
+    return f"the {names[1]} of the {names[0]}" if long else f"{names[0]} {names[1]}"

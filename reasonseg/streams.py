@@ -1,0 +1,54 @@
+"""Training samples of data sets of pictures: endless, in no order, and a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from reasonseg.errors import InputError
+from reasonseg.vocabulary import Sample
+
+PER_PICTURE = 3  # questions on one picture in a row, as LISA has them
+TRIES = 50  # pictures looked at for one with something to ask
+
+
+class Teacher(Protocol):
+    """A data set that can be trained on."""
+
+    pictures: int
+
+    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+        """`count` samples about a picture, sharing its image (the very object); none where it shows nothing to ask for."""
+
+
+class Stream:
+    """`length` samples: a picture at random, `PER_PICTURE` questions about it, the next."""
+
+    def __init__(self, data: Teacher, length: int, seed: int):
+        self.data, self.length, self.seed = data, length, seed
+        self._latest: tuple[int, list[Sample]] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> Sample:
+        if not 0 <= i < self.length:
+            raise IndexError(i)
+        number, place = divmod(i, PER_PICTURE)
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self._drawn(number)
+        return self._latest[1][place]
+
+    def _drawn(self, number: int) -> list[Sample]:
+        for attempt in range(TRIES):
+            rng = np.random.default_rng([self.seed, number, attempt])
+            if samples := self.data.taught(int(rng.integers(self.data.pictures)), PER_PICTURE, rng):
+                return samples
+        raise InputError(f"{TRIES} pictures in a row show nothing to ask for; look at them with `reasonseg data check`")
+
+
+def some(rng: np.random.Generator, count: int, of: int) -> list[int]:
+    """`count` indices below `of`: all of them once before any comes again."""
+    order = rng.permutation(of)
+    return [int(order[k % of]) for k in range(count)]
