@@ -17,6 +17,10 @@ class Stage:
     end over which the learning rate falls to a thirtieth; `options` go to the objective; `optimizer`: `muon` on
     matrices and AdamW on the rest, for training from nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight
     decay).
+
+    `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one config trains the same
+    model on one device or many. `lora`: rank of adapters on the language model's q and v, trained beside `train` and folded
+    into the weights when the stage ends.
     """
 
     objective: Literal["dense", "codes", "language", "references", "painting"]
@@ -29,6 +33,13 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     optimizer: Literal["muon", "adamw"] = "muon"
+    accumulate: int = 1
+    lora: int = 0
+    alpha: float = 16.0
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise InputError(f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,7 @@ class TrainSettings:
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
     `references` is a prompter for examples, given to a model that has none yet.
     `examples`: from now on the language model reads references beside words (LLaVA backbones).
+    `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
 
@@ -53,6 +65,7 @@ class TrainSettings:
     log_every: int = 10
     bf16: bool = True
     examples: bool = False
+    checkpointing: bool = False
     products: bool = False
     report_to: tuple[str, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -330,10 +330,11 @@ class Segmenter(nn.Module):
         labels = labels_of(said.text, markers.seg_text, markers.rej_text, query.text)
         return Answer(said.text, masks, scores, labels, status, **common)
 
-    def loss(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-        """Losses of true answers: `loss` (weighted sum), its parts, and the counts they were averaged over.
+    def loss(self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+        """Losses of true answers: `loss` (weighted sum), its parts, and the share of words that were right.
 
-        Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the images' own size.
+        Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the images' own size. Where the
+        samples are a part of a step, `counts` are the `tokens` and `masks` of the whole: the parts' losses add up to its loss.
         """
         samples = list(samples)
         spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
@@ -345,10 +346,12 @@ class Segmenter(nn.Module):
         images, of_image = distinct([s.query.image for s in samples])
         logits, predicted = self.decode_all(self.decoder.encode(images), [of_image[i] for i in of], prompts)
         weights = self.settings.loss
-        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)} if taught else {}
-        parts |= self.mask_losses(logits, predicted, truths, of)
+        tokens, masks = (counts["tokens"], counts["masks"]) if counts else (taught.tokens if taught else 0, len(of))
+        parts = {"text": taught.cross_entropy / max(tokens, 1)} if taught else {}
+        drawn = self.mask_losses(logits, predicted, truths, of)
+        parts |= {name: value * (len(of) / max(masks, 1)) for name, value in drawn.items()}
         total = sum(getattr(weights, name) * value for name, value in parts.items())
-        accuracy = {"text_accuracy": taught.correct / max(taught.tokens, 1)} if taught else {}
+        accuracy = {"text_accuracy": taught.correct / max(tokens, 1)} if taught else {}
         return {"loss": total, **parts, **accuracy}
 
     def prompts_of(self, samples: list[Sample], taught: Taught | None, cache: Any) -> tuple[list[Prompt], list[int]]:

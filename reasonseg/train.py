@@ -1,6 +1,7 @@
 """Training: stages one after another on transformers' Trainer, each killed and resumed at any step.
 
-A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again.
+A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again. Under `accelerate launch` or
+`torchrun` several processes share every step; the first one writes.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_model, save_model
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from reasonseg.adapters import add_lora, fold_lora
 from reasonseg.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
@@ -40,20 +43,40 @@ def train(settings: TrainSettings) -> Segmenter:
         if finished.is_file():
             load_model(objective, finished)
         else:
+            layers = objective.segmenter.backbone.layers if stage.lora else None
+            if layers is not None:
+                set_seed(settings.seed + stage.seed)  # adapters begin at random
+                add_lora(layers, stage.lora, stage.alpha)
             run_stage(objective, stage, settings, out / name)
+            if layers is not None:
+                fold_lora(layers)
             objective.finish()
-            with written_aside(finished) as aside:
-                save_model(objective, str(aside))
-            for checkpoint in (out / name).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            if processes().is_main_process:
+                _keep(objective, finished)
+            processes().wait_for_everyone()
         if isinstance(objective, Codes):
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
     about = segmenter.settings.about
     segmenter.settings = replace(segmenter.settings, about={**about, "rounds": [*about.get("rounds", []), seen]})
-    segmenter.save_pretrained(out / "model", torch.float16)
+    if processes().is_main_process:
+        segmenter.save_pretrained(out / "model", torch.float16)
+    processes().wait_for_everyone()
     return segmenter
+
+
+def processes() -> PartialState:
+    """This process among those that train together."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _keep(objective: Objective, finished: Path) -> None:
+    """Writes what a stage ended with; its checkpoints have served."""
+    with written_aside(finished) as aside:
+        save_model(objective, str(aside))
+    for checkpoint in finished.parent.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _beginning(settings: TrainSettings) -> Segmenter:
@@ -66,7 +89,9 @@ def _beginning(settings: TrainSettings) -> Segmenter:
         segmenter = segmenter.with_references(settings.references)
     if settings.examples:
         segmenter = segmenter.reading_examples()
-    segmenter.to("cuda" if torch.cuda.is_available() else "cpu")
+    segmenter.to(processes().device if torch.cuda.is_available() else "cpu")
+    if settings.checkpointing:
+        segmenter.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.products:
         use_products(segmenter.backbone.model)
     return segmenter
@@ -91,10 +116,18 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
 
 def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> None:
     """Trains one objective, or goes on from the newest complete checkpoint in `folder`."""
+    count = processes().num_processes
+    if stage.batch % (count * stage.accumulate):
+        raise InputError(
+            f"batch {stage.batch} cannot be shared by {count} processes with accumulate = {stage.accumulate}; "
+            f"take a multiple of {count * stage.accumulate}"
+        )
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch,
+        per_device_train_batch_size=stage.batch // (count * stage.accumulate),
+        gradient_accumulation_steps=stage.accumulate,
+        ddp_find_unused_parameters=True,  # a batch may draw no mask, or show no example
         learning_rate=stage.lr,
         bf16=settings.bf16,
         save_steps=settings.save_every,
@@ -119,7 +152,9 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         data_collator=objective.collate,
         callbacks=[Marker()],
     )
-    trainer.train(resume_from_checkpoint=latest(folder))
+    with processes().main_process_first():
+        newest = latest(folder)
+    trainer.train(resume_from_checkpoint=newest)
 
 
 def latest(folder: Path) -> str | None:
@@ -136,6 +171,8 @@ class Marker(TrainerCallback):
 
     def on_save(self, args, state, control, **_):
         """Called by the Trainer after the last file."""
+        if not state.is_world_process_zero:
+            return
         os.sync()
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
@@ -148,7 +185,7 @@ class StageTrainer(Trainer):
         self.stage = stage
         self.sums: dict[str, float] = {}
         self.seen = 0
-        self.model_accepts_loss_kwargs = False
+        self.model_accepts_loss_kwargs = True  # where `counts` are told, losses are not divided again
 
     def _get_train_sampler(self, *_):
         return SequentialSampler(self.train_dataset)
@@ -173,19 +210,39 @@ class StageTrainer(Trainer):
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_):
-        """The objective's loss; its parts are averaged into the log."""
-        parts = model(inputs)
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of a step, and what its losses are averaged over: counts of all processes' together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        objective = self.accelerator.unwrap_model(self.model)
+        found = [objective.counts(batch) for batch in batches]
+        if not all(found):
+            return batches, None
+        names = list(found[0])
+        total = torch.tensor([float(sum(f[name] for f in found)) for name in names], device=device)
+        return batches, dict(zip(names, self.accelerator.reduce(total, "sum").tolist(), strict=True))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective's loss; its parts are averaged into the log.
+
+        With counts a loss is a part of the step's; processes are averaged by DDP, so each counts as often as there are.
+        """
+        counted = num_items_in_batch is not None
+        parts = model(inputs, num_items_in_batch) if counted else model(inputs)
+        times = self.accelerator.num_processes if counted else 1
+        micro = self.stage.accumulate if counted else 1
         for name, value in parts.items():
             if name != "loss":
-                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+                self.sums[name] = self.sums.get(name, 0.0) + float(value.detach()) * times * micro
         self.seen += 1
-        return (parts["loss"], parts) if return_outputs else parts["loss"]
+        loss = parts["loss"] * times
+        return (loss, parts) if return_outputs else loss
 
     def log(self, logs, *arguments, **options):
-        """Adds the parts."""
+        """Adds the parts, averaged over processes."""
         if self.seen:
-            logs |= {name: round(value / self.seen, 4) for name, value in self.sums.items()}
+            mine = torch.tensor([value / self.seen for value in self.sums.values()], device=self.args.device)
+            means = self.accelerator.reduce(mine, "mean").tolist()
+            logs |= {name: round(value, 4) for name, value in zip(self.sums, means, strict=True)}
             self.sums, self.seen = {}, 0
         super().log(logs, *arguments, **options)
 

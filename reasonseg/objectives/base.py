@@ -11,7 +11,11 @@ from reasonseg.segmenter import Segmenter
 
 
 class Objective(nn.Module):
-    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the one to minimise."""
+    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the one to minimise.
+
+    Losses of several micro-batches and processes are averaged; where their sizes matter, `counts(batch)` says over how many
+    tokens and masks a batch sums, and `forward(batch, counts)` divides by those of the whole step instead.
+    """
 
     segmenter: Segmenter
 
@@ -22,6 +26,10 @@ class Objective(nn.Module):
     def collate(self, items: list) -> dict:
         """Items to a batch, in a worker process."""
         raise NotImplementedError
+
+    def counts(self, batch: dict) -> dict[str, int]:
+        """What a loss is averaged over; empty where each batch counts the same."""
+        return {}
 
     def finish(self) -> None:
         """What is handed over when the stage ends."""

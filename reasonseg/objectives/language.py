@@ -43,10 +43,18 @@ class Language(Objective):
     def collate(self, items: list[Sample]) -> dict:
         return {"samples": items}
 
-    def forward(self, batch: dict) -> dict[str, torch.Tensor]:
+    def counts(self, batch: dict) -> dict[str, int]:
+        """Answer tokens and masks; none while aiming, which averages over what is drawn of a batch."""
+        if self.aim:
+            return {}
+        spoken = [s for s in batch["samples"] if s.query.text.strip()]
+        tokens = sum(len(self.segmenter.backbone.answer_ids(s.truth.text)) for s in spoken)
+        return {"tokens": tokens, "masks": sum(len(s.truth.masks) for s in batch["samples"])}
+
+    def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
         samples, segmenter = batch["samples"], self.segmenter
         if not self.aim:
-            return segmenter.loss(samples)
+            return segmenter.loss(samples, counts)
         spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
         looked = self.looked(samples)
         images, of_image = distinct([s.query.image for s in samples])

@@ -1,0 +1,133 @@
+"""One config, one process or two, whole batches or parts of them: the same losses and the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_data import pairs
+
+from reasonseg import InputError
+from reasonseg.runs import read_run
+from reasonseg.train import train
+
+STEPS = 3
+
+
+def config(folder: Path, root: str, **stage) -> str:
+    """A run on a folder in which some questions ask in vain, so that parts of a batch hold different counts."""
+    settings = {
+        "objective": "language", "steps": STEPS, "batch": 8, "lr": 1e-3, "warmup": 1, "optimizer": "adamw",
+        "train": ["segmenter.prompter.", "segmenter.decoder.model.mask_decoder.", "segmenter.backbone.model.model.language"],
+    }  # fmt: skip
+    tree = {
+        "start": "embedded", "data": {"kind": "folder", "root": root, "absent": 0.5}, "stages": {"words": settings | stage},
+        "bf16": False, "workers": 0, "log_every": 1, "save_every": STEPS, "out": str(folder / "out"),
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    return str(folder / "run.yaml")
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "out" / "words" / "finished.safetensors")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = pairs(tmp_path_factory.mktemp("own") / "shapes", 6)
+    for label, numbers in (("disc", (0, 1)), ("bar", (2, 3))):  # pictures that lack something to ask for
+        for number in numbers:
+            (root / "masks" / label / f"{number:03}.png").unlink()
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    done = run([sys.executable], config(folder, root))
+    return weights(folder), losses(done.stdout)
+
+
+def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> None:
+    """Apart by less than a hundredth of the way they went: AdamW makes a step of every rounding error where a gradient is 0."""
+    apart = torch.stack([(a[n] - b[n]).square().sum() for n in a]).sum().sqrt()
+    way = torch.stack([(a[n] - start[n]).square().sum() for n in a]).sum().sqrt()
+    assert way > 0.1 and apart < 0.01 * way, (float(apart), float(way))
+
+
+def run(launch: list[str], file: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launch, "-m", "reasonseg.cli", "train", file]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def losses(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("{'loss'")]
+
+
+@pytest.fixture(scope="module")
+def start():
+    from reasonseg import Segmenter
+    from reasonseg.objectives import Language
+
+    return Language(Segmenter.from_pretrained(device="cpu", dtype="float32")).state_dict()
+
+
+def test_parts_of_a_batch_add_up(root, alone, start, tmp_path):
+    done = run([sys.executable], config(tmp_path / "parts", root, accumulate=4))
+    close(alone[0], weights(tmp_path / "parts"), start)
+    assert losses(done.stdout) == alone[1] and len(alone[1]) == STEPS
+
+
+def test_two_processes_are_one(root, alone, start, tmp_path):
+    file = config(tmp_path / "two", root, accumulate=2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    done = run(launch, file)
+    close(alone[0], weights(tmp_path / "two"), start)
+    assert losses(done.stdout) == alone[1]
+    assert (tmp_path / "two" / "out" / "model" / "settings.yaml").is_file()
+    assert not list((tmp_path / "two" / "out" / "words").glob("checkpoint-*"))
+
+
+def test_losses_of_parts_are_those_of_the_whole(root, segmenter):
+    from reasonseg.datasets.folder import Config
+    from reasonseg.objectives import Language
+
+    stream = Config(root, absent=0.5).training(8, 0)
+    samples = [stream[i] for i in range(8)]
+    objective = Language(segmenter)
+    counts = objective.counts({"samples": samples})
+    with torch.no_grad():
+        whole = segmenter.loss(samples)
+        parts = [segmenter.loss(samples[k : k + 2], counts) for k in range(0, 8, 2)]
+    assert len({len(s.truth.masks) for s in samples}) == 2, "some are absent"
+    for name in whole:
+        assert torch.allclose(sum(p[name] for p in parts), whole[name], atol=1e-5), name
+
+
+def test_adapters_are_trained_and_folded(root, tmp_path):
+    train(read_run(config(tmp_path / "lora", root, lora=4, train=["segmenter.prompter."], lr=1e-2)))
+    found = weights(tmp_path / "lora")
+    assert not [name for name in found if "lora" in name]
+    logged = json.loads(json.dumps({k: list(v.shape) for k, v in found.items() if "q_proj" in k}))
+    assert logged
+    from reasonseg import Segmenter
+
+    first = Segmenter.from_pretrained(device="cpu", dtype="float32").backbone.layers.state_dict()
+    trained = {k.split("language_model.layers.")[1]: v for k, v in found.items() if "language_model.layers." in k}
+    changed = {k.rsplit(".", 2)[1] for k, v in trained.items() if (v - first[k]).abs().max() > 1e-5}
+    assert changed == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("stage, words", [({"accumulate": 3}, "equal parts"), ({"accumulate": 0}, "equal parts")])
+def test_batches_that_cannot_be_split(root, tmp_path, stage, words):
+    with pytest.raises(InputError, match=words):
+        read_run(config(tmp_path / "run", root, **stage))
