@@ -9,7 +9,7 @@ from reasonseg.errors import InputError
 TARGETS = ("q_proj", "v_proj")
 
 
-def add_lora(layers: nn.Module, rank: int, alpha: float) -> list[nn.Parameter]:
+def add_lora(layers: nn.Module, rank: int, alpha: float, dropout: float = 0.0) -> list[nn.Parameter]:
     """Puts adapters beside the projections in `layers` and returns their parameters; the projections themselves are frozen."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -18,7 +18,9 @@ def add_lora(layers: nn.Module, rank: int, alpha: float) -> list[nn.Parameter]:
         raise InputError(
             f"the language model has no {' and '.join(TARGETS)} for LoRA; train it whole with train.lora=0"
         )
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGETS)), layers)
+    inject_adapter_in_model(
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGETS)), layers
+    )
     added = [p for name, p in layers.named_parameters() if ".lora_" in name]
     for p in added:
         p.requires_grad_(True)

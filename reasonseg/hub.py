@@ -21,3 +21,8 @@ def download(name: str, revision: str | None, remedy: str) -> Path:
         raise InputError(
             f"nothing at {name}: no such folder, and the hub did not give it ({reason}); {remedy}"
         ) from None
+
+
+def located(source: str) -> Path:
+    """A folder, or the local copy of a hub repository."""
+    return Path(source) if Path(source).is_dir() else download(source, None, "name a folder or a hub id")

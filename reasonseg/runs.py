@@ -14,13 +14,13 @@ from reasonseg.settings import ModelSettings
 @dataclass(frozen=True)
 class Stage:
     """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the
-    end over which the learning rate falls to a thirtieth; `options` go to the objective; `optimizer`: `muon` on
+    end over which the learning rate falls to `floor` of itself; `options` go to the objective; `optimizer`: `muon` on
     matrices and AdamW on the rest, for training from nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight
     decay).
 
     `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one config trains the same
     model on one device or many. `lora`: rank of adapters on the language model's q and v, trained beside `train` and folded
-    into the weights when the stage ends.
+    into the weights when the stage ends, with `dropout` before them.
     """
 
     objective: Literal["dense", "codes", "language", "references", "painting"]
@@ -36,6 +36,8 @@ class Stage:
     accumulate: int = 1
     lora: int = 0
     alpha: float = 16.0
+    dropout: float = 0.0
+    floor: float = 1 / 30
 
     def __post_init__(self):
         if self.accumulate < 1 or self.batch % self.accumulate:
@@ -49,6 +51,7 @@ class TrainSettings:
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
     `references` is a prompter for examples, given to a model that has none yet.
     `examples`: from now on the language model reads references beside words (LLaVA backbones).
+    `dtype`: of what is loaded and not trained, and of the result's files (float32: they are float16); what is trained is float32.
     `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
@@ -65,6 +68,7 @@ class TrainSettings:
     log_every: int = 10
     bf16: bool = True
     examples: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     products: bool = False
     report_to: tuple[str, ...] = ()

@@ -46,7 +46,10 @@ def train(settings: TrainSettings) -> Segmenter:
             layers = objective.segmenter.backbone.layers if stage.lora else None
             if layers is not None:
                 set_seed(settings.seed + stage.seed)  # adapters begin at random
-                add_lora(layers, stage.lora, stage.alpha)
+                add_lora(layers, stage.lora, stage.alpha, stage.dropout)
+            for parameter in objective.parameters():
+                if parameter.requires_grad:  # small steps would be lost in bfloat16
+                    parameter.data = parameter.data.float()
             run_stage(objective, stage, settings, out / name)
             if layers is not None:
                 fold_lora(layers)
@@ -61,7 +64,7 @@ def train(settings: TrainSettings) -> Segmenter:
     about = segmenter.settings.about
     segmenter.settings = replace(segmenter.settings, about={**about, "rounds": [*about.get("rounds", []), seen]})
     if processes().is_main_process:
-        segmenter.save_pretrained(out / "model", torch.float16)
+        segmenter.save_pretrained(out / "model", torch.float16 if settings.dtype == "float32" else torch.bfloat16)
     processes().wait_for_everyone()
     return segmenter
 
@@ -81,10 +84,10 @@ def _keep(objective: Objective, finished: Path) -> None:
 
 def _beginning(settings: TrainSettings) -> Segmenter:
     if settings.model is not None:
-        segmenter = Segmenter.build(settings.model)
+        segmenter = Segmenter.build(settings.model).to(getattr(torch, settings.dtype))
     else:
         source = None if settings.start == "embedded" else settings.start
-        segmenter = Segmenter.from_pretrained(source, dtype=torch.float32)
+        segmenter = Segmenter.from_pretrained(source, dtype=settings.dtype)
     if settings.references is not None and segmenter.references is None:
         segmenter = segmenter.with_references(settings.references)
     if settings.examples:
@@ -200,12 +203,12 @@ class StageTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Linear warm-up, a plateau, linear decay to a thirtieth."""
+        """Linear warm-up, a plateau, linear decay."""
         stage = self.stage
 
         def factor(step: int) -> float:
             rest = (stage.steps - step) / max(stage.steps * stage.decay, 1)
-            return min((step + 1) / max(stage.warmup, 1), 1.0) * max(min(rest, 1.0), 1 / 30)
+            return min((step + 1) / max(stage.warmup, 1), 1.0) * max(min(rest, 1.0), stage.floor)
 
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler

@@ -28,7 +28,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
         "adapters",
     },
     {"vocabulary", "scenes"},
-    {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports"},
+    {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports", "streams"},
     {"tokens", "sam_family", "weights"},
     {"filling"},
     {"settings"},

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 
 from reasonseg.errors import InputError
+from reasonseg.hub import located
 from reasonseg.pixels import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
 from reasonseg.weights import from_folder
@@ -21,13 +22,18 @@ MODELS = {"sam": SamModel, "sam_hq": SamHQModel}
 
 @dataclass(frozen=True)
 class Config:
-    """`network` is a transformers `SamConfig` as a dict, read only where weights start fresh; `pixels` likewise."""
+    """`source` (folder or hub id) holds weights to start from; without it they start fresh, from `network`, a transformers
+    `SamConfig` as a dict, and `pixels`. A model that was saved reads none of them.
+    """
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     def build(self) -> SamDecoder:
-        """A decoder with fresh weights."""
+        """A decoder with the source's weights, or fresh ones."""
+        if self.source:
+            return self.load(located(self.source))
         config = SamConfig(**self.network)
         model = SamModel(config)
         with (

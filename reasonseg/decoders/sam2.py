@@ -11,6 +11,7 @@ import numpy as np
 from transformers import AutoConfig, Sam2Config, Sam2Model
 
 from reasonseg.errors import InputError
+from reasonseg.hub import located
 from reasonseg.pixels import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
 from reasonseg.weights import from_folder
@@ -18,13 +19,18 @@ from reasonseg.weights import from_folder
 
 @dataclass(frozen=True)
 class Config:
-    """`network` is a transformers `Sam2Config` as a dict, read only where weights start fresh; `pixels` likewise."""
+    """`source` (folder or hub id) holds weights to start from; without it they start fresh, from `network`, a transformers
+    `Sam2Config` as a dict, and `pixels`. A model that was saved reads none of them.
+    """
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
 
     def build(self) -> Sam2Decoder:
-        """A decoder with fresh weights."""
+        """A decoder with the source's weights, or fresh ones."""
+        if self.source:
+            return self.load(located(self.source))
         config = Sam2Config(**self.network)
         size = config.prompt_encoder_config.image_size
         return Sam2Decoder(Sam2Model(config), Pixels(**{"size": size, "aspect": "squash", **self.pixels}))
