@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
 from reasonseg.phrasing import FORCED
-from reasonseg.rows import answers_from, append, kept, maker, read_predictions, rewrite
+from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
 from reasonseg.vocabulary import Answer, Sample
 
 BATCH = 16
@@ -61,24 +59,21 @@ def evaluate_benchmark(
     rewrite(out, rows)
     todo = [i for i in range(total) if data.id(i) not in done]
     given = read_predictions(predictions) if predictions else None
-    bar = tqdm(total=total, initial=len(rows), desc=f"eval {name}", unit="question", disable=not progress)
-    for start in range(0, len(todo), BATCH):
-        samples, fresh = _read(data, todo[start : start + BATCH])
+
+    def ask(part: list[int]) -> list[dict]:
+        samples, fresh = _read(data, part)
         if given is None:
             queries = [s.query for s in samples]
             words = [FORCED if s.truth.status == "absent" else s.truth.text for s in samples]
             answers = {"teacher_forced": segmenter.forced(queries, words), "generated": segmenter.batch(queries)}
         else:
             answers = {"generated": answers_from(samples, given)}
-        fresh += [row(sample, {way: a[i] for way, a in answers.items()}) for i, sample in enumerate(samples)]
-        append(out, fresh)
-        rows += fresh
-        bar.update(len(fresh))
-    bar.close()
+        return fresh + [row(sample, {way: a[i] for way, a in answers.items()}) for i, sample in enumerate(samples)]
+
+    bar = f"eval {name}"
+    rows += collect(out, batched(todo, BATCH), ask, bar=bar, unit="question", had=len(rows), progress=progress)
     summary = summarise(rows, seed)
-    if out is not None:
-        with written_aside(Path(out) / "summary.json") as aside:
-            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    finish(out, rows, summary)
     return summary
 
 

@@ -22,6 +22,7 @@ from reasonseg import quantization as quant
 from reasonseg.config import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
 from reasonseg.hub import download
+from reasonseg.processes import local_index
 from reasonseg.settings import ModelSettings
 from reasonseg.weights import refuse
 
@@ -105,7 +106,7 @@ def load(
     `template` which conversation strings are used. Raises `InputError` where the source does not exist, a key is
     missing, left over or of another shape (unless a prefix in `allow` covers it), or an option does not apply.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or (f"cuda:{local_index()}" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     dtype = DTYPES.get(dtype, dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)

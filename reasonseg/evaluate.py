@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
-from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, append, kept, maker, read_predictions, whole_batches
+from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, whole_batches
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -57,25 +55,22 @@ def evaluate_scenes(
     done = {row["id"] for row in rows}
     todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]
     given = read_predictions(predictions) if predictions else None
-    bar = tqdm(total=len(data), initial=len(rows), desc="eval scenes", unit="question", disable=not progress)
-    for start in range(0, len(todo), BATCH):
-        part = todo[start : start + BATCH]
+
+    def ask(part: list[int]) -> list[dict]:
         samples = [data[i] for i in part]
         answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
         fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-        scenes = [data.scene(i) for i in part]
-        for row, sample, scene in zip(fresh, samples, scenes, strict=True):
-            row["random_object"] = _random_object(sample, scene)
+        for row, sample, i in zip(fresh, samples, part, strict=True):
+            row["random_object"] = _random_object(sample, data.scene(i))
         if given is None:
             _add_baselines(segmenter, samples, [data[(i + 1) % len(data)] for i in part], fresh)
-        append(out, fresh)
-        rows += fresh
-        bar.update(len(fresh))
-    bar.close()
+        return fresh
+
+    rows += collect(
+        out, batched(todo, BATCH), ask, bar="eval scenes", unit="question", had=len(rows), progress=progress
+    )
     summary = summarise(rows, levels, with_model=given is None)
-    if out is not None:
-        with written_aside(Path(out) / "summary.json") as aside:
-            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    finish(out, rows, summary)
     return summary
 
 

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, count
-from reasonseg.rows import answers_from, append, kept, maker, read_predictions, rewrite, whole_batches
+from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite, whole_batches
 from reasonseg.vocabulary import Answer, Sample
 
 BATCH = 16
@@ -55,28 +53,17 @@ def evaluate_episodes(
     ]
     rewrite(out, rows)
     done, given = {row["id"] for row in rows}, read_predictions(predictions) if predictions else None
-    bar = tqdm(
-        total=sum(map(len, sets.values())),
-        initial=len(rows),
-        desc="eval episodes",
-        unit="episode",
-        disable=not progress,
-    )
-    for group, data in sets.items():
-        name = f"{config.benchmark}-{config.fold}-{group}-"
-        todo = [i for i in range(len(data)) if f"{name}{i}" not in done]
-        for start in range(0, len(todo), BATCH):
-            samples = [data[i] for i in todo[start : start + BATCH]]
-            answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
-            fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-            append(out, fresh)
-            rows += fresh
-            bar.update(len(fresh))
-    bar.close()
+
+    def ask(batch: list[tuple[str, int]]) -> list[dict]:
+        samples = [sets[group][i] for group, i in batch]
+        answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
+        return [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
+
+    todo = [[(g, i) for i, name in enumerate(names) if name not in done] for g, names in ids.items()]
+    batches = [batch for mine in todo for batch in batched(mine, BATCH)]
+    rows += collect(out, batches, ask, bar="eval episodes", unit="episode", had=len(rows), progress=progress)
     summary = summarise(rows)
-    if out is not None:
-        with written_aside(Path(out) / "summary.json") as aside:
-            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    finish(out, rows, summary)
     return summary
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.masks import from_rle
+from reasonseg.processes import first, gathered, processes, share, wait
 from reasonseg.vocabulary import Answer, Sample
 
 
@@ -20,24 +23,27 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
     if out is None:
         return []
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     run = out / "run.json"
     if run.is_file() and json.loads(run.read_text()) != key:
         raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
-    with written_aside(run) as aside:
-        aside.write_text(json.dumps(key, indent=1) + "\n")
-    if not (out / "rows.jsonl").is_file():
-        return []
-    rows = list(_whole_lines((out / "rows.jsonl").read_text()))
-    rewrite(out, rows)  # a line that was cut off goes
-    return rows
+    wait()  # until everybody has looked
+    if first():
+        out.mkdir(parents=True, exist_ok=True)
+        with written_aside(run) as aside:
+            aside.write_text(json.dumps(key, indent=1) + "\n")
+        rewrite(out, [row for file in _files(out) for row in _whole_lines(file.read_text())])  # a line cut off goes
+    wait()
+    return list(_whole_lines((out / "rows.jsonl").read_text()))
+
+
+def _files(out: Path) -> list[Path]:
+    return [f for f in (out / "rows.jsonl", *sorted(out.glob("rows-*.jsonl"))) if f.is_file()]
 
 
 def whole_batches(out: str | Path | None, rows: list[dict], ids: list[str], size: int) -> list[dict]:
     """Rows of the complete batches of `size` ids; the others are asked again, so that every batch is what it would have been."""
     done = {row["id"] for row in rows}
-    batches = [ids[k : k + size] for k in range(0, len(ids), size)]
-    complete = {name for batch in batches if all(name in done for name in batch) for name in batch}
+    complete = {name for batch in batched(ids, size) if all(name in done for name in batch) for name in batch}
     left = [row for row in rows if row["id"] in complete]
     if len(left) < len(rows):
         rewrite(out, left)
@@ -45,10 +51,13 @@ def whole_batches(out: str | Path | None, rows: list[dict], ids: list[str], size
 
 
 def rewrite(out: str | Path | None, rows: list[dict]) -> None:
-    """Replaces `rows.jsonl`."""
-    if out is not None:
-        with written_aside(Path(out) / "rows.jsonl") as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """Replaces `rows.jsonl`, and what other processes of this run had kept apart."""
+    if out is None or not first():
+        return
+    with written_aside(Path(out) / "rows.jsonl") as aside:
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in Path(out).glob("rows-*.jsonl"):
+        file.unlink()
 
 
 def maker(segmenter, predictions: str | Path | None) -> str:
@@ -68,11 +77,44 @@ def _whole_lines(text: str) -> Iterator[dict]:
             return
 
 
-def append(out: str | Path | None, rows: list[dict]) -> None:
-    """Adds rows to `rows.jsonl`."""
-    if out is not None:
-        with open(Path(out) / "rows.jsonl", "a") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
+def collect(
+    out: str | Path | None, batches: list[Any], ask: Callable[[Any], list[dict]], *, bar: str, unit: str, had: int, progress: bool
+) -> list[dict]:  # fmt: skip
+    """The rows that `ask` gives for each batch, kept in `out` as they come; `had` were there before.
+
+    Processes that were launched together take batches in turn; each keeps its rows in a file of its own, and all return all
+    rows in the order of the batches.
+    """
+    wait()  # rows.jsonl is as it should be from here on
+    mine, fresh = share(list(enumerate(batches))), []
+    total = had + sum(map(len, batches))
+    with tqdm(total=total, initial=had, desc=bar, unit=unit, disable=not (progress and first())) as shown:
+        for number, batch in mine:
+            rows = ask(batch)
+            if out is not None:
+                with open(_own(Path(out)), "a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in rows))
+            fresh.append((number, rows))
+            shown.update(len(rows))
+    return [row for _, rows in sorted(gathered(fresh), key=lambda pair: pair[0]) for row in rows]
+
+
+def _own(out: Path) -> Path:
+    return out / ("rows.jsonl" if first() else f"rows-{processes().process_index}.jsonl")
+
+
+def batched(items: list, size: int) -> list[list]:
+    """Items in lists of `size`, the last shorter."""
+    return [items[k : k + size] for k in range(0, len(items), size)]
+
+
+def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:
+    """Writes all rows as one file, and the summary."""
+    rewrite(out, rows)
+    if out is not None and first():
+        with written_aside(Path(out) / "summary.json") as aside:
+            aside.write_text(json.dumps(summary, indent=1) + "\n")
+    wait()
 
 
 def read_predictions(file: str | Path) -> dict[str, dict]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_model, save_model
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
@@ -24,6 +23,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Objective
 from reasonseg.optimizers import MuonAdamW
+from reasonseg.processes import processes
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 
@@ -67,11 +67,6 @@ def train(settings: TrainSettings) -> Segmenter:
         segmenter.save_pretrained(out / "model", torch.float16 if settings.dtype == "float32" else torch.bfloat16)
     processes().wait_for_everyone()
     return segmenter
-
-
-def processes() -> PartialState:
-    """This process among those that train together."""
-    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _keep(objective: Objective, finished: Path) -> None:

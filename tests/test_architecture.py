@@ -26,6 +26,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
         "phrasing",
         "cache",
         "adapters",
+        "processes",
     },
     {"vocabulary", "scenes"},
     {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports", "streams"},

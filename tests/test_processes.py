@@ -50,7 +50,7 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    done = run([sys.executable], config(folder, root))
+    done = run([sys.executable], "train", config(folder, root))
     return weights(folder), losses(done.stdout)
 
 
@@ -61,9 +61,12 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[st
     assert way > 0.1 and apart < 0.01 * way, (float(apart), float(way))
 
 
-def run(launch: list[str], file: str) -> subprocess.CompletedProcess:
+TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+
+
+def run(launch: list[str], *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launch, "-m", "reasonseg.cli", "train", file]
+    command = [*launch, "-m", "reasonseg.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -82,15 +85,14 @@ def start():
 
 
 def test_parts_of_a_batch_add_up(root, alone, start, tmp_path):
-    done = run([sys.executable], config(tmp_path / "parts", root, accumulate=4))
+    done = run([sys.executable], "train", config(tmp_path / "parts", root, accumulate=4))
     close(alone[0], weights(tmp_path / "parts"), start)
     assert losses(done.stdout) == alone[1] and len(alone[1]) == STEPS
 
 
 def test_two_processes_are_one(root, alone, start, tmp_path):
     file = config(tmp_path / "two", root, accumulate=2)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
-    done = run(launch, file)
+    done = run(TWO, "train", file)
     close(alone[0], weights(tmp_path / "two"), start)
     assert losses(done.stdout) == alone[1]
     assert (tmp_path / "two" / "out" / "model" / "settings.yaml").is_file()
@@ -131,3 +133,27 @@ def test_adapters_are_trained_and_folded(root, tmp_path):
 def test_batches_that_cannot_be_split(root, tmp_path, stage, words):
     with pytest.raises(InputError, match=words):
         read_run(config(tmp_path / "run", root, **stage))
+
+
+def masks(folder: Path) -> dict[str, list]:
+    """What each question was answered with, but for scores: their last digits depend on which pictures are encoded together."""
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    return {r["id"]: [r["answer"], r["counts"], [o["segmentation"] for o in r["objects"]]] for r in rows}
+
+
+def test_an_evaluation_is_shared(font, tmp_path):
+    """Two processes give the rows and the summary of one, bit for bit; what a killed run kept is not asked again."""
+    how = ["eval", "scenes", "--limit", "48", "--json"]
+    one = run([sys.executable], *how, "--out", str(tmp_path / "one"))
+    two = run(TWO, *how, "--out", str(tmp_path / "two"))
+    said = [line for line in two.stdout.splitlines() if line.startswith("{")]
+    assert said == [line for line in one.stdout.splitlines() if line.startswith("{")] and len(said) == 1
+    assert masks(tmp_path / "one") == masks(tmp_path / "two") and len(masks(tmp_path / "one")) == 48
+    assert {f.name for f in (tmp_path / "two").iterdir()} == {"rows.jsonl", "run.json", "summary.json"}
+    lines = (tmp_path / "two" / "rows.jsonl").read_text().splitlines(True)
+    (tmp_path / "two" / "rows.jsonl").write_text("".join(lines[:16]))  # as a run of two that was killed leaves it
+    (tmp_path / "two" / "rows-1.jsonl").write_text("".join(lines[16:32]) + lines[32][:40])
+    (tmp_path / "two" / "summary.json").unlink()
+    again = run([sys.executable], *how, "--out", str(tmp_path / "two"))
+    assert [line for line in again.stdout.splitlines() if line.startswith("{")] == said
+    assert masks(tmp_path / "two") == masks(tmp_path / "one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from reasonseg.commands.shared import Parser, add_model_options, load_model, positive
+from reasonseg.processes import first
 
 BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")
 SPLITS = {
@@ -90,6 +91,8 @@ def _eval_episodes(options) -> None:
         None if options.predictions else load_model(options), config, out=options.out, predictions=options.predictions,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
+    if not first():
+        return
     if options.json:
         print(json.dumps(summary))
     else:
@@ -124,6 +127,8 @@ def _eval_benchmark(options) -> None:
         None if options.predictions else load_model(options), config, name=options.name, limit=options.limit, seed=options.seed,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    if not first():
+        return
     if options.json:
         print(json.dumps(summary))
     else:
@@ -146,6 +151,8 @@ def _eval_scenes(options) -> None:
         segmenter, split=options.split, limit=options.limit, seed=options.seed, levels=levels, sprites=options.sprites,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
     )  # fmt: skip
+    if not first():
+        return
     if options.json:
         print(json.dumps(summary))
     else:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from reasonseg.config import Kind, Room
+from reasonseg.config import Kind, Room, config_class
 from reasonseg.errors import InputError
 from reasonseg.streams import PER_PICTURE
 from reasonseg.vocabulary import Sample
@@ -33,9 +33,8 @@ class Config:
     @classmethod
     def example(cls) -> Config:
         """A small one, for tests."""
-        from reasonseg.datasets.scenes import Config as Scenes
-
-        small = {"things": Scenes("val", count=3, size=96), "more": Scenes("val", count=4, seed=5, size=96)}
+        scenes = config_class("datasets", "scenes")
+        small = {"things": scenes("val", count=3, size=96), "more": scenes("val", count=4, seed=5, size=96)}
         return cls({name: Kind("scenes", config) for name, config in small.items()}, {"more": 2.0})
 
     def parts(self) -> dict[str, Any]:

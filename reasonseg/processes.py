@@ -1,0 +1,53 @@
+"""Processes that work together (`accelerate launch`, `torchrun`), or the one there is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def many() -> bool:
+    """Whether this process was launched with others; asks the environment, and loads nothing."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def local_index() -> int:
+    """Number of this process on its machine, and so of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def processes():
+    """This process among those it was launched with: accelerate's `PartialState`."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def share(items: list) -> list:
+    """This process's part: every n-th item."""
+    if not many():
+        return items
+    state = processes()
+    return items[state.process_index :: state.num_processes]
+
+
+def gathered(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, in all of them."""
+    if not many():
+        return rows
+    from accelerate.utils import gather_object
+
+    processes()
+    return gather_object(rows)
+
+
+def first() -> bool:
+    """Whether this process is the one that writes what is written once."""
+    return not many() or processes().is_main_process
+
+
+def wait() -> None:
+    """Until all have come here."""
+    if many():
+        processes().wait_for_everyone()
