@@ -20,13 +20,12 @@ from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import Language
-from reasonseg.overlay import draw_overlay
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
-from reasonseg.sheet import contact_sheet, save_sheet
+from reasonseg.sheet import save_sheet
 from reasonseg.train import run_stage
+from reasonseg.validation import SHOWN, draw_answers
 
-SHOWN = 12  # samples on a contact sheet
 DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trained beside the language model
 
 
@@ -187,10 +186,5 @@ def score(segmenter: Segmenter, config: FolderConfig, out: Path) -> dict[str, An
     summary = evaluate_benchmark(segmenter, config, name=out.name, out=out)
     samples = config.build()
     shown = [samples[i] for i in range(0, len(samples), max(len(samples) // SHOWN, 1))][:SHOWN]
-    with torch.inference_mode():
-        answers = segmenter.batch([s.query for s in shown])
-    pictures = [draw_overlay(s.query.image, a.masks, a.labels, a.scores) for s, a in zip(shown, answers, strict=True)]
-    captions = [f"{s.query.text}\n{a.text}" for s, a in zip(shown, answers, strict=True)]
-    with written_aside(out / "sheet.png") as aside:
-        contact_sheet(list(zip(pictures, captions, strict=True))).save(aside, format="PNG")
+    draw_answers(segmenter, shown, out / "sheet.png")
     return summary

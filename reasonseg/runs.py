@@ -51,6 +51,8 @@ class TrainSettings:
     `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
     `references` is a prompter for examples, given to a model that has none yet.
     `examples`: from now on the language model reads references beside words (LLaVA backbones).
+    `validation` is scored at every checkpoint on its first `validation_limit` samples; a stage ends with the weights of the
+    checkpoint that is highest in `metric`. Without it, with the last.
     `dtype`: of what is loaded and not trained, and of the result's files (float32: they are float16); what is trained is float32.
     `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
@@ -68,6 +70,9 @@ class TrainSettings:
     log_every: int = 10
     bf16: bool = True
     examples: bool = False
+    validation: Annotated[Kind, Room("datasets")] | None = None
+    validation_limit: int = 200
+    metric: str = "generated.giou"
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpointing: bool = False
     products: bool = False

@@ -26,6 +26,7 @@ from reasonseg.optimizers import MuonAdamW
 from reasonseg.processes import processes
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
+from reasonseg.validation import BEST, Validation
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"
@@ -152,7 +153,13 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
     )
     with processes().main_process_first():
         newest = latest(folder)
+    if settings.validation is not None:
+        begun = int(newest.rsplit("-", 1)[1]) if newest else 0
+        known = settings.validation.config, settings.metric, settings.validation_limit
+        trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))  # before Marker
     trainer.train(resume_from_checkpoint=newest)
+    if (folder / BEST).is_file():
+        load_model(objective, folder / BEST)
 
 
 def latest(folder: Path) -> str | None:

@@ -1,0 +1,79 @@
+"""Scores while a model learns: kept, drawn, and the best weights with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from transformers import TrainerCallback
+
+from reasonseg.benchmarks import evaluate_benchmark
+from reasonseg.errors import InputError
+from reasonseg.images import written_aside
+from reasonseg.overlay import draw_overlay
+from reasonseg.processes import first
+from reasonseg.sheet import contact_sheet
+from reasonseg.vocabulary import Sample
+
+SHOWN = 12  # samples on a sheet
+LOG, BEST = "validation.jsonl", "best.safetensors"
+
+
+class Validation(TrainerCallback):
+    """At every checkpoint: a line in `validation.jsonl`, a sheet of answers, and `best.safetensors` where `metric` is highest.
+
+    It runs before a checkpoint counts as complete, so that a run that is killed in between scores it again.
+    """
+
+    def __init__(self, objective: Any, config: Any, metric: str, limit: int, folder: Path, begun: int):
+        self.objective, self.config, self.metric, self.limit, self.folder = objective, config, metric, limit, folder
+        file = folder / LOG
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        self.lines = [line for line in lines if line["step"] <= begun]
+
+    def on_save(self, args, state, control, **_):
+        """Called by the Trainer after a checkpoint."""
+        with torch.random.fork_rng():
+            segmenter = self.objective.segmenter
+            summary = evaluate_benchmark(
+                segmenter, self.config, name="validation", limit=self.limit, progress=state.is_world_process_zero
+            )
+            value = found(summary, self.metric)
+            better = value > max((line["value"] for line in self.lines), default=-1.0)
+            self.lines.append({"step": state.global_step, "value": value, **summary})
+            if not first():
+                return
+            data = self.config.build()
+            every = max(min(len(data), self.limit) // SHOWN, 1)
+            samples = [data[i] for i in range(0, min(len(data), self.limit), every)][:SHOWN]
+            draw_answers(segmenter, samples, self.folder / f"validation-{state.global_step}.png")
+        if better:
+            with written_aside(self.folder / BEST) as aside:
+                save_model(self.objective, str(aside))
+        with written_aside(self.folder / LOG) as aside:
+            aside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+
+
+def found(summary: dict, metric: str) -> float:
+    """A number of a summary by its dotted place. Raises `InputError` where there is none."""
+    value: Any = summary
+    for part in metric.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, int | float):
+        raise InputError(
+            f"metric: a summary has no {metric!r}; there are generated.giou, teacher_forced.ciou and the like"
+        )
+    return float(value)
+
+
+@torch.inference_mode()
+def draw_answers(segmenter: Any, samples: list[Sample], file: Path) -> None:
+    """A sheet of what a model answers to samples."""
+    answers = segmenter.batch([s.query for s in samples])
+    pictures = [draw_overlay(s.query.image, a.masks, a.labels, a.scores) for s, a in zip(samples, answers, strict=True)]
+    captions = [f"{s.query.text}\n{a.text}" for s, a in zip(samples, answers, strict=True)]
+    with written_aside(file) as aside:
+        contact_sheet(list(zip(pictures, captions, strict=True))).save(aside, format="PNG")
