@@ -41,9 +41,7 @@ class ImageCache:
         """
         version = tuple(version_of(module) for module in encoders)
         keys = [(version, digest(image)) for image in images]
-        rows = {key: self.kept[key] for key in keys if key in self.kept}
-        for key in rows:
-            self.kept.move_to_end(key)
+        rows = {key: row for key in keys if (row := self.find(key)) is not None}
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in rows}
         if new:
             waiting, at_once = list(new), max(AT_ONCE * 256**2 // max(side, 1) ** 2, 1)
@@ -52,14 +50,21 @@ class ImageCache:
                 encoded = encode([new[key] for key in part])
                 for i, key in enumerate(part):
                     rows[key] = encoded[i : i + 1].clone()
-                    self._keep(key, rows[key])
+                    self.keep(key, rows[key])
                 if part == keys:
                     return encoded
         first = rows[keys[0]]
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
         return join([rows[key] for key in keys])
 
-    def _keep(self, key: Hashable, row: Any) -> None:
+    def find(self, key: Hashable) -> Any:
+        """What is kept under a key; it was used now. None where there is nothing."""
+        if key in self.kept:
+            self.kept.move_to_end(key)
+        return self.kept.get(key)
+
+    def keep(self, key: Hashable, row: Any) -> None:
+        """Keeps a row; what was not used for longest makes room."""
         if row.nbytes > self.budget:
             return
         self.kept[key] = row

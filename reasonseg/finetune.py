@@ -130,7 +130,7 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
     dtype = next(segmenter.parameters()).dtype
     run = TrainSettings(
         Kind("folder", data), {"finetune": stage}, start="given", out=str(out), seed=steps.seed,
-        save_every=steps.save_every, bf16=dtype != torch.float32,
+        save_every=steps.save_every, bf16=dtype != torch.float32, features=str(out / "training" / "features"),
     )  # fmt: skip
     set_seed(steps.seed)  # adapters begin at random
     objective = Language(segmenter)

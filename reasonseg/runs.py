@@ -54,6 +54,7 @@ class TrainSettings:
     `validation` is scored at every checkpoint on its first `validation_limit` samples; a stage ends with the weights of the
     checkpoint that is highest in `metric`. Without it, with the last.
     `dtype`: of what is loaded and not trained, and of the result's files (float32: they are float16); what is trained is float32.
+    `features`: a folder in which what frozen encoders make of each picture is kept, so that it is computed once (for small sets).
     `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
@@ -74,6 +75,7 @@ class TrainSettings:
     validation_limit: int = 200
     metric: str = "generated.giou"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    features: str = ""
     checkpointing: bool = False
     products: bool = False
     report_to: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from reasonseg.asking import Asked, Shown, by_label, distinct, fitted, labels_of
 from reasonseg.cache import ImageCache
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
+from reasonseg.frozen import FrozenCache, still
 from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
@@ -48,7 +49,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
         self.references, self.refiner = references, refiner
-        self.cache = ImageCache()  # of `batch` and `forced`, not of `loss`
+        self.cache = ImageCache()  # of `batch` and `forced`
+        self.frozen: FrozenCache | None = None  # of `loss`, for encoders that are not trained
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
                 raise InputError(f"{name} makes {part.makes}, the decoder takes {', '.join(decoder.takes)}")
@@ -338,13 +340,14 @@ class Segmenter(nn.Module):
         """
         samples = list(samples)
         spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
-        taught = self.backbone.teach([samples[i] for i in spoken], self.prompter.config.at) if spoken else None
+        taught = self._taught([samples[i] for i in spoken]) if spoken else None
         truths = [torch.from_numpy(s.truth.masks).to(self.device) for s in samples]
         prompts, of = self.prompts_of(samples, taught, ImageCache(0))
         if [of.count(i) for i in range(len(samples))] != [len(t) for t in truths]:
             raise InputError(f"answers ask for {len(of)} masks in all, their truths hold {sum(map(len, truths))}")
         images, of_image = distinct([s.query.image for s in samples])
-        logits, predicted = self.decode_all(self.decoder.encode(images), [of_image[i] for i in of], prompts)
+        encoded = self._once(self.decoder, images) or self.decoder.encode(images)
+        logits, predicted = self.decode_all(encoded, [of_image[i] for i in of], prompts)
         weights = self.settings.loss
         tokens, masks = (counts["tokens"], counts["masks"]) if counts else (taught.tokens if taught else 0, len(of))
         parts = {"text": taught.cross_entropy / max(tokens, 1)} if taught else {}
@@ -353,6 +356,19 @@ class Segmenter(nn.Module):
         total = sum(getattr(weights, name) * value for name, value in parts.items())
         accuracy = {"text_accuracy": taught.correct / max(tokens, 1)} if taught else {}
         return {"loss": total, **parts, **accuracy}
+
+    def _once(self, part: Any, images: list) -> Any:
+        """`part.encode(images)` where it is frozen and what it made is kept, else None."""
+        if self.frozen is None or not still(part.encoders):
+            return None
+        return self.frozen(part.encoders, images, part.encode)
+
+    def _taught(self, samples: list[Sample]) -> Taught:
+        """True answers through the backbone."""
+        images, _ = distinct([s.query.image for s in samples])
+        seen = None if any(s.query.history for s in samples) else self._once(self.backbone, images)
+        given = {} if seen is None else {"features": seen}
+        return self.backbone.teach(samples, self.prompter.config.at, **given)
 
     def prompts_of(self, samples: list[Sample], taught: Taught | None, cache: Any) -> tuple[list[Prompt], list[int]]:
         """One prompt a true mask, and the sample it is of, sample by sample.

@@ -20,6 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from reasonseg.adapters import add_lora, fold_lora
 from reasonseg.attention import use_products
 from reasonseg.errors import InputError
+from reasonseg.frozen import FrozenCache
 from reasonseg.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Objective
 from reasonseg.optimizers import MuonAdamW
@@ -121,6 +122,8 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
             f"batch {stage.batch} cannot be shared by {count} processes with accumulate = {stage.accumulate}; "
             f"take a multiple of {count * stage.accumulate}"
         )
+    if settings.features:
+        objective.segmenter.frozen = FrozenCache(Path(settings.features))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -158,6 +161,7 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         known = settings.validation.config, settings.metric, settings.validation_limit
         trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))  # before Marker
     trainer.train(resume_from_checkpoint=newest)
+    objective.segmenter.frozen = None
     if (folder / BEST).is_file():
         load_model(objective, folder / BEST)
 

@@ -1,4 +1,4 @@
-"""Speed as ratios of paired runs in one process: bench.py latency|throughput|evaluation|encoder [--json FILE].
+"""Speed as ratios of paired runs in one process: bench.py latency|throughput|evaluation|training|encoder [--json FILE].
 
 latency     one question on a new image, and a follow-up on the same, against (a) the reference protocol: no key-value cache, the
             vision tower and the language model over the whole prefix at every token, image encoder at every question; and (b) a
@@ -6,6 +6,7 @@ latency     one question on a new image, and a follow-up on the same, against (a
             24 tokens are forced, so that all do the same work; masks are compared.
 throughput  `segmenter.batch` of 2 to 32 questions on as many images, against one by one
 evaluation  teacher-forced masks of 6 sentences an image, against the reference's way: the tower and the prefix for every sentence
+training    a step of 8 questions, adapters and mask decoder trained: frozen encoders run at every step, or what they made is read
 encoder     SAM's ViT-B with random weights: transformers' sdpa and eager against the original package (extra `sam`)
 
 A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their range.
@@ -15,6 +16,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -26,7 +28,10 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter, speaking
+from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.frozen import FrozenCache
 from reasonseg.prompt import Prompt
+from reasonseg.vocabulary import Answer, Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 6
 WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat left of the tree", "something to eat")
@@ -242,6 +247,42 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
 
 
 @torch.inference_mode()
+def training(segmenter: Segmenter, runs: int) -> dict:
+    """Seconds of a step with and without kept features, and how far apart their losses are."""
+    samples = []
+    for k, words in enumerate((*WORDS, *WORDS[:2])):
+        mask = np.zeros((1, 480, 640), bool)
+        mask[0, 100:300, 150:400] = True
+        truth = Answer("The thing <SEG>.", mask, [1.0], [words], "found")
+        samples.append(Sample(Query(image(k), words), truth, str(k), ""))
+    segmenter.train().requires_grad_(False)
+    trained = list(segmenter.prompter.parameters()) + list(segmenter.decoder.model.mask_decoder.parameters())
+    trained += add_lora(segmenter.backbone.layers, 8, 16.0)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    losses = {}
+
+    def step(kept: FrozenCache | None, name: str) -> None:
+        segmenter.frozen = kept
+        segmenter.zero_grad()
+        loss = segmenter.loss(samples)["loss"]
+        loss.backward()
+        losses[name] = float(loss.detach())
+
+    with tempfile.TemporaryDirectory() as folder:
+        kept = FrozenCache(Path(folder))
+        works = {"encoders at every step": lambda: step(None, "every"), "kept": lambda: step(kept, "kept")}
+        step(kept, "kept")
+        seconds = paired(works, runs)
+    fold_lora(segmenter.backbone.layers)
+    segmenter.frozen = None
+    found = {"seconds": {k: statistics.median(v) for k, v in seconds.items()}}
+    return found | {
+        "ratio": ratio(seconds, "encoders at every step", "kept"),
+        "loss_apart": abs(losses["every"] - losses["kept"]),
+    }
+
+
 def encoder(_: Segmenter | None, runs: int) -> dict:
     """SAM's ViT-B at 1024 pixels."""
     from segment_anything import sam_model_registry
@@ -271,7 +312,13 @@ def encoder(_: Segmenter | None, runs: int) -> dict:
     }  # fmt: skip
 
 
-MODES = {"latency": latency, "throughput": throughput, "evaluation": evaluation, "encoder": encoder}
+MODES = {
+    "latency": latency,
+    "throughput": throughput,
+    "evaluation": evaluation,
+    "training": training,
+    "encoder": encoder,
+}
 
 
 def environment(segmenter: Segmenter | None) -> dict:

@@ -8,6 +8,7 @@ functions as a folder, runs `reasonseg finetune` on it, and asks the test split 
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,11 +18,13 @@ from transformers import LlavaForConditionalGeneration, set_seed
 from reasonseg import Segmenter
 from reasonseg.config import override, parse
 from reasonseg.datasets.scenes import Config
+from reasonseg.errors import InputError
 from reasonseg.evaluate import evaluate_scenes
 from reasonseg.finetune import FinetuneSettings, finetune
 from reasonseg.masks import to_rle
 from reasonseg.runs import read_run
 from reasonseg.train import train
+from reasonseg.vocabulary import Sample
 
 SAMPLES = 239  # as LISA's training split of ReasonSeg
 LEVELS = ("function", "novel", "name")
@@ -38,13 +41,25 @@ def without_words(seed: int = 0) -> Segmenter:
     return model
 
 
+def function_samples(count: int) -> Iterator[Sample]:
+    """Questions about functions of the training split, one a scene; scenes that give rise to none are passed over."""
+    data = Config("train", 10 * count, 239, size=252, levels=("function",)).build()
+    found = 0
+    for i in range(len(data)):
+        try:
+            yield data[i]
+        except InputError:
+            continue
+        found += 1
+        if found == count:
+            return
+
+
 def write_samples(folder: Path, count: int) -> None:
-    """Questions about functions of the training split, as `samples.jsonl` and pictures."""
-    data = Config("train", count, 239, size=252, levels=("function",)).build()
+    """The questions as `samples.jsonl` and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for i in range(count):
-        sample = data[i]
+    for i, sample in enumerate(function_samples(count)):
         Image.fromarray(sample.query.image).save(folder / f"{i:03}.png")
         masks = [to_rle(mask) for mask in sample.truth.masks]
         lines.append({"image": f"{i:03}.png", "text": sample.query.text, "answer": sample.truth.text, "masks": masks})

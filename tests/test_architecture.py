@@ -31,7 +31,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
     {"vocabulary", "scenes"},
     {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports", "streams"},
     {"tokens", "sam_family", "weights"},
-    {"filling"},
+    {"filling", "frozen"},
     {"settings"},
     {"runs"},
     {*ROOMS},

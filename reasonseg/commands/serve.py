@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from reasonseg.commands.shared import add_model_options, load_model, positive
 from reasonseg.errors import InputError
@@ -47,7 +48,6 @@ def _serve(options) -> None:
         import uvicorn
 
         from reasonseg.serve.api import make_app
-        from reasonseg.serve.reading import Limits
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'reasonseg[serve]'") from None
     if options.fleet:
@@ -57,10 +57,9 @@ def _serve(options) -> None:
     for file in filter(None, (options.tls_cert, options.tls_key)):
         if not os.path.isfile(file):
             raise InputError(f"{file} does not exist")
-    token = options.token or os.environ.get("REASONSEG_TOKEN") or None
+    limits, token = _guards(options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
         print(f"reasonseg: {options.host} can be reached from outside, and no --token is asked for", file=sys.stderr)
-    limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
     mount = None
     if not options.no_page:
         try:
@@ -78,9 +77,16 @@ def _serve(options) -> None:
     )  # fmt: skip
 
 
+def _guards(options) -> tuple[Any, str | None]:
+    """(limits, token) of a server."""
+    from reasonseg.serve.reading import Limits
+
+    limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
+    return limits, options.token or os.environ.get("REASONSEG_TOKEN") or None
+
+
 def _fleet(options) -> None:
     try:
-        from reasonseg.serve.reading import Limits
         from reasonseg.serve.replicas import run
     except ImportError as error:
         raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
@@ -88,8 +94,7 @@ def _fleet(options) -> None:
 
     if options.tls_cert or options.tls_key:
         raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
-    limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
-    token = options.token or os.environ.get("REASONSEG_TOKEN") or None
+    limits, token = _guards(options)
     run(
         model_keywords(options), host=options.host, port=options.port, limits=limits, token=token, waiting=options.queue,
         replicas=options.replicas, page=not options.no_page, address=options.address,

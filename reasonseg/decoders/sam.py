@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 
 from reasonseg.errors import InputError
@@ -70,6 +71,11 @@ class Config:
 
 class SamDecoder(SamDecoderBase):
     """SAM; SAM-HQ where the model is one (its further maps are the encoder's early layers)."""
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The modules that `encode` runs."""
+        return (self.model.vision_encoder,)
 
     def encode(self, images: list[np.ndarray]) -> Features:
         """Features of uint8 `[h, w, 3]` images, in one batch."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import AutoConfig, Sam2Config, Sam2Model
 
 from reasonseg.errors import InputError
@@ -76,6 +77,11 @@ class Sam2Decoder(SamDecoderBase):
         super().__init__(model, pixels)
         # In evaluation SAM 2 may take another mask token where the first looks unstable; training never does, so we don't.
         model.mask_decoder.dynamic_multimask_via_stability = False
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The modules that `encode` runs; two convolutions of the mask decoder make the finer maps."""
+        return self.model.vision_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1
 
     def encode(self, images: list[np.ndarray]) -> Features:
         """Features of uint8 `[h, w, 3]` images, in one batch."""

@@ -94,6 +94,11 @@ class SegGpt(nn.Module):
         """Height and width of its logits."""
         return self.pixels.size
 
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """None: `encode` only lays pictures out."""
+        return ()
+
     def encode(self, images: list[np.ndarray]) -> Features:
         """The half canvases of uint8 `[h, w, 3]` images; what is beside them in a canvas decides all that follows."""
         return Features(self.pixels.batch(images, self.mean.device, torch.float32))

@@ -1,0 +1,70 @@
+"""What encoders that are not trained make of images: once, kept in a folder, for every epoch and every run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from reasonseg.cache import BUDGET, ImageCache, digest, version_of
+from reasonseg.images import written_aside
+from reasonseg.sam_family import Features
+
+
+class FrozenCache:
+    """Used like an `ImageCache`; keeps what it was given in `folder` and, up to `budget` bytes, in memory.
+
+    Every image is encoded alone, so that it does not matter which come together: a run that is resumed reads what was
+    written before and ends with the same weights. Files are named by weights and image: other weights find nothing.
+    """
+
+    def __init__(self, folder: Path, budget: int = BUDGET):
+        self.folder, self.memory = folder, ImageCache(budget)
+        self.names: dict[tuple, str] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
+    ) -> Any:
+        """`encode(images)` with a row for each image, read where it was made before."""
+        whose, device = self._name(encoders), next(encoders[0].parameters()).device
+        rows = [self._row(f"{whose}-{digest(image).hex()}", image, encode, device) for image in images]
+        return torch.cat(rows) if isinstance(rows[0], torch.Tensor) else Features.joined(rows)
+
+    def _row(self, name: str, image: np.ndarray, encode: Callable[[list], Any], device: torch.device) -> Any:
+        row, file = self.memory.find(name), self.folder / f"{name}.safetensors"
+        if row is None and file.is_file():
+            kept = load_file(file, device=str(device))
+            row = (
+                kept["row"] if "row" in kept else Features(kept.pop("0"), tuple(kept[k] for k in sorted(kept, key=int)))
+            )
+        elif row is None:
+            row = encode([image])
+            maps = {"row": row} if isinstance(row, torch.Tensor) else dict(enumerate([row.embedding, *row.more]))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_aside(file) as aside:
+                save_file({str(k): m.contiguous() for k, m in maps.items()}, aside)
+        else:
+            return row
+        self.memory.keep(name, row)
+        return row
+
+    def _name(self, encoders: Sequence[nn.Module]) -> str:
+        key = tuple(version_of(module) for module in encoders)
+        if key not in self.names:
+            found = hashlib.blake2b(digest_size=8)
+            for parameter in (p for module in encoders for p in module.parameters()):
+                found.update(parameter.detach().float().cpu().numpy().tobytes())
+            self.names[key] = found.hexdigest()
+        return self.names[key]
+
+
+def still(encoders: Sequence[nn.Module]) -> bool:
+    """Whether there are encoders and none is trained."""
+    return bool(encoders) and not any(p.requires_grad for module in encoders for p in module.parameters())
