@@ -159,6 +159,43 @@ def labelme(root: Path) -> Path:
     return root
 
 
+def _tree(root: Path):
+    """The rows of a table as Hugging Face `datasets` keeps images."""
+    import io
+
+    def kept(values):
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, format="PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(4):
+        image, masks = shapes_picture(number)
+        rows += [{"image": kept(image), "mask": kept(m.astype(np.uint8) * 255), "label": k} for k, m in masks.items()]
+    return rows
+
+
+def parquet(root: Path) -> Path:
+    """A data set as the hub holds it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = _tree(root / "data")
+    pq.write_table(pa.Table.from_pylist(rows), root / "data" / "train-00000-of-00001.parquet")
+    return root
+
+
+def arrow(root: Path) -> Path:
+    """A data set as `save_to_disk` writes it."""
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(_tree(root))
+    with pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    return root
+
+
 def semantic(root: Path, name: str = "ade20k") -> Path:
     """Two pictures with maps of classes: 3 and 1 of ADE20K (sky, wall), or what the others call so."""
     from reasonseg.datasets.semantic import LAYOUTS

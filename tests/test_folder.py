@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import coco, indexed, labelme, lines, pairs, shapes_picture
+from small_data import arrow, coco, indexed, labelme, lines, pairs, parquet, shapes_picture
 
 from reasonseg.datasets.folder import Config, check, said
 from reasonseg.errors import InputError
 
 LAYOUTS = {"coco": coco, "indexed": indexed, "labelme": labelme, "lines": lines, "pairs": lambda root: pairs(root, 4)}
+LAYOUTS |= {"parquet": parquet, "arrow": arrow}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -20,6 +21,7 @@ def test_every_layout_gives_the_same_masks(tmp_path, layout):
     for i in range(8):
         sample = data[i]
         number = int(sample.id.split(":")[0].split("/")[-1].split(".")[0])
+        number //= 2 if layout in ("parquet", "arrow") else 1  # two rows a picture
         truth = shapes_picture(number)[1][sample.truth.labels[0]]
         found = sample.truth.masks[0]
         if layout == "labelme":  # boxes around them
@@ -92,6 +94,21 @@ def test_ids_that_point_nowhere(tmp_path):
 def test_bad_lines(tmp_path, line, words):
     (tmp_path / "samples.jsonl").write_text(line)
     with pytest.raises(InputError, match=words):
+        Config(str(tmp_path)).build()
+
+
+def test_tables_without_pictures(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="columns image and mask"):
+        Config(str(tmp_path)).build()
+    pq.write_table(pa.table({"image": ["/etc/passwd"], "mask": ["m.png"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="row 0, image: no bytes"):
+        Config(str(tmp_path)).build()
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(InputError, match="not a table that can be read"):
         Config(str(tmp_path)).build()
 
 

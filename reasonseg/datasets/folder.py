@@ -3,6 +3,8 @@
 - COCO: a .json with images, annotations and categories; pictures beside it or under `images/`
 - LabelMe or ReasonSeg: X.json beside X.jpg
 - pairs: `images/` and `masks/`, the masks PNGs of the same name (binary or indexed), or a folder of them for each label
+- Hugging Face `datasets`: parquet (a hub repository's) or arrow files (`save_to_disk`) with columns `image` and `mask`, and words
+  in one of `text`, `sentence`, `query`, `prompt`, `label`, `class` (none: "the thing")
 - `samples.jsonl`: a line `{"image", "text", "answer"?, "masks": [png or COCO RLE, ...], "labels"?}` each
 
 One sample for each label of an image (all its shapes together), or for each text.
@@ -27,6 +29,7 @@ from reasonseg.vocabulary import Answer, Query, Sample
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VALIDATION = "validation"
+WORDS = ("text", "sentence", "query", "prompt", "label", "class")  # columns of a table that say what its mask shows
 SPLITS = ("all", "train", VALIDATION, "val")
 
 
@@ -67,6 +70,7 @@ class Entry:
     labels: tuple[str, ...]
     masks: Callable[[tuple[int, int]], list[np.ndarray]]
     answer: str = ""
+    data: bytes | None = None  # of the picture, where it is no file of its own
 
 
 class Folder:
@@ -83,7 +87,7 @@ class Folder:
         if not entries:
             raise InputError(
                 f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside pictures, "
-                "images/ with masks/, or samples.jsonl"
+                "images/ with masks/, samples.jsonl, or a table with columns image and mask"
             )
         self.labels = sorted({label for e in entries for label in e.labels})
         self.present: dict[Path, set[str]] = {}  # the labels of each picture, those that cannot be read among them
@@ -122,7 +126,8 @@ class Folder:
         """The picture of sample `i`; samples on one picture in a row share it, the very object."""
         path = self.entries[i].picture
         if self._latest is None or self._latest[0] != path:
-            self._latest = path, read_image(path)
+            data = self.entries[i].data
+            self._latest = path, read_image(path if data is None else data, name=str(path))
         return self._latest[1]
 
     def __getitem__(self, i: int) -> Sample:
@@ -332,4 +337,54 @@ def _lines(root: Path) -> list[Entry]:
     return entries
 
 
-LAYOUTS = (_lines, _coco, _pairs, _labelme)
+def _tables(root: Path) -> list[Entry]:
+    files = sorted(f for pattern in ("*.parquet", "*.arrow") for f in root.rglob(pattern))
+    return [entry for file in files for entry in _rows(file)]
+
+
+def _rows(file: Path) -> list[Entry]:
+    """Entries of a table with pictures and masks; none where it has no such columns."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f"{file} needs pyarrow: pip install 'reasonseg[train]'") from None
+    try:
+        table = (
+            pq.read_table(file)
+            if file.suffix == ".parquet"
+            else pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file} is not a table that can be read: {str(error)[:160]}") from None
+    if not {"image", "mask"} <= set(table.column_names):
+        return []
+    words = next((name for name in WORDS if name in table.column_names), None)
+    shown: dict[bytes, Path] = {}  # questions on one picture share it
+    found: dict[tuple[Path, str], list[bytes]] = {}
+    data: dict[Path, bytes] = {}
+    for number, row in enumerate(table.to_pylist()):
+        place = f"{file}, row {number}"
+        picture, mask = _bytes(row["image"], f"{place}, image"), _bytes(row["mask"], f"{place}, mask")
+        name = shown.setdefault(picture, file.with_suffix("") / str(number))
+        label = str(row[words]).strip() if words and isinstance(row[words], str) else "thing"
+        data[name] = picture
+        found.setdefault((name, label), []).append(mask)
+
+    def entry(name: Path, label: str, given: list[bytes]) -> Entry:
+        asked = label if len(label.split()) > 3 else f"the {label}"
+        masks = lambda _: [np.any([read_mask(m, name=f"a mask of {name}") for m in given], 0)]  # noqa: E731
+        return Entry(name, asked, (label,), masks, data=data[name])
+
+    return [entry(name, label, given) for (name, label), given in found.items()]
+
+
+def _bytes(cell: Any, place: str) -> bytes:
+    """The bytes of an image as `datasets` keeps it: itself, or under `bytes`."""
+    found = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(found, bytes):
+        raise InputError(f"{place}: no bytes of an image file; save the data set with its images embedded")
+    return found
+
+
+LAYOUTS = (_lines, _coco, _pairs, _labelme, _tables)
