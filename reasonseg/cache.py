@@ -57,6 +57,11 @@ class ImageCache:
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
         return join([rows[key] for key in keys])
 
+    def knows(self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray]) -> bool:
+        """Whether any of the images is kept."""
+        version = tuple(version_of(module) for module in encoders)
+        return any((version, digest(image)) in self.kept for image in images)
+
     def find(self, key: Hashable) -> Any:
         """What is kept under a key; it was used now. None where there is nothing."""
         if key in self.kept:

@@ -68,3 +68,8 @@ class FrozenCache:
 def still(encoders: Sequence[nn.Module]) -> bool:
     """Whether there are encoders and none is trained."""
     return bool(encoders) and not any(p.requires_grad for module in encoders for p in module.parameters())
+
+
+def once(kept: FrozenCache | None, part: Any, images: list) -> Any:
+    """`part.encode(images)` where its encoders are frozen and what they made is kept, else None."""
+    return kept(part.encoders, images, part.encode) if kept is not None and still(part.encoders) else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -29,6 +31,23 @@ def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tens
         union = (marked | targets).sum(1)
         true = torch.where(union > 0, (marked & targets).sum(1) / union.clamp(min=1), 1.0)
     return (predicted.float() - true) ** 2
+
+
+def of_masks(
+    restore: Callable, logits: torch.Tensor, predicted: torch.Tensor, truths: list[torch.Tensor], of: list[int]
+) -> dict[str, torch.Tensor]:
+    """bce, dice and iou of logits `[m, 4g, 4g]`, brought to each image's size by `restore`; see `Segmenter.mask_losses`."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for m, owner in enumerate(of):
+        by_size.setdefault(tuple(truths[owner].shape[-2:]), []).append(m)
+    sums = {name: logits.sum() * 0.0 for name in ("bce", "dice", "iou")}
+    for size, mine in by_size.items():
+        full = restore(logits[mine], size)
+        true = torch.cat([truths[i] for i in dict.fromkeys(of[m] for m in mine)])
+        sums["bce"] = sums["bce"] + bce(full, true).sum()
+        sums["dice"] = sums["dice"] + dice(full, true).sum()
+        sums["iou"] = sums["iou"] + iou_error(predicted[mine], full, true).sum()
+    return {name: value / max(len(of), 1) for name, value in sums.items()}
 
 
 def painting(

@@ -19,13 +19,14 @@ from reasonseg.asking import Asked, Shown, by_label, distinct, fitted, labels_of
 from reasonseg.cache import ImageCache
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
-from reasonseg.frozen import FrozenCache, still
+from reasonseg.frozen import FrozenCache, once
 from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
 from reasonseg.speaking import SEG, Spoken, Taught
 from reasonseg.vocabulary import Answer, Query, Sample
 
+PREFIXES = 2**30  # bytes of keys and values kept for follow-up questions; LISA-7B's of one image take 150 MiB
 MAX_BATCH = 32  # questions generated at once; more are taken in turns
 
 
@@ -50,6 +51,7 @@ class Segmenter(nn.Module):
         self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
         self.references, self.refiner = references, refiner
         self.cache = ImageCache()  # of `batch` and `forced`
+        self.prefixes = ImageCache(PREFIXES)
         self.frozen: FrozenCache | None = None  # of `loss`, for encoders that are not trained
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
@@ -191,6 +193,11 @@ class Segmenter(nn.Module):
             answer.meta["seconds"] = seconds
         return answers
 
+    def forget(self) -> None:
+        """Forgets what is kept of images."""
+        self.cache.clear()
+        self.prefixes.clear()
+
     def _check(self, queries: list[Query]) -> None:
         """Raises `InputError` for a question that this model has no part for."""
         for query in queries:
@@ -246,6 +253,7 @@ class Segmenter(nn.Module):
         if encoders := self.backbone.encoders:
             features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode, self.backbone.pixels.size)
             features = features[[seen.index(of_image[i]) for i in asked]]
+        prefixes = self._prefixes([images[of_image[i]] for i in asked]) if hasattr(self.backbone, "prefix") else None
         mine, regions = [queries[i] for i in asked], None
         if hasattr(self.backbone, "regions"):
             tower, look = [self.backbone.tower], self.backbone.look
@@ -253,8 +261,20 @@ class Segmenter(nn.Module):
             regions = self.backbone.regions(mine, looked)
         if heard := how.pop("heard", None):
             how["heard"] = lambda k, text: heard(asked[k], text)
-        said = self.backbone.speak(mine, features, regions, at=self.prompter.config.at == "at", **how)
+        said = self.backbone.speak(mine, features, regions, prefixes, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
+
+    def _prefixes(self, images: list) -> torch.Tensor | None:
+        """What the language model keeps of each image, read once; None for several images that are all new."""
+        backbone, cache = self.backbone, self.prefixes
+        modules = [*backbone.encoders, backbone.model.get_input_embeddings(), backbone.layers]
+        if len(images) > 1 and len(distinct(images)[0]) == len(images) and not cache.knows(modules, images):
+            return None
+
+        def read(new: list) -> torch.Tensor:
+            return backbone.prefix(self.cache(backbone.encoders, new, backbone.encode, backbone.pixels.size))
+
+        return cache(modules, images, read, backbone.pixels.size)
 
     def _show(self, queries: list[Query], cache: Any) -> dict[int, list[Shown]]:
         """What references say, for the queries that have some: one prompt a label, or one in all beside words."""
@@ -346,7 +366,7 @@ class Segmenter(nn.Module):
         if [of.count(i) for i in range(len(samples))] != [len(t) for t in truths]:
             raise InputError(f"answers ask for {len(of)} masks in all, their truths hold {sum(map(len, truths))}")
         images, of_image = distinct([s.query.image for s in samples])
-        encoded = self._once(self.decoder, images) or self.decoder.encode(images)
+        encoded = once(self.frozen, self.decoder, images) or self.decoder.encode(images)
         logits, predicted = self.decode_all(encoded, [of_image[i] for i in of], prompts)
         weights = self.settings.loss
         tokens, masks = (counts["tokens"], counts["masks"]) if counts else (taught.tokens if taught else 0, len(of))
@@ -357,16 +377,10 @@ class Segmenter(nn.Module):
         accuracy = {"text_accuracy": taught.correct / max(tokens, 1)} if taught else {}
         return {"loss": total, **parts, **accuracy}
 
-    def _once(self, part: Any, images: list) -> Any:
-        """`part.encode(images)` where it is frozen and what it made is kept, else None."""
-        if self.frozen is None or not still(part.encoders):
-            return None
-        return self.frozen(part.encoders, images, part.encode)
-
     def _taught(self, samples: list[Sample]) -> Taught:
         """True answers through the backbone."""
         images, _ = distinct([s.query.image for s in samples])
-        seen = None if any(s.query.history for s in samples) else self._once(self.backbone, images)
+        seen = None if any(s.query.history for s in samples) else once(self.frozen, self.backbone, images)
         given = {} if seen is None else {"features": seen}
         return self.backbone.teach(samples, self.prompter.config.at, **given)
 
@@ -395,14 +409,4 @@ class Segmenter(nn.Module):
         `truths` holds the masks `[n, h, w]` of each sample, `of[m]` the sample of each logit, in the order of the text.
         Samples of one size go through together.
         """
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for m, owner in enumerate(of):
-            by_size.setdefault(tuple(truths[owner].shape[-2:]), []).append(m)
-        sums = {name: logits.sum() * 0.0 for name in ("bce", "dice", "iou")}
-        for size, mine in by_size.items():
-            full = self.decoder.restore(logits[mine], size)
-            true = torch.cat([truths[i] for i in dict.fromkeys(of[m] for m in mine)])
-            sums["bce"] = sums["bce"] + losses.bce(full, true).sum()
-            sums["dice"] = sums["dice"] + losses.dice(full, true).sum()
-            sums["iou"] = sums["iou"] + losses.iou_error(predicted[mine], full, true).sum()
-        return {name: value / max(len(of), 1) for name, value in sums.items()}
+        return losses.of_masks(self.decoder.restore, logits, predicted, truths, of)

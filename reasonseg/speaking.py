@@ -209,16 +209,19 @@ class Speaker(nn.Module):
 
     @torch.inference_mode()
     def speak(
-        self, queries: list, features: torch.Tensor | None = None, regions: list | None = None, *,
-        max_new_tokens: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, at: bool = False,
+        self, queries: list, features: torch.Tensor | None = None, regions: list | None = None,
+        prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
+        absent_threshold: float, at: bool = False,
         heard: Callable[[int, str], None] | None = None,
     ) -> list[Spoken]:  # fmt: skip
         """Answers to several questions, generated as one batch; the same as one by one.
 
-        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer. `heard(i, text)` is
-        called with what has been said to question i so far, whenever that grows.
+        `prefixes` are what a kind keeps of images it has read before. `at` feeds the last token too, so that the state at it
+        is known even where the limit ends the answer. `heard(i, text)` is called with what has been said to question i so far,
+        whenever that grows.
         """
-        inputs = self.prompt_inputs(queries, features, regions)
+        given = {} if prefixes is None else {"prefixes": prefixes}
+        inputs = self.prompt_inputs(queries, features, regions, **given)
         length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         chooser = Chooser(
             self.markers, self.ends, length, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,

@@ -158,7 +158,7 @@ def latency_of(segmenter: Segmenter, length: int, runs: int) -> dict[str, list[f
     answer, query = answer_of(segmenter, length), Query(image(0), WORDS[0])
 
     def first():
-        segmenter.cache.clear()
+        segmenter.forget()
         return segmenter(query, max_new_tokens=length)
 
     works = {
@@ -181,7 +181,7 @@ def throughput(segmenter: Segmenter, runs: int) -> dict:
     ]
 
     def asked(count: int, batch: int):
-        segmenter.cache.clear()
+        segmenter.forget()
         for start in range(0, count, batch):
             segmenter.batch(queries[start : start + batch], max_new_tokens=12)
 
@@ -219,7 +219,7 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
         return masks(segmenter.decoder.encode([picture]), segmenter.prompter(states()))
 
     def ours():
-        segmenter.cache.clear()
+        segmenter.forget()
         return segmenter.forced(queries)
 
     kept = segmenter.decoder.encode([picture])

@@ -40,7 +40,7 @@ def direct(segmenter, queries: list[Query], seconds: float) -> float:
     segmenter.batch(queries[:16])
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
-        segmenter.cache.clear()
+        segmenter.forget()
         start = done % QUESTIONS
         done += len(segmenter.batch(queries[start : start + 16]))
     return done / (time.perf_counter() - began)

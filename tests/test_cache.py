@@ -14,7 +14,7 @@ from reasonseg.sam_family import Features
 @pytest.fixture
 def model(segmenter):
     fresh = copy.deepcopy(segmenter)
-    fresh.cache.clear()
+    fresh.forget()
     return fresh
 
 
@@ -47,11 +47,46 @@ def test_a_follow_up_encodes_nothing(model, runs, scenes):
 def test_cached_is_uncached(model, segmenter, scenes):
     queries = [s.query for s in scenes[:6]]
     model.batch(queries)
-    segmenter.cache.clear()
+    segmenter.forget()
     for query, kept in zip(queries, model.batch(queries), strict=True):
-        segmenter.cache.clear()
+        segmenter.forget()
         fresh = segmenter(query)
         assert fresh.text == kept.text and (fresh.masks != kept.masks).sum() <= 4
+
+
+def test_the_prefix_of_an_image_is_read_once(model, scenes, monkeypatch):
+    """Its keys and values serve every later question, in any company, and say what reading it anew would have said."""
+    prefix, read = model.backbone.prefix, []
+    monkeypatch.setattr(model.backbone, "prefix", lambda features: read.append(len(features)) or prefix(features))
+    a, b = scenes[0].query.image, scenes[1].query.image
+    questions = [Query(a, "the cup"), Query(b, "the largest thing"), Query(a, "what is red"), Query(b, "the cup")]
+    for query in questions:
+        model(query)
+    assert read == [1, 1]
+    kept = model.batch([*questions, Query(a, "the dog", history=(("the cup", "The cup <SEG>."),))])
+    assert read == [1, 1]
+    model.forget()
+    monkeypatch.setattr(model, "_prefixes", lambda images: None)
+    for query, answer in zip(questions, kept, strict=False):
+        model.forget()
+        fresh = model(query)
+        assert fresh.text == answer.text and (fresh.masks != answer.masks).sum() <= 4
+
+
+def test_several_new_images_are_read_with_their_questions(model, scenes, monkeypatch):
+    monkeypatch.setattr(model.backbone, "prefix", lambda features: pytest.fail("nothing to share"))
+    model.batch([s.query for s in scenes[:4]])
+
+
+def test_a_prefix_is_that_of_its_weights(model, scenes):
+    query = scenes[0].query
+    model(query)
+    with torch.no_grad():
+        model.backbone.layers[0].self_attn.k_proj.weight.mul_(0.5)
+    kept = model(query)
+    model.forget()
+    fresh = model(query)
+    assert kept.text == fresh.text and np.array_equal(kept.masks, fresh.masks)
 
 
 def test_other_weights_are_another_encoder(model, runs, picture):

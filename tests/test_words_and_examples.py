@@ -74,10 +74,10 @@ def mixed():
 
 
 def test_batched_is_one_by_one_and_cached_is_uncached(model):
-    model.cache.clear()
+    model.forget()
     together = model.batch(mixed(), force_seg=True, max_new_tokens=6)
     for answer, query in zip(together, mixed(), strict=True):
-        model.cache.clear()
+        model.forget()
         alone = model(query, force_seg=True, max_new_tokens=6)
         assert alone.text == answer.text and (alone.masks ^ answer.masks).mean() < 1e-3
         again = model(query, force_seg=True, max_new_tokens=6)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, DynamicCache, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.errors import InputError
 from reasonseg.llama_pieces import MODEL as PIECES
@@ -221,15 +221,43 @@ class Llava(Speaker):
                 )
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
-    def prompt_inputs(self, queries: list[Query], features: torch.Tensor | None = None, regions=None) -> dict:
-        """Keyword arguments of `generate`; `features` are `encode` of the images, and like `regions` computed where absent."""
+    def prefix(self, features: torch.Tensor) -> torch.Tensor:
+        """Keys and values of what every prompt about an image begins with, up to the image's end.
+
+        `[b, 2 * layers, heads, p, d]`, the keys of a layer before its values; `features` are `encode` of the images.
+        """
+        start = self.prompt_ids(Query(np.zeros((1, 1, 3), np.uint8), "?"))
+        ids = torch.tensor(start[: start.index(self.image_id) + self.patches], device=self.device)
+        kept = self.model.model.language_model(
+            inputs_embeds=self.embed(ids.expand(len(features), -1), features), use_cache=True
+        ).past_key_values
+        return torch.stack([part for layer in kept.layers for part in (layer.keys, layer.values)], 1)
+
+    def prompt_inputs(
+        self,
+        queries: list[Query],
+        features: torch.Tensor | None = None,
+        regions=None,
+        prefixes: torch.Tensor | None = None,
+    ) -> dict:
+        """Keyword arguments of `generate`; `features` are `encode` of the images, and like `regions` computed where absent.
+
+        With `prefixes` (a row of `prefix` each) the rest alone is read; padding then stands behind the image.
+        """
         features = self.encode([q.image for q in queries]) if features is None else features
         regions = self.regions(queries) if regions is None else regions
         rows = [self.prompt_ids(q) for q in queries]
-        longest = max(map(len, rows))
-        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return {"inputs_embeds": self.embed(ids, features, regions), "attention_mask": mask}
+        cut, longest = 0 if prefixes is None else prefixes.shape[-2], max(map(len, rows))
+        ids = torch.tensor([row[:cut] + [0] * (longest - len(row)) + row[cut:] for row in rows], device=self.device)
+        there = [[1] * cut + [0] * (longest - len(row)) + [1] * (len(row) - cut) for row in rows]
+        mask = torch.tensor(there, device=self.device)
+        inputs = {"inputs_embeds": self.embed(ids, features, regions), "attention_mask": mask}
+        if prefixes is not None:
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            for layer, pair in enumerate(prefixes.unflatten(1, (-1, 2)).unbind(1)):
+                cache.update(pair[:, 0], pair[:, 1], layer)
+            inputs["past_key_values"] = cache
+        return inputs
 
     def teach(
         self,
