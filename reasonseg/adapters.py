@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from reasonseg.errors import InputError
@@ -34,5 +35,7 @@ def fold_lora(layers: nn.Module) -> None:
     for name, module in list(layers.named_modules()):
         if isinstance(module, LoraLayer):
             module.merge()
+            with torch.no_grad():  # peft writes past the counter by which caches know that a weight has changed
+                module.get_base_layer().weight.add_(0)
             place, _, last = name.rpartition(".")
             setattr(layers.get_submodule(place), last, module.get_base_layer())

@@ -149,18 +149,20 @@ def override(tree: dict, overrides: list[str]) -> dict:
     return tree
 
 
+def _plain_of(value: Any) -> Any:
+    if isinstance(value, Kind):
+        return value.tree()
+    return dump(value) if dataclasses.is_dataclass(value) else value
+
+
 def dump(config: Any) -> dict:
     """A dataclass as plain values for YAML."""
     plain = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, Kind):
-            value = value.tree()
-        elif dataclasses.is_dataclass(value):
-            value = dump(value)
-        elif isinstance(value, tuple | list):
-            value = [dump(v) if dataclasses.is_dataclass(v) else v for v in value]
+        if isinstance(value, tuple | list):
+            value = [_plain_of(v) for v in value]
         elif isinstance(value, dict):
-            value = {k: dump(v) if dataclasses.is_dataclass(v) else v for k, v in value.items()}
-        plain[f.name] = value
+            value = {k: _plain_of(v) for k, v in value.items()}
+        plain[f.name] = _plain_of(value)
     return plain

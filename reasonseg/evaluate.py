@@ -17,7 +17,7 @@ import numpy as np
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, whole_batches
+from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, ordered, read_predictions, whole_batches
 from reasonseg.vocabulary import Answer, Query, Sample
 
 BATCH = 16
@@ -69,6 +69,7 @@ def evaluate_scenes(
     rows += collect(
         out, batched(todo, BATCH), ask, bar="eval scenes", unit="question", had=len(rows), progress=progress
     )
+    rows = ordered(rows, [f"{split}-{i}" for i in range(len(data))])
     summary = summarise(rows, levels, with_model=given is None)
     finish(out, rows, summary)
     return summary

@@ -14,7 +14,18 @@ from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
 from reasonseg.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, count
-from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite, whole_batches
+from reasonseg.rows import (
+    answers_from,
+    batched,
+    collect,
+    finish,
+    kept,
+    maker,
+    ordered,
+    read_predictions,
+    rewrite,
+    whole_batches,
+)
 from reasonseg.vocabulary import Answer, Sample
 
 BATCH = 16
@@ -62,6 +73,7 @@ def evaluate_episodes(
     todo = [[(g, i) for i, name in enumerate(names) if name not in done] for g, names in ids.items()]
     batches = [batch for mine in todo for batch in batched(mine, BATCH)]
     rows += collect(out, batches, ask, bar="eval episodes", unit="episode", had=len(rows), progress=progress)
+    rows = ordered(rows, [name for names in ids.values() for name in names])
     summary = summarise(rows)
     finish(out, rows, summary)
     return summary

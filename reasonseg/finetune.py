@@ -20,6 +20,7 @@ from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import Language
+from reasonseg.processes import many
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.sheet import save_sheet
@@ -69,6 +70,8 @@ def finetune(
     validate on, and where `out` holds a run with other settings, images or another model.
     """
     out, steps = Path(out), settings.train
+    if many():
+        raise InputError("finetune runs in one process; several share `reasonseg train` on a folder (docs/training.md)")
     if next(segmenter.parameters()).dtype == torch.float16:
         raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
     absent = settings.data.absent if segmenter.backbone.markers.rej is not None else 0.0

@@ -18,10 +18,10 @@ from reasonseg.sam_family import Features
 
 
 class FrozenCache:
-    """Used like an `ImageCache`; keeps what it was given in `folder` and, up to `budget` bytes, in memory.
+    """What parts made of images, in `folder` and, up to `budget` bytes, in memory.
 
     Every image is encoded alone, so that it does not matter which come together: a run that is resumed reads what was
-    written before and ends with the same weights. Files are named by weights and image: other weights find nothing.
+    written before and ends with the same weights. Files are named by weights, preprocessing, precision and image.
     """
 
     def __init__(self, folder: Path, budget: int = BUDGET):
@@ -29,12 +29,13 @@ class FrozenCache:
         self.names: dict[tuple, str] = {}
 
     @torch.no_grad()
-    def __call__(
-        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
-    ) -> Any:
-        """`encode(images)` with a row for each image, read where it was made before."""
-        whose, device = self._name(encoders), next(encoders[0].parameters()).device
-        rows = [self._row(f"{whose}-{digest(image).hex()}", image, encode, device) for image in images]
+    def __call__(self, part: Any, images: Sequence[np.ndarray]) -> Any:
+        """`part.encode(images)` of a backbone or decoder with a row for each image, read where it was made before."""
+        device = next(part.encoders[0].parameters()).device
+        cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else ""
+        how = f"{self._name(part.encoders)} {part.pixels!r} {cast}"
+        whose = hashlib.blake2b(how.encode(), digest_size=12).hexdigest()
+        rows = [self._row(f"{whose}-{digest(image).hex()}", image, part.encode, device) for image in images]
         return torch.cat(rows) if isinstance(rows[0], torch.Tensor) else Features.joined(rows)
 
     def _row(self, name: str, image: np.ndarray, encode: Callable[[list], Any], device: torch.device) -> Any:
@@ -72,4 +73,4 @@ def still(encoders: Sequence[nn.Module]) -> bool:
 
 def once(kept: FrozenCache | None, part: Any, images: list) -> Any:
     """`part.encode(images)` where its encoders are frozen and what they made is kept, else None."""
-    return kept(part.encoders, images, part.encode) if kept is not None and still(part.encoders) else None
+    return kept(part, images) if kept is not None and still(part.encoders) else None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(hours=2)  # of the others, while one writes a large model
 
 
 def many() -> bool:
@@ -21,7 +24,7 @@ def processes():
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def share(items: list) -> list:

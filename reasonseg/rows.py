@@ -31,7 +31,8 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
         out.mkdir(parents=True, exist_ok=True)
         with written_aside(run) as aside:
             aside.write_text(json.dumps(key, indent=1) + "\n")
-        rewrite(out, [row for file in _files(out) for row in _whole_lines(file.read_text())])  # a line cut off goes
+        rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]  # a line cut off goes
+        rewrite(out, list({row["id"]: row for row in rows}.values()))  # killed in a rewrite, a row is in two files
     wait()
     return list(_whole_lines((out / "rows.jsonl").read_text()))
 
@@ -106,6 +107,12 @@ def _own(out: Path) -> Path:
 def batched(items: list, size: int) -> list[list]:
     """Items in lists of `size`, the last shorter."""
     return [items[k : k + size] for k in range(0, len(items), size)]
+
+
+def ordered(rows: list[dict], ids: list[str]) -> list[dict]:
+    """Rows in the order of the data set: intervals are drawn by position."""
+    place = {name: k for k, name in enumerate(ids)}
+    return sorted(rows, key=lambda row: place[row["id"]])
 
 
 def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:

@@ -83,6 +83,8 @@ class TrainSettings:
     def __post_init__(self):
         if (self.model is None) == (not self.start):
             raise InputError("a run needs one of model (fresh weights) and start (a model folder, or embedded)")
+        if self.dtype == "bfloat16" and not self.bf16:
+            raise InputError("dtype: bfloat16 needs bf16: true, which lets float32 and bfloat16 weights work together")
 
 
 def read_run(file: str | Path, overrides: list[str] = ()) -> TrainSettings:

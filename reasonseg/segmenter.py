@@ -370,11 +370,16 @@ class Segmenter(nn.Module):
         logits, predicted = self.decode_all(encoded, [of_image[i] for i in of], prompts)
         weights = self.settings.loss
         tokens, masks = (counts["tokens"], counts["masks"]) if counts else (taught.tokens if taught else 0, len(of))
-        parts = {"text": taught.cross_entropy / max(tokens, 1)} if taught else {}
+        silent = logits.sum() * 0.0  # where nothing is spoken; named all the same, so that processes log alike
+        parts = (
+            {"text": taught.cross_entropy / max(tokens, 1) if taught else silent} if self.backbone is not None else {}
+        )
         drawn = self.mask_losses(logits, predicted, truths, of)
         parts |= {name: value * (len(of) / max(masks, 1)) for name, value in drawn.items()}
         total = sum(getattr(weights, name) * value for name, value in parts.items())
-        accuracy = {"text_accuracy": taught.correct / max(tokens, 1)} if taught else {}
+        accuracy = (
+            {"text_accuracy": taught.correct / max(tokens, 1) if taught else silent} if parts.keys() & {"text"} else {}
+        )
         return {"loss": total, **parts, **accuracy}
 
     def _taught(self, samples: list[Sample]) -> Taught:

@@ -40,18 +40,18 @@ def train(settings: TrainSettings) -> Segmenter:
     out, extras = Path(settings.out), {}
     out.mkdir(parents=True, exist_ok=True)
     for name, stage in settings.stages.items():
+        set_seed(settings.seed + stage.seed)  # what an objective adds begins at random, the same in a run that goes on
         objective = _objective(segmenter, stage, extras)
+        for parameter in objective.parameters():
+            if parameter.requires_grad:  # small steps would be lost in bfloat16
+                parameter.data = parameter.data.float()
         finished = out / name / "finished.safetensors"
         if finished.is_file():
             load_model(objective, finished)
         else:
             layers = objective.segmenter.backbone.layers if stage.lora else None
             if layers is not None:
-                set_seed(settings.seed + stage.seed)  # adapters begin at random
                 add_lora(layers, stage.lora, stage.alpha, stage.dropout)
-            for parameter in objective.parameters():
-                if parameter.requires_grad:  # small steps would be lost in bfloat16
-                    parameter.data = parameter.data.float()
             run_stage(objective, stage, settings, out / name)
             if layers is not None:
                 fold_lora(layers)
@@ -81,7 +81,9 @@ def _keep(objective: Objective, finished: Path) -> None:
 
 def _beginning(settings: TrainSettings) -> Segmenter:
     if settings.model is not None:
-        segmenter = Segmenter.build(settings.model).to(getattr(torch, settings.dtype))
+        segmenter = Segmenter.build(settings.model)
+        for parameter in segmenter.parameters():  # buffers (rotary angles) stay as precise as they are
+            parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     else:
         source = None if settings.start == "embedded" else settings.start
         segmenter = Segmenter.from_pretrained(source, dtype=settings.dtype)
@@ -107,10 +109,11 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
         objective = OBJECTIVES[stage.objective](segmenter, **options)
     except TypeError as error:
         raise InputError(f"options of objective {stage.objective}: {error}") from None
+    names = [name for name, _ in objective.named_parameters(remove_duplicate=False)]
+    if idle := [prefix for prefix in stage.train if not any(name.startswith(prefix) for name in names)]:
+        raise InputError(f"train: no parameter begins with {idle[0]!r}")
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not stage.train or name.startswith(stage.train))
-    if not any(p.requires_grad for p in objective.parameters()):
-        raise InputError(f"train: no parameter begins with any of {list(stage.train)}")
     return objective
 
 
@@ -162,7 +165,8 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))  # before Marker
     trainer.train(resume_from_checkpoint=newest)
     objective.segmenter.frozen = None
-    if (folder / BEST).is_file():
+    processes().wait_for_everyone()  # the first one may still be writing
+    if settings.validation is not None and (folder / BEST).is_file():
         load_model(objective, folder / BEST)
 
 
@@ -249,9 +253,9 @@ class StageTrainer(Trainer):
     def log(self, logs, *arguments, **options):
         """Adds the parts, averaged over processes."""
         if self.seen:
-            mine = torch.tensor([value / self.seen for value in self.sums.values()], device=self.args.device)
+            mine = torch.tensor([self.sums[n] / self.seen for n in sorted(self.sums)], device=self.args.device)
             means = self.accelerator.reduce(mine, "mean").tolist()
-            logs |= {name: round(value, 4) for name, value in zip(self.sums, means, strict=True)}
+            logs |= {name: round(value, 4) for name, value in zip(sorted(self.sums), means, strict=True)}
             self.sums, self.seen = {}, 0
         super().log(logs, *arguments, **options)
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_model
 from transformers import TrainerCallback
 
-from reasonseg.benchmarks import evaluate_benchmark
+from reasonseg.benchmarks import WAYS, evaluate_benchmark
 from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.overlay import draw_overlay
@@ -30,14 +30,19 @@ class Validation(TrainerCallback):
 
     def __init__(self, objective: Any, config: Any, metric: str, limit: int, folder: Path, begun: int):
         self.objective, self.config, self.metric, self.limit, self.folder = objective, config, metric, limit, folder
+        config.build()  # what is not there is said now, not at the first checkpoint
+        known = [f"{way}.{score}" for way in WAYS for score in ("giou", "ciou", "n_acc", "t_acc")]
+        if metric not in known:
+            raise InputError(f"metric: no {metric!r}; there are {', '.join(known)}")
         file = folder / LOG
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         self.lines = [line for line in lines if line["step"] <= begun]
 
     def on_save(self, args, state, control, **_):
         """Called by the Trainer after a checkpoint."""
-        with torch.random.fork_rng():
-            segmenter = self.objective.segmenter
+        segmenter = self.objective.segmenter
+        precise = torch.autocast(segmenter.device.type, torch.bfloat16, enabled=args.bf16)
+        with torch.random.fork_rng(), precise:  # as the model is trained
             summary = evaluate_benchmark(
                 segmenter, self.config, name="validation", limit=self.limit, progress=state.is_world_process_zero
             )
@@ -45,11 +50,13 @@ class Validation(TrainerCallback):
             better = value > max((line["value"] for line in self.lines), default=-1.0)
             self.lines.append({"step": state.global_step, "value": value, **summary})
             if not first():
+                segmenter.forget()
                 return
             data = self.config.build()
             every = max(min(len(data), self.limit) // SHOWN, 1)
             samples = [data[i] for i in range(0, min(len(data), self.limit), every)][:SHOWN]
             draw_answers(segmenter, samples, self.folder / f"validation-{state.global_step}.png")
+        segmenter.forget()  # the next step makes other weights
         if better:
             with written_aside(self.folder / BEST) as aside:
                 save_model(self.objective, str(aside))

@@ -89,6 +89,21 @@ def test_a_prefix_is_that_of_its_weights(model, scenes):
     assert kept.text == fresh.text and np.array_equal(kept.masks, fresh.masks)
 
 
+def test_folded_adapters_are_other_weights(model, scenes):
+    """peft writes into a weight without telling its counter."""
+    from reasonseg.adapters import add_lora, fold_lora
+
+    query = scenes[0].query
+    model(query)
+    for parameter in add_lora(model.backbone.layers, 2, 16.0):
+        torch.nn.init.normal_(parameter, std=0.5)
+    fold_lora(model.backbone.layers)
+    kept = model(query)
+    model.forget()
+    fresh = model(query)
+    assert kept.text == fresh.text and np.array_equal(kept.masks, fresh.masks)
+
+
 def test_other_weights_are_another_encoder(model, runs, picture):
     model(Query(picture, "the cup"))
     with torch.no_grad():

@@ -37,11 +37,11 @@ def test_every_config_reads_and_dumps_to_itself(file):
 )
 def test_mistakes_name_the_place_and_the_nearest(override, words):
     with pytest.raises(InputError, match=words):
-        read_run(FILES[0], [override])
+        read_run(ROOT / "configs" / "tiny.yaml", [override])
 
 
 def test_overrides_lie_over_the_file():
-    settings = read_run(FILES[0], ["stages.tower.lr=1e-4", "data.size=96"])
+    settings = read_run(ROOT / "configs" / "tiny.yaml", ["stages.tower.lr=1e-4", "data.size=96"])
     assert settings.stages["tower"].lr == 1e-4 and settings.data.config.size == 96
 
 

@@ -75,6 +75,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     "change, words",
     [
         ("stages.tower.train=[nothing]", "no parameter begins"),
+        ("stages.tower.train=[segmenter.backbone, segmenter.promter]", "begins with 'segmenter.promter'"),
         ("stages.tower.options.speed=3", "options of objective dense"),
     ],
 )

@@ -63,7 +63,24 @@ def test_a_run_that_was_cut_off_scores_what_is_left(root, tmp_path, monkeypatch)
     assert logs[0] == logs[1]
 
 
-def test_a_metric_that_is_none(tmp_path):
+@pytest.mark.parametrize(
+    "change, words",
+    [("metric=generated.iou", "no 'generated.iou'"), ("validation.root=nowhere", "nowhere is no folder")],
+)
+def test_mistakes_are_said_before_training(root, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        train(settings(tmp_path / "a", root, change))
+    assert not list((tmp_path / "a").rglob("checkpoint-*"))
+
+
+def test_a_bfloat16_run_is_validated(root, tmp_path):
+    train(settings(tmp_path / "a", root, "dtype=bfloat16", "bf16=true", "stages.words.lora=4", "stages.words.lr=1e-3"))
+    assert len((tmp_path / "a" / "out" / "words" / LOG).read_text().splitlines()) == 3
+    with pytest.raises(InputError, match="needs bf16: true"):
+        settings(tmp_path / "b", root, "dtype=bfloat16")
+
+
+def test_a_metric_that_is_none():
     with pytest.raises(InputError, match="no 'generated.miou'"):
         found({"generated": {"giou": 0.5}}, "generated.miou")
     assert found({"generated": {"giou": 0.5}}, "generated.giou") == 0.5

@@ -58,7 +58,7 @@ class ReasonSeg:
                 f"{config.root or '.'} has no ReasonSeg split {config.split!r}; expected {PLACES[0]}/{config.split}"
             )
         files = [f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))]
-        self.files, self.explanations = files, read_explanations(base / "explanatory" / "train.json")
+        self.explanations = read_explanations(base / "explanatory" / "train.json")
         self.entries: list[tuple[Path, int]] = []  # (json file, number of its text)
         for file in files:
             try:
@@ -66,6 +66,7 @@ class ReasonSeg:
             except InputError:
                 count = 1  # said when the sample is read
             self.entries += [(file, t) for t in range(count if config.sentences == "all" else min(count, 1))]
+        self.files = list(dict.fromkeys(file for file, _ in self.entries))  # those that ask for something
         self._latest: tuple[Path, tuple] | None = None
         if not self.entries:
             raise InputError(f"{base / config.split} holds no annotated image")

@@ -1,7 +1,6 @@
-"""Every config in configs/ is read, and LISA's recipe runs on small files in the published layouts."""
+"""LISA's recipe is LISA's, and runs on small files in the published layouts."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +10,6 @@ from small_data import parts, reason_seg, refer, semantic, vqa
 from reasonseg import Segmenter
 from reasonseg.runs import read_run
 from reasonseg.train import train
-
-FILES = sorted(Path("configs").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_it_is_read(file):
-    settings = read_run(file)
-    assert settings.stages and settings.out.startswith("out/")
 
 
 def test_lisa_is_lisa():
