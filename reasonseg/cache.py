@@ -62,6 +62,10 @@ class ImageCache:
         version = tuple(version_of(module) for module in encoders)
         return any((version, digest(image)) in self.kept for image in images)
 
+    def put(self, encoders: Sequence[nn.Module], image: np.ndarray, row: Any) -> None:
+        """Keeps what these encoders made of an image elsewhere."""
+        self.keep((tuple(version_of(module) for module in encoders), digest(image)), row)
+
     def find(self, key: Hashable) -> Any:
         """What is kept under a key; it was used now. None where there is nothing."""
         if key in self.kept:

@@ -249,11 +249,12 @@ class Segmenter(nn.Module):
         if not asked:
             return [None] * len(queries)
         seen = sorted({of_image[i] for i in asked})
-        features = None
+        features, met = None, False
         if encoders := self.backbone.encoders:
+            met = self.cache.knows(encoders, [images[j] for j in seen])
             features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode, self.backbone.pixels.size)
             features = features[[seen.index(of_image[i]) for i in asked]]
-        prefixes = self._prefixes([images[of_image[i]] for i in asked]) if hasattr(self.backbone, "prefix") else None
+        how |= self._prefixes([images[of_image[i]] for i in asked], met or len(seen) < len(asked))
         mine, regions = [queries[i] for i in asked], None
         if hasattr(self.backbone, "regions"):
             tower, look = [self.backbone.tower], self.backbone.look
@@ -261,20 +262,22 @@ class Segmenter(nn.Module):
             regions = self.backbone.regions(mine, looked)
         if heard := how.pop("heard", None):
             how["heard"] = lambda k, text: heard(asked[k], text)
-        said = self.backbone.speak(mine, features, regions, prefixes, at=self.prompter.config.at == "at", **how)
+        said = self.backbone.speak(mine, features, regions, at=self.prompter.config.at == "at", **how)
         return [said[asked.index(i)] if i in asked else None for i in range(len(queries))]
 
-    def _prefixes(self, images: list) -> torch.Tensor | None:
-        """What the language model keeps of each image, read once; None for several images that are all new."""
-        backbone, cache = self.backbone, self.prefixes
+    def _prefixes(self, images: list, again: bool) -> dict[str, Any]:
+        """What `speak` is told of images that are asked about again; of one that is new it tells what to keep."""
+        backbone = self.backbone
+        if not hasattr(backbone, "prefix") or not (again or len(images) == 1):
+            return {}
         modules = [*backbone.encoders, backbone.model.get_input_embeddings(), backbone.layers]
-        if len(images) > 1 and len(distinct(images)[0]) == len(images) and not cache.knows(modules, images):
-            return None
+        if not again:
+            return {"cached": lambda cache: self.prefixes.put(modules, images[0], backbone.prefix_in(cache))}
 
         def read(new: list) -> torch.Tensor:
             return backbone.prefix(self.cache(backbone.encoders, new, backbone.encode, backbone.pixels.size))
 
-        return cache(modules, images, read, backbone.pixels.size)
+        return {"prefixes": self.prefixes(modules, images, read, backbone.pixels.size)}
 
     def _show(self, queries: list[Query], cache: Any) -> dict[int, list[Shown]]:
         """What references say, for the queries that have some: one prompt a label, or one in all beside words."""

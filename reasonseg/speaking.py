@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -211,14 +212,14 @@ class Speaker(nn.Module):
     def speak(
         self, queries: list, features: torch.Tensor | None = None, regions: list | None = None,
         prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
-        absent_threshold: float, at: bool = False,
+        absent_threshold: float, at: bool = False, cached: Callable[[Any], None] | None = None,
         heard: Callable[[int, str], None] | None = None,
     ) -> list[Spoken]:  # fmt: skip
         """Answers to several questions, generated as one batch; the same as one by one.
 
-        `prefixes` are what a kind keeps of images it has read before. `at` feeds the last token too, so that the state at it
-        is known even where the limit ends the answer. `heard(i, text)` is called with what has been said to question i so far,
-        whenever that grows.
+        `prefixes` are what a kind keeps of images it has read before; `cached` is given the keys and values when all is said.
+        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer. `heard(i, text)`
+        is called with what has been said to question i so far, whenever that grows.
         """
         given = {} if prefixes is None else {"prefixes": prefixes}
         inputs = self.prompt_inputs(queries, features, regions, **given)
@@ -229,10 +230,14 @@ class Speaker(nn.Module):
         )  # fmt: skip
         pad = self.tokenizer.pad_token_id
         with last_states(self.model.get_output_embeddings()) as caught:
-            ids = self.model.generate(
+            made = self.model.generate(
                 **inputs, max_new_tokens=max_new_tokens + at, do_sample=False, num_beams=1, use_cache=True,
                 logits_processor=LogitsProcessorList([chooser]), pad_token_id=pad, eos_token_id=sorted(self.ends),
-            )[:, length:]  # fmt: skip
+                return_dict_in_generate=True,
+            )  # fmt: skip
+        ids = made.sequences[:, length:]
+        if cached is not None:
+            cached(made.past_key_values)
         states = torch.stack(caught, 1)
         shares = torch.stack(chooser.probabilities, 1).tolist()
         return [self._spoken(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]

@@ -246,7 +246,6 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
     }
 
 
-@torch.inference_mode()
 def training(segmenter: Segmenter, runs: int) -> dict:
     """Seconds of a step with and without kept features, and how far apart their losses are."""
     samples = []
@@ -283,6 +282,7 @@ def training(segmenter: Segmenter, runs: int) -> dict:
     }
 
 
+@torch.inference_mode()
 def encoder(_: Segmenter | None, runs: int) -> dict:
     """SAM's ViT-B at 1024 pixels."""
     from segment_anything import sam_model_registry

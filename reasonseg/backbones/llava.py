@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, DynamicCache, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, Cache, DynamicCache, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.errors import InputError
 from reasonseg.llama_pieces import MODEL as PIECES
@@ -226,12 +226,20 @@ class Llava(Speaker):
 
         `[b, 2 * layers, heads, p, d]`, the keys of a layer before its values; `features` are `encode` of the images.
         """
-        start = self.prompt_ids(Query(np.zeros((1, 1, 3), np.uint8), "?"))
-        ids = torch.tensor(start[: start.index(self.image_id) + self.patches], device=self.device)
+        ids = torch.tensor(self._start(), device=self.device)
         kept = self.model.model.language_model(
             inputs_embeds=self.embed(ids.expand(len(features), -1), features), use_cache=True
         ).past_key_values
-        return torch.stack([part for layer in kept.layers for part in (layer.keys, layer.values)], 1)
+        return self.prefix_in(kept)
+
+    def prefix_in(self, cache: Cache) -> torch.Tensor:
+        """The same, out of what is left of prompts without padding that were read whole."""
+        p = len(self._start())
+        return torch.stack([part[:, :, :p] for layer in cache.layers for part in (layer.keys, layer.values)], 1)
+
+    def _start(self) -> list[int]:
+        ids = self.prompt_ids(Query(np.zeros((1, 1, 3), np.uint8), "?"))
+        return ids[: ids.index(self.image_id) + self.patches]
 
     def prompt_inputs(
         self,
