@@ -6,9 +6,14 @@ A stage is a folder under `out`; a finished one holds `finished.safetensors` and
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -179,6 +184,14 @@ def latest(folder: Path) -> str | None:
     return str(checkpoints[-1]) if checkpoints else None
 
 
+def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
+    """A loader's worker: killed with its parent, where the system can; a killed parent's would wait for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if given is not None:
+        given(number)
+
+
 class Marker(TrainerCallback):
     """Marks a checkpoint as complete once everything in it is on the disk."""
 
@@ -202,6 +215,13 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, *_):
         return SequentialSampler(self.train_dataset)
+
+    def get_train_dataloader(self):
+        """Loaders whose workers end with this process, however it ends."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
+        return loader
 
     def create_optimizer(self, model=None):
         """Over what is trained: Muon and AdamW, or AdamW alone."""

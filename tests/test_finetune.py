@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from small_data import pairs
@@ -62,8 +63,10 @@ def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
         and time.time() < deadline
     ):
         time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert workers and not psutil.wait_procs(workers, timeout=10)[1], "its workers wait for ever"
     assert not (tmp_path / "b" / "summary.json").exists(), "it was too quick to be killed"
     assert main(["finetune", root, "--out", str(tmp_path / "b"), *FEW]) == 0
     for file in sorted((tmp_path / "a" / "model").rglob("*.safetensors")):
