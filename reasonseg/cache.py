@@ -23,7 +23,7 @@ class ImageCache:
     """
 
     def __init__(self, budget: int = BUDGET):
-        self.budget, self.bytes = budget, 0
+        self.budget, self.bytes, self.hits = budget, 0, 0
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def clear(self) -> None:
@@ -57,11 +57,6 @@ class ImageCache:
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
         return join([rows[key] for key in keys])
 
-    def knows(self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray]) -> bool:
-        """Whether any of the images is kept."""
-        version = tuple(version_of(module) for module in encoders)
-        return any((version, digest(image)) in self.kept for image in images)
-
     def put(self, encoders: Sequence[nn.Module], image: np.ndarray, row: Any) -> None:
         """Keeps what these encoders made of an image elsewhere."""
         self.keep((tuple(version_of(module) for module in encoders), digest(image)), row)
@@ -70,6 +65,7 @@ class ImageCache:
         """What is kept under a key; it was used now. None where there is nothing."""
         if key in self.kept:
             self.kept.move_to_end(key)
+            self.hits += 1
         return self.kept.get(key)
 
     def keep(self, key: Hashable, row: Any) -> None:

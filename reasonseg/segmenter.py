@@ -249,12 +249,12 @@ class Segmenter(nn.Module):
         if not asked:
             return [None] * len(queries)
         seen = sorted({of_image[i] for i in asked})
-        features, met = None, False
+        features, hits = None, self.cache.hits
         if encoders := self.backbone.encoders:
-            met = self.cache.knows(encoders, [images[j] for j in seen])
             features = self.cache(encoders, [images[j] for j in seen], self.backbone.encode, self.backbone.pixels.size)
             features = features[[seen.index(of_image[i]) for i in asked]]
-        how |= self._prefixes([images[of_image[i]] for i in asked], met or len(seen) < len(asked))
+        again = self.cache.hits > hits or len(seen) < len(asked)
+        how |= self._prefixes([images[of_image[i]] for i in asked], again)
         mine, regions = [queries[i] for i in asked], None
         if hasattr(self.backbone, "regions"):
             tower, look = [self.backbone.tower], self.backbone.look
