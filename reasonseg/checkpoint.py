@@ -7,8 +7,6 @@ A model is a folder: `settings.yaml`, `decoder/`, and as far as it has them `bac
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +16,12 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from reasonseg import changes
 from reasonseg import quantization as quant
+from reasonseg.adapters import adapters, fold_adapters
 from reasonseg.config import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
-from reasonseg.hub import download
+from reasonseg.hub import place_of, replaced
 from reasonseg.processes import local_index
 from reasonseg.settings import ModelSettings
 from reasonseg.weights import refuse
@@ -29,7 +29,6 @@ from reasonseg.weights import refuse
 if TYPE_CHECKING:
     from reasonseg.segmenter import Segmenter
 
-EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,26 +37,31 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
     folder = Path(folder)
     if any(quant.is_quantized(module) for module in segmenter.modules()):
         raise InputError("a quantized model is not saved; load it without quantization to save it")
+    if segmenter.backbone is not None and adapters(segmenter.backbone):
+        raise InputError(
+            "this model has adapters beside its weights; fold them first (reasonseg.adapters.fold_adapters)"
+        )
     if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    with replaced(folder) as aside:
+        _write(segmenter, aside, dtype)
+
+
+def _write(segmenter: Segmenter, folder: Path, dtype: torch.dtype | None) -> None:
     for name in ("backbone", "decoder", "references", "refiner"):
         if (part := getattr(segmenter, name)) is not None and hasattr(part, "save"):
-            part.save(aside / name)
+            part.save(folder / name)
     for name in ("prompter", "references"):
         if (part := getattr(segmenter, name)) is not None and (weights := part.learned()):
-            save_file({k: v.contiguous() for k, v in weights.items()}, aside / f"{name}.safetensors")
+            save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{name}.safetensors")
     if dtype is not None:
-        _cast(aside, dtype)
+        _cast(folder, dtype)
     settings = dump(segmenter.settings)
     settings = {name: value for name, value in settings.items() if value is not None}
     for part in ("backbone", "decoder", "references", "refiner"):  # what the transformers folders say is not said twice
         for name in ("network", "pixels", "tokenizer"):
             settings.get(part, {}).pop(name, None)
-    (aside / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    _swap(aside, folder)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def _cast(folder: Path, dtype: torch.dtype) -> None:
@@ -69,17 +73,6 @@ def _cast(folder: Path, dtype: torch.dtype) -> None:
         file.write_text(
             json.dumps({**json.loads(file.read_text()), "dtype": str(dtype).removeprefix("torch.")}, indent=2)
         )
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-    if folder.exists():
-        for extra in folder.iterdir():  # a README or a model card written by hand stays
-            if not (aside / extra.name).exists():
-                (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, aside / extra.name)
-        folder.rename(old)
-    aside.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load(
@@ -98,10 +91,10 @@ def load(
 ) -> Segmenter:
     """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
-    A folder of LISA's, VLP-SAM's or SegGPT's is read as it was released (`reasonseg.released`), LLaVA v1 and VLP-SAM with a
-    `sam` beside them; beside SegGPT a `sam` is its refiner. `device` None
-    takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`)
-    is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
+    A folder of changes is read with the model it changes (`reasonseg.changes`), one of LISA's, VLP-SAM's or SegGPT's as it was
+    released (`reasonseg.released`), LLaVA v1 and VLP-SAM with a `sam` beside them; beside SegGPT a `sam` is its refiner.
+    `device` None takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`,
+    `nf4`) is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
     decoder to use instead (.pth, folder or hub id). `read` says which state prompts the decoder (`predicting` or `at`),
     `template` which conversation strings are used. Raises `InputError` where the source does not exist, a key is
     missing, left over or of another shape (unless a prefix in `allow` covers it), or an option does not apply.
@@ -112,15 +105,33 @@ def load(
     dtype = DTYPES.get(dtype, dtype) or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if quantization is not None and quantization not in quant.KINDS:
         raise InputError(f"quantization {quantization!r} is not one of {', '.join(quant.KINDS)}")
-    place = _place(source, revision)
+    place = place_of(source, revision)
     common = {"device": device, "dtype": dtype, "quantization": quantization, "allow": tuple(allow)}
-    if not (place / "settings.yaml").is_file():
-        return _released(place, {**common, "clip": clip, "sam_from": sam, "template": template, "at": read})
-    if clip is not None:
+    origin = {"source": source if source is None else str(source), "clip": clip, "sam": sam, "template": template}
+    origin |= {"read": read, "allow": list(allow), "revision": revision}
+    if (place / changes.FILE).is_file():
+        if given := [name for name in ("clip", "sam", "template", "read", "allow") if origin[name]]:
+            raise InputError(f"{place} holds changes of a model that is loaded as it was then; leave {given[0]} out")
+        segmenter = _changed(cls, place, **common)
+    elif not (place / "settings.yaml").is_file():
+        segmenter = _released(place, {**common, "clip": clip, "sam_from": sam, "template": template, "at": read})
+    elif clip is not None:
         raise InputError(
             f"clip does not apply to {source or 'the embedded model'}, which has its vision tower; leave it out"
         )
-    return _own(cls, place, _settings(place, template, read, quantization), sam=sam, **common)
+    else:
+        segmenter = _own(cls, place, _settings(place, template, read, quantization), sam=sam, **common)
+    segmenter.origin = {name: value for name, value in origin.items() if value or name == "source"}
+    return segmenter
+
+
+def _changed(cls, folder: Path, *, allow, **how) -> Segmenter:
+    base, made = changes.read(folder)
+    segmenter = load(cls, base.pop("source"), **base, **how)
+    made.apply(segmenter, folder)
+    fold_adapters(segmenter)
+    segmenter.settings = replace(segmenter.settings, about={**segmenter.settings.about, **made.about})
+    return segmenter.eval()
 
 
 def _own(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantization, allow, sam) -> Segmenter:
@@ -186,15 +197,6 @@ def _released(place: Path, options: dict) -> Segmenter:
             "or LLaVA v1, nor is it a VLP-SAM or SegGPT checkpoint"
         )
     return lisa.read(layout, **options)
-
-
-def _place(source: str | Path | None, revision: str | None) -> Path:
-    if source is None:
-        return EMBEDDED
-    place = Path(source)
-    if place.exists():
-        return place
-    return download(str(source), revision, "give a folder or a hub id as model (--model)")
 
 
 def _settings(folder: Path, template: str | None, read: str | None, quantization: str | None) -> ModelSettings:

@@ -46,8 +46,8 @@ def examine() -> int:
         print(
             f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
         )
-    from reasonseg.checkpoint import EMBEDDED
     from reasonseg.errors import InputError
+    from reasonseg.hub import EMBEDDED
     from reasonseg.scenes.sprites import emoji_font
 
     try:

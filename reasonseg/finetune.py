@@ -7,13 +7,14 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import set_seed
 
-from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
+from reasonseg.changes import Changes
 from reasonseg.config import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
@@ -21,6 +22,7 @@ from reasonseg.errors import InputError
 from reasonseg.images import written_aside
 from reasonseg.objectives import Language
 from reasonseg.processes import many
+from reasonseg.quantization import is_quantized
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.sheet import save_sheet
@@ -32,7 +34,11 @@ DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trai
 
 @dataclass(frozen=True)
 class Steps:
-    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings and head whole)."""
+    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings and head whole).
+
+    `tokens`: of a model whose markers are new, their `rows` are trained, or embeddings and head `whole` (LISA's recipe).
+    `save`: a whole `model`, or the `changes` alone, a small folder that names the model it changes.
+    """
 
     max_steps: int = 300
     batch: int = 8
@@ -40,6 +46,8 @@ class Steps:
     warmup: int = 20
     lora: int = 8
     alpha: float = 16.0
+    tokens: Literal["rows", "whole"] = "rows"
+    save: Literal["model", "changes"] = "model"
     save_every: int = 50
     seed: int = 0
 
@@ -74,6 +82,12 @@ def finetune(
         raise InputError("finetune runs in one process; several share `reasonseg train` on a folder (docs/training.md)")
     if next(segmenter.parameters()).dtype == torch.float16:
         raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
+    if any(is_quantized(module) for module in segmenter.modules()):
+        if not steps.lora:
+            raise InputError("the layers of a quantized model cannot be trained whole; leave train.lora=0 out")
+        steps = replace(steps, save="changes")
+    if steps.save == "changes" and segmenter.origin is None:
+        raise InputError("train.save=changes needs a model that was loaded from somewhere; save it first")
     absent = settings.data.absent if segmenter.backbone.markers.rej is not None else 0.0
     config = FolderConfig(root, share=settings.data.share, absent=absent, seed=steps.seed)
     samples = config.build()
@@ -90,11 +104,14 @@ def finetune(
     if not len(validation.build()):
         raise InputError(f"{root}: one image cannot be both trained and validated on; two or more are needed")
     before = score(segmenter, validation, out / "before")
-    learn(segmenter, training, out, steps)
+    changes = learn(segmenter, training, out, steps)
     about = segmenter.settings.about
-    name = f"{about.get('name', 'model')}-{Path(root).resolve().name}"
-    segmenter.settings = replace(segmenter.settings, about={**about, "name": name})
-    segmenter.save_pretrained(out / "model")
+    changes.about = {**about, "name": f"{about.get('name', 'model')}-{Path(root).resolve().name}"}
+    segmenter.settings = replace(segmenter.settings, about=changes.about)
+    if steps.save == "changes":
+        changes.save(out / "model", segmenter.origin)
+    else:
+        segmenter.save_pretrained(out / "model")
     after = score(segmenter, validation, out / "after")
     summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
@@ -122,8 +139,8 @@ def digest_of(root: Path) -> str:
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
-def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> None:
-    """Trains in place; adapters are folded into the weights at the end.
+def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> Changes:
+    """Trains in place and returns what changed; adapters are folded into the weights at the end, where these are not quantized.
 
     What is trained is held in float32 meanwhile, where the model is not: small steps would be lost in bfloat16.
     """
@@ -140,11 +157,17 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
     for parameter in choose(objective, steps):
         parameter.data = parameter.data.float()
     run_stage(objective, stage, run, out / "training")
-    if steps.lora:
-        fold_lora(segmenter.backbone.layers)
     for parameter in segmenter.parameters():
-        parameter.data = parameter.data.to(dtype)
-    segmenter.requires_grad_(True).eval()
+        if parameter.is_floating_point() and parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    changes = Changes.of(segmenter, steps.alpha)
+    changes.tensors = {name: p.detach().clone() for name, p in changes.tensors.items()}
+    fold_adapters(segmenter)
+    for parameter in segmenter.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+    segmenter.eval()
+    return changes
 
 
 def unusable(samples: Folder, skip_bad: bool) -> list[str]:
@@ -171,13 +194,16 @@ def show(samples: Folder, bad: list[str], out: Path) -> None:
 def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
     """Marks what is trained and returns it; towers and image encoders stay as they are.
 
-    A model whose markers are new (LLaVA with a SAM beside it) has its embeddings and head trained too.
+    A model whose markers are new (LLaVA with a SAM beside it) has their rows in embeddings and head trained too.
     """
     backbone = objective.segmenter.backbone
     objective.requires_grad_(False)
     chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
     chosen += add_lora(backbone.layers, steps.lora, steps.alpha) if steps.lora else list(backbone.layers.parameters())
-    if not steps.lora or objective.segmenter.settings.about.get("new_tokens"):
+    new = objective.segmenter.settings.about.get("new_tokens")
+    if new and steps.lora and steps.tokens == "rows":
+        chosen += add_rows(backbone.model, backbone.markers.ids)
+    elif new or not steps.lora:
         chosen += [backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings().weight]
     for p in chosen:
         p.requires_grad_(True)

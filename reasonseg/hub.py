@@ -1,10 +1,16 @@
-"""The Hugging Face hub: a repository's files as a local folder."""
+"""Where model folders are: in the package, on the disk, or on the Hugging Face hub; and how one is written."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reasonseg.errors import InputError
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 
 def download(name: str, revision: str | None, remedy: str) -> Path:
@@ -26,3 +32,33 @@ def download(name: str, revision: str | None, remedy: str) -> Path:
 def located(source: str) -> Path:
     """A folder, or the local copy of a hub repository."""
     return Path(source) if Path(source).is_dir() else download(source, None, "name a folder or a hub id")
+
+
+def place_of(source: str | Path | None, revision: str | None = None) -> Path:
+    """Where a model's files are: of None those in the package, of a hub id a local copy. Else raises `InputError`."""
+    if source is None:
+        return EMBEDDED
+    place = Path(source)
+    if place.exists():
+        return place
+    return download(str(source), revision, "give a folder or a hub id as model (--model)")
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to write to; at the end it takes the place of `folder`, of which only files of other names stay."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if folder.exists():
+            for extra in folder.iterdir():  # a README or a model card written by hand stays
+                if not (aside / extra.name).exists():
+                    (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, aside / extra.name)
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -20,7 +20,8 @@ class Stage:
 
     `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one config trains the same
     model on one device or many. `lora`: rank of adapters on the language model's q and v, trained beside `train` and folded
-    into the weights when the stage ends, with `dropout` before them.
+    into the weights when the stage ends, with `dropout` before them. `tokens` trains the rows of the markers alone, in embeddings
+    and head (peft's trainable tokens).
     """
 
     objective: Literal["dense", "codes", "language", "references", "painting"]
@@ -37,6 +38,7 @@ class Stage:
     lora: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
+    tokens: bool = False
     floor: float = 1 / 30
 
     def __post_init__(self):

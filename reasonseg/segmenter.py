@@ -53,6 +53,7 @@ class Segmenter(nn.Module):
         self.cache = ImageCache()  # of `batch` and `forced`
         self.prefixes = ImageCache(PREFIXES)
         self.frozen: FrozenCache | None = None  # of `loss`, for encoders that are not trained
+        self.origin: dict[str, Any] | None = None  # the keywords of `from_pretrained`, where it came from there
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
                 raise InputError(f"{name} makes {part.makes}, the decoder takes {', '.join(decoder.takes)}")
@@ -414,7 +415,6 @@ class Segmenter(nn.Module):
     def mask_losses(self, logits, predicted, truths: list[torch.Tensor], of: list[int]) -> dict[str, torch.Tensor]:
         """bce, dice and iou of logits `[m, 4g, 4g]`, averaged over masks; 0 where there are none.
 
-        `truths` holds the masks `[n, h, w]` of each sample, `of[m]` the sample of each logit, in the order of the text.
-        Samples of one size go through together.
+        `truths` holds the masks `[n, h, w]` of each sample, those of one size go through together; logit m is of sample `of[m]`.
         """
         return losses.of_masks(self.decoder.restore, logits, predicted, truths, of)

@@ -55,6 +55,11 @@ class Markers:
     seg_text: str
     rej_text: str
 
+    @property
+    def ids(self) -> list[int]:
+        """Of those there are."""
+        return [self.seg] if self.rej is None else [self.seg, self.rej]
+
     @classmethod
     def find(cls, tokenizer) -> Markers:
         """Reads the ids from the vocabulary. Raises `InputError` where `<SEG>` is not a single token."""

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.frozen import FrozenCache
@@ -54,12 +54,14 @@ def train(settings: TrainSettings) -> Segmenter:
         if finished.is_file():
             load_model(objective, finished)
         else:
-            layers = objective.segmenter.backbone.layers if stage.lora else None
-            if layers is not None:
-                add_lora(layers, stage.lora, stage.alpha, stage.dropout)
+            backbone = objective.segmenter.backbone
+            if stage.lora:
+                add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout)
+            if stage.tokens:
+                add_rows(backbone.model, backbone.markers.ids)
             run_stage(objective, stage, settings, out / name)
-            if layers is not None:
-                fold_lora(layers)
+            if stage.lora or stage.tokens:
+                fold_adapters(backbone)
             objective.finish()
             if processes().is_main_process:
                 _keep(objective, finished)
@@ -281,7 +283,19 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         os.makedirs(output_dir, exist_ok=True)
-        save_model(self.model, os.path.join(output_dir, WEIGHTS))  # knows tied weights, which save_file refuses
+        save_file(changing(self.model), os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        load_model(model or self.model, os.path.join(resume_from_checkpoint, WEIGHTS))
+        kept, own = load_file(os.path.join(resume_from_checkpoint, WEIGHTS)), changing(model or self.model)
+        if set(kept) != set(own):
+            raise InputError(f"{resume_from_checkpoint} is of a run that trained other parameters; remove it")
+        for name, value in own.items():
+            value.copy_(kept[name])
+
+
+@torch.no_grad()
+def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: trained parameters, and buffers that are saved. What is frozen need not lie in every checkpoint."""
+    found = {name: p.data for name, p in objective.named_parameters() if p.requires_grad}
+    saved = objective.state_dict(keep_vars=True)
+    return found | {name: b for name, b in objective.named_buffers() if name in saved}

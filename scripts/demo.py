@@ -14,7 +14,7 @@ def main() -> None:
     out = parser.parse_args().folder
     quiet_libraries()
     from reasonseg import Query, Segmenter
-    from reasonseg.checkpoint import EMBEDDED
+    from reasonseg.hub import EMBEDDED
     from reasonseg.images import written_aside
     from reasonseg.sheet import contact_sheet
 

@@ -5,8 +5,8 @@ import json
 
 from PIL import Image
 
-from reasonseg.checkpoint import EMBEDDED
 from reasonseg.datasets.scenes import SEVEN, Config
+from reasonseg.hub import EMBEDDED
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from reasonseg.checkpoint import EMBEDDED
+from reasonseg.hub import EMBEDDED
 
 LIMIT = 17 * 2**20
 

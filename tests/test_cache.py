@@ -95,13 +95,13 @@ def test_a_prefix_is_that_of_its_weights(model, scenes):
 
 def test_folded_adapters_are_other_weights(model, scenes):
     """peft writes into a weight without telling its counter."""
-    from reasonseg.adapters import add_lora, fold_lora
+    from reasonseg.adapters import add_lora, fold_adapters
 
     query = scenes[0].query
     model(query), model(query)
     for parameter in add_lora(model.backbone.layers, 2, 16.0):
         torch.nn.init.normal_(parameter, std=0.5)
-    fold_lora(model.backbone.layers)
+    fold_adapters(model.backbone.layers)
     kept = model(query)
     model.forget()
     fresh = model(query)

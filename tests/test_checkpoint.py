@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from reasonseg import InputError, Segmenter
-from reasonseg.checkpoint import EMBEDDED
+from reasonseg.hub import EMBEDDED
 
 
 @pytest.fixture

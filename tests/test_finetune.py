@@ -13,7 +13,7 @@ import torch
 from small_data import pairs
 
 from reasonseg import Segmenter
-from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.adapters import add_lora, fold_adapters
 from reasonseg.cli import main
 from reasonseg.config import override, parse
 from reasonseg.errors import InputError
@@ -135,6 +135,6 @@ def test_adapters_fold_into_the_weights(segmenter):
         for p in added:
             p.normal_(0, 0.1)
     a, b = (getattr(layers[0].self_attn.q_proj, f"lora_{s}")["default"].weight.detach() for s in "AB")
-    fold_lora(layers)
+    fold_adapters(layers)
     assert [name for name, _ in layers.named_parameters()] == names
     torch.testing.assert_close(layers[0].self_attn.q_proj.weight.detach(), weight + 2 * b @ a)

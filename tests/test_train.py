@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from reasonseg import InputError, Segmenter
-from reasonseg.checkpoint import EMBEDDED
+from reasonseg.hub import EMBEDDED
 from reasonseg.runs import read_run
 from reasonseg.train import COMPLETE, latest, train
 

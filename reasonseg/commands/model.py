@@ -1,4 +1,4 @@
-"""`import`, `show` and `doctor`."""
+"""`import`, `merge`, `show` and `doctor`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,38 @@ def _import(options) -> None:
     if options.verify:
         found = differences(segmenter, layout, options.sam)
         print("largest difference to segment-anything: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
+
+
+def add_merge(commands) -> None:
+    """`merge SRC DST`."""
+    parser = commands.add_parser(
+        "merge", help="a fine-tuned model's changes and the model below them, as one folder",
+        description="Folds the changes that finetune wrote (train.save=changes, or --quantization) into a whole model.",
+    )  # fmt: skip
+    parser.add_argument("source", metavar="SRC", help="folder with changes.yaml")
+    parser.add_argument("target", metavar="DST")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: float32)"
+    )
+    parser.set_defaults(run=_merge)
+
+
+def _merge(options) -> None:
+    from pathlib import Path
+
+    from reasonseg.errors import InputError
+    from reasonseg.libraries import quiet_libraries
+
+    quiet_libraries()
+    from reasonseg import Segmenter
+    from reasonseg.changes import FILE
+
+    if not (Path(options.source) / FILE).is_file():
+        raise InputError(
+            f"{options.source} holds no {FILE}: it is no folder of changes, and whole already if it is a model"
+        )
+    Segmenter.from_pretrained(options.source, device="cpu", dtype=options.dtype).save_pretrained(options.target)
+    print(f"wrote {options.target}")
 
 
 def add_show(commands) -> None:
@@ -93,4 +125,4 @@ def _doctor(options) -> int:
     return examine()
 
 
-COMMANDS = (add_import, add_show, add_doctor)
+COMMANDS = (add_import, add_merge, add_show, add_doctor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from reasonseg.commands.shared import add_model_options, load_model
-from reasonseg.errors import InputError
 
 
 def add_train(commands) -> None:
@@ -39,6 +38,9 @@ def add_finetune(commands) -> None:
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--skip-bad", action="store_true", help="go on without the samples that cannot be used")
     add_model_options(parser)
+    parser.epilog = (
+        "With --quantization nf4 adapters are trained beside 4-bit weights (QLoRA), and DIR/model holds what changed."
+    )
     parser.set_defaults(run=_finetune)
 
 
@@ -47,8 +49,6 @@ def _finetune(options) -> None:
     from reasonseg.finetune import FinetuneSettings, finetune
 
     settings = parse(FinetuneSettings, override({}, options.overrides))
-    if options.quantization:
-        raise InputError("finetune does not train quantized models; leave --quantization out")
     summary = finetune(load_model(options), options.folder, options.out, settings, options.skip_bad)
     for way in ("teacher_forced", "generated"):
         before, after = (summary[when][way] for when in ("before", "after"))

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, SegGptConfig, SegGptForImageSegmentation
 
+from reasonseg.attention import attend as plain
 from reasonseg.errors import InputError
 from reasonseg.pixels import Pixels
 from reasonseg.prompt import Canvas, Prompt
@@ -154,12 +155,13 @@ class SegGpt(nn.Module):
         return lower[:, 0]
 
     def run(
-        self, query, images, targets, weights, together: bool, type_: str, masked=None, answer=None
+        self, query, images, targets, weights, together: bool, type_: str, masked=None, answer=None, watch=None
     ) -> torch.Tensor:
         """The whole canvas `[q, k, 3, 2 s, s]`; of references read `together` only the first row, `[q, 1, ...]`.
 
         `masked` `[q * k, patches]` (None: the lower half) is what has to be painted, `answer` `[q, 3, s, s]` what shows where the
-        lower half is not masked; both are for training.
+        lower half is not masked; `watch`, a list, takes the states of both streams `[2 q k, h, w, d]` where they merge, and the
+        last ones `[q or q k, h, w, d]`. All three are for training.
         """
         count, shown = images.shape[:2]
         upper = images.flatten(0, 1)
@@ -174,10 +176,14 @@ class SegGpt(nn.Module):
             grouped = (streams, count, shown) if together else None
             states = block(layer, states, grouped, weights)
             if number == config.merge_index:
+                if watch is not None:
+                    watch.append(states)
                 states = (states[: len(upper)] + states[len(upper) :]) / 2
             if number in config.intermediate_hidden_state_indices:
                 rows = states[::shown] if together else states
                 taps.append(self.model.model.encoder.layernorm(rows))
+        if watch is not None:
+            watch.append(states[::shown] if together else states)
         return self.model.decoder(torch.cat(taps, -1)).unflatten(0, (count, -1))
 
     def embedded(
@@ -227,7 +233,7 @@ def block(
     layer: nn.Module, states: torch.Tensor, grouped: tuple[int, int, int] | None, weights: torch.Tensor
 ) -> torch.Tensor:
     """One layer on `[r, h, w, d]`; `grouped` (streams, pictures, references) averages what the pictures' half attends to."""
-    attended = layer.attention(layer.layernorm_before(states))[0]
+    attended = attend(layer.attention, layer.layernorm_before(states))
     if grouped is not None:
         half = attended.shape[1] // 2
         rows = attended[:, half:].unflatten(0, grouped)
@@ -235,6 +241,33 @@ def block(
         attended = torch.cat([attended[:, :half], mean.expand_as(rows).flatten(0, 2)], 1)
     states = states + layer.drop_path(attended)
     return states + layer.drop_path(layer.mlp(layer.layernorm_after(states)))
+
+
+def attend(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """What an attention module of transformers makes of `[r, h, w, d]`, by torch's fused kernels.
+
+    Its relative positions add `q . R[row]` and `q . R[column]` to every product `q . k`: the same as h + w more channels, which
+    hold these values in q and in k a one at the row and the column of the key. So no bias of `[r, heads, t, t]` is ever laid out.
+    """
+    count, height, width, _ = states.shape
+    heads = attention.num_attention_heads
+    query, key, value = attention.qkv(states).view(count, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    grid = query.unflatten(2, (height, width))
+    rows = attention.get_rel_pos(height, height, attention.rel_pos_h).to(query)
+    columns = attention.get_rel_pos(width, width, attention.rel_pos_w).to(query)
+    more = [torch.einsum("rnhwc,hkc->rnhwk", grid, rows), torch.einsum("rnhwc,wkc->rnhwk", grid, columns)]
+    ones = torch.eye(height + width, device=query.device, dtype=query.dtype)
+    places = torch.cat(
+        [ones[:height, :height].repeat_interleave(width, 0), ones[height:, height:].repeat(height, 1)], 1
+    )
+    query = torch.cat([query * attention.scale, *(part.flatten(2, 3) for part in more)], -1)
+    key = torch.cat([key, places.expand(count, heads, -1, -1)], -1)
+    if states.device.type == "cpu" and torch.is_grad_enabled():
+        seen, _ = plain(attention, query, key, value, scaling=1.0)
+    else:
+        value = F.pad(value, (0, height + width))  # the fused kernels want values as wide as keys
+        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : -height - width].transpose(1, 2)
+    return attention.proj(seen.flatten(2).unflatten(1, (height, width)))
 
 
 def by_kind(jobs: dict[tuple[int, int], Canvas]) -> list[list[tuple[int, int]]]:

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg import losses
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import pack_of
+from reasonseg.decoders.seggpt import block
 from reasonseg.objectives.base import Objective, mean_overlap, resampled
 from reasonseg.objectives.references import Families
 from reasonseg.regions import region
 from reasonseg.segmenter import Segmenter
 
-WHITE = 0.6  # share of canvases painted white on black; the others are in two random colours
-MAX_THINGS = 2  # of a family that are painted
+SHARPNESS = 2.0  # of the projection with which readers begin
+MAX_THINGS = 3  # of a family that are painted
 
 
 class Painting(Objective):
-    """In-context painting on drawn families of scenes, one to `shown` references each, read together."""
+    """In-context painting on drawn families of scenes, one to `shown` references each, read together.
 
-    def __init__(self, segmenter: Segmenter, shown: int = 2, tower: str = ""):
+    `white` is the share of canvases painted white on black, the others are in two random colours. `eye` names a model
+    (`embedded`, or a folder) whose vision tower looks: where `fresh`, the first layers start as that tower, and `keep` weighs a
+    loss that lets them go on seeing in the two halves of a canvas what the tower sees in each picture alone. `find` weighs the
+    plainer question behind the painting, whether a patch of the picture is of the thing, asked of the last states. `paint` weighs
+    the painting; where it and `find` are 0, pictures go through the first layers only.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        shown: int = 2,
+        white: float = 0.6,
+        eye: str = "",
+        fresh: bool = True,
+        keep: float = 1.0,
+        find: float = 1.0,
+        paint: float = 1.0,
+    ):
         super().__init__()
-        self.segmenter, self.shown = segmenter, shown
-        if tower:
-            with torch.no_grad():
-                copy_tower(
-                    Segmenter.from_pretrained(None if tower == "embedded" else tower).backbone.tower, segmenter.decoder
-                )
+        self.segmenter, self.shown, self.white = segmenter, shown, white
+        self.keep, self.find, self.paint = keep, find, paint
+        self.finder = nn.Linear(segmenter.decoder.model.config.hidden_size, 1)
+        looker = Segmenter.from_pretrained(None if eye == "embedded" else eye, dtype="float32") if eye else None
+        if looker is not None:
+            looker.requires_grad_(False)
+        if looker is not None and fresh:
+            copy_tower(segmenter.decoder, looker)
+        # a tuple, so that it is not saved: the tower, and the projection in which pictures are compared
+        self.eye = (looker.backbone.tower, looker.references.visual_projection) if looker is not None else ()
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         config = data.config
@@ -51,30 +74,73 @@ class Painting(Objective):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         decoder, things = self.segmenter.decoder, batch["things"]
         pictures = batch["pictures"].to(decoder.mean.device)
-        total, overlap, count = 0.0, 0.0, len(things)
+        alone = self.looked(pictures) if self.eye and self.keep else None
+        if not self.find and not self.paint:
+            kept = self.keeping(batch["things"], pictures, alone)
+            return {"loss": kept, "keep": kept.detach()}
+        sums: dict[str, torch.Tensor] = {}
         for shown in {len(t["references"]) for t in things}:
             mine = [t for t in things if len(t["references"]) == shown]
-            masks = torch.stack([torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in mine]).to(
-                pictures.device
-            )
-            colors = painted_colors(len(mine)).to(pictures)
-            canvas = torch.where(
-                masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None]
-            )
-            canvas = (canvas - decoder.mean) / decoder.std
-            rows = torch.tensor([[r for r, _ in t["references"]] for t in mine])
-            query, images = pictures[[t["query"] for t in mine]], pictures[rows]
-            even = torch.full((len(mine), shown), 1 / shown, device=pictures.device)
-            out = decoder.run(query, images, canvas[:, 1:], even, shown > 1, "semantic")[:, 0]
-            lower = out[..., decoder.side :, :].float()
-            everywhere = torch.ones(len(mine), *lower.shape[2:], device=pictures.device)
-            total = total + losses.painting(lower, canvas[:, 0], everywhere, balanced(masks[:, 0])) * len(mine) / count
-            seen = lower.detach() * decoder.std + decoder.mean
-            apart = (seen - colors[:, 0, :, None, None]).square().sum(1) - (
-                seen - colors[:, 1, :, None, None]
-            ).square().sum(1)
-            overlap = overlap + mean_overlap(apart, masks[:, 0]) * len(mine) / count
-        return {"loss": total, "giou": overlap}
+            for name, value in self.painted(mine, shown, pictures, alone).items():
+                sums[name] = sums.get(name, 0.0) + value * len(mine) / len(things)
+        loss = self.paint * sums["paint"] + self.find * sums["find"] + self.keep * sums.get("keep", 0.0)
+        return {"loss": loss, **{name: value.detach() for name, value in sums.items()}}
+
+    def painted(
+        self, things: list[dict], shown: int, pictures: torch.Tensor, alone: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        """Losses and overlap of things with `shown` references each."""
+        decoder = self.segmenter.decoder
+        masks = torch.stack([torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in things])
+        masks = masks.to(pictures.device)
+        colors = painted_colors(len(things), self.white).to(pictures)
+        canvas = torch.where(masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None])
+        canvas = (canvas - decoder.mean) / decoder.std
+        rows = torch.tensor([[r for r, _ in t["references"]] for t in things])
+        asked = torch.tensor([t["query"] for t in things])
+        even = torch.full((len(things), shown), 1 / shown, device=pictures.device)
+        watch: list[torch.Tensor] = []
+        out = decoder.run(
+            pictures[asked], pictures[rows], canvas[:, 1:], even, shown > 1, "semantic", watch=watch
+        )[:, 0]  # fmt: skip
+        lower = out[..., decoder.side :, :].float()
+        everywhere = torch.ones(len(things), *lower.shape[2:], device=pictures.device)
+        parts = {"paint": losses.painting(lower, canvas[:, 0], everywhere, balanced(masks[:, 0]))}
+        early, last = watch
+        found = self.finder(last.flatten(1, 2).chunk(2, 1)[1])[..., 0].float()
+        patch = decoder.model.config.patch_size
+        shares = nn.functional.avg_pool2d(masks[:, 0].float(), patch).flatten(1)
+        parts["find"] = nn.functional.binary_cross_entropy_with_logits(found, shares)
+        if alone is not None:
+            upper, beneath = early[: rows.numel()].flatten(1, 2).chunk(2, 1)
+            wanted = torch.cat([alone[rows.flatten()], alone[asked.repeat_interleave(shown)]])
+            parts["keep"] = self.unlike(torch.cat([upper, beneath]), wanted)
+        seen = lower.detach() * decoder.std + decoder.mean
+        away = [(seen - colors[:, k, :, None, None]).square().sum(1) for k in (0, 1)]
+        return {**parts, "giou": mean_overlap(away[0] - away[1], masks[:, 0])}
+
+    def keeping(self, things: list[dict], pictures: torch.Tensor, alone: torch.Tensor) -> torch.Tensor:
+        """What is lost of `alone` when pictures stand above others, in the layers before the streams merge."""
+        decoder = self.segmenter.decoder
+        pairs = torch.tensor(sorted({(row, t["query"]) for t in things for row, _ in t["references"]}))
+        canvas = torch.cat([pictures[pairs[:, 0]], pictures[pairs[:, 1]]], 2)
+        states = decoder.embedded(canvas, canvas, None, "semantic")[: len(pairs)]
+        for layer in decoder.model.model.encoder.layers[: decoder.model.config.merge_index + 1]:
+            states = block(layer, states, None, pictures)
+        upper, beneath = states.flatten(1, 2).chunk(2, 1)
+        return self.unlike(torch.cat([upper, beneath]), torch.cat([alone[pairs[:, 0]], alone[pairs[:, 1]]]))
+
+    @torch.no_grad()
+    def looked(self, pictures: torch.Tensor) -> torch.Tensor:
+        """What the tower sees in each picture `[p, 3, s, s]` alone: `[p, t, d]`."""
+        tower = self.eye[0].to(pictures.device)
+        return tower(pictures, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
+
+    def unlike(self, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """1 - cosine of states `[b, t, d]` and what they are to be, where pictures are compared."""
+        compare = self.eye[1].to(states.device).weight
+        states, wanted = (x.float() @ compare.T for x in (states, wanted))
+        return 1 - nn.functional.cosine_similarity(states, wanted, dim=-1).mean()
 
 
 def balanced(masks: torch.Tensor) -> torch.Tensor:
@@ -83,10 +149,10 @@ def balanced(masks: torch.Tensor) -> torch.Tensor:
     return torch.where(masks, 0.5 / share, 0.5 / (1 - share))
 
 
-def painted_colors(count: int) -> torch.Tensor:
-    """Background and thing, 0..1 `[count, 2, 3]`: black and white, or two colours that are well apart."""
+def painted_colors(count: int, white: float) -> torch.Tensor:
+    """Background and thing, 0..1 `[count, 2, 3]`: a share of them black and white, the others two colours that are well apart."""
     colors = torch.tensor([[0.0] * 3, [1.0] * 3]).repeat(count, 1, 1)
-    for row in torch.nonzero(torch.rand(count) > WHITE)[:, 0]:
+    for row in torch.nonzero(torch.rand(count) > white)[:, 0]:
         while True:
             pair = torch.rand(2, 3)
             if (pair[0] - pair[1]).norm() > 0.6:
@@ -95,22 +161,46 @@ def painted_colors(count: int) -> torch.Tensor:
     return colors
 
 
-def copy_tower(tower, decoder) -> None:
-    """Starts SegGPT's layers, patches and positions as those of a SigLIP tower of the same width and patch, as far as both go."""
-    model = decoder.model.model
-    model.embeddings.patch_embeddings.projection.load_state_dict(tower.embeddings.patch_embedding.state_dict())
-    positions = tower.embeddings.position_embedding.weight
-    grid = int((model.embeddings.position_embeddings.shape[1] - 1) ** 0.5)
-    model.embeddings.position_embeddings[:, 1:] = resampled(positions[None], grid)
-    for number, (theirs, ours) in enumerate(zip(model.encoder.layers, tower.encoder.layers, strict=False)):
+@torch.no_grad()
+def copy_tower(decoder, looker: Segmenter) -> None:
+    """Starts a SegGPT with another model's eye: its first layers are those of a SigLIP tower of the same width and patch.
+
+    What the tower adds to its states is scaled to a size of about 1, which changes nothing in it (every layer normalises what
+    it reads) and lets fresh layers be heard. The layers after it find like by like from the start: queries and keys are the
+    projection in which that model compares a picture with its references.
+    """
+    model, tower = decoder.model.model, looker.backbone.tower
+    layers, embeddings = model.encoder.layers, model.embeddings
+    size = tower_size(decoder, tower)
+    scaled(embeddings.patch_embeddings.projection, tower.embeddings.patch_embedding, size)
+    positions = tower.embeddings.position_embedding.weight / size
+    grid = int((embeddings.position_embeddings.shape[1] - 1) ** 0.5)
+    embeddings.position_embeddings[:, 1:] = resampled(positions[None], grid)
+    for theirs, ours in zip(layers, tower.encoder.layers, strict=False):
         theirs.layernorm_before.load_state_dict(ours.layer_norm1.state_dict())
         theirs.layernorm_after.load_state_dict(ours.layer_norm2.state_dict())
-        names = (
-            "kkv" if number > model.config.merge_index else "qkv"
-        )  # where pictures meet, like finds like from the start
-        parts = [getattr(ours.self_attn, f"{name}_proj") for name in names]
+        parts = [getattr(ours.self_attn, f"{name}_proj") for name in "qkv"]
         theirs.attention.qkv.weight.copy_(torch.cat([p.weight for p in parts]))
         theirs.attention.qkv.bias.copy_(torch.cat([p.bias for p in parts]))
-        theirs.attention.proj.load_state_dict(ours.self_attn.out_proj.state_dict())
+        scaled(theirs.attention.proj, ours.self_attn.out_proj, size)
         theirs.mlp.lin1.load_state_dict(ours.mlp.fc1.state_dict())
-        theirs.mlp.lin2.load_state_dict(ours.mlp.fc2.state_dict())
+        scaled(theirs.mlp.lin2, ours.mlp.fc2, size)
+    compare = looker.references.visual_projection.weight  # joint, width
+    for reader in layers[len(tower.encoder.layers) :]:
+        reader.layernorm_before.load_state_dict(tower.post_layernorm.state_dict())
+        for part in range(2):
+            first = part * compare.shape[1]
+            reader.attention.qkv.weight[first : first + len(compare)] = compare * SHARPNESS
+        nn.init.eye_(reader.attention.proj.weight)
+
+
+def scaled(mine: nn.Module, theirs: nn.Module, size: float) -> None:
+    """Copies a linear map whose outputs are to be `size` times smaller."""
+    mine.weight.copy_(theirs.weight / size)
+    mine.bias.copy_(theirs.bias / size)
+
+
+def tower_size(decoder, tower) -> float:
+    """The typical size of a tower's last states, on noise."""
+    pixels = torch.randn(4, 3, decoder.side, decoder.side, generator=torch.Generator().manual_seed(0))
+    return float(tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1].std())
