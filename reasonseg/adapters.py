@@ -40,6 +40,7 @@ def add_lora(
     )
     added = [p for name, p in layers.named_parameters() if ".lora_" in name]
     for p in added:
+        p.data = p.data.float()  # peft takes the dtype of the weight; small steps would be lost in bfloat16
         p.requires_grad_(True)
     return added
 

@@ -58,6 +58,7 @@ class TrainSettings:
     `dtype`: of what is loaded and not trained, and of the result's files (float32: they are float16); what is trained is float32.
     `features`: a folder in which what frozen encoders make of each picture is kept, so that it is computed once (for small sets).
     `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
+    `shard`: every process holds a part of each weight, gradient and optimizer state (FSDP); for models that do not fit otherwise.
     `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
     """
 
@@ -79,12 +80,19 @@ class TrainSettings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     features: str = ""
     checkpointing: bool = False
+    shard: bool = False
     products: bool = False
     report_to: tuple[str, ...] = ()
 
     def __post_init__(self):
         if (self.model is None) == (not self.start):
             raise InputError("a run needs one of model (fresh weights) and start (a model folder, or embedded)")
+        if self.shard and (self.features or self.validation is not None):
+            raise InputError("shard: true goes without features and validation; score the model when it is whole again")
+        if self.shard and (muon := [name for name, stage in self.stages.items() if stage.optimizer != "adamw"]):
+            raise InputError(
+                f"shard: true needs optimizer: adamw; stage {muon[0]} has muon, which works on whole matrices"
+            )
         if self.dtype == "bfloat16" and not self.bf16:
             raise InputError("dtype: bfloat16 needs bf16: true, which lets float32 and bfloat16 weights work together")
 

@@ -166,6 +166,13 @@ def test_rows_of_tokens(tied, tmp_path):
         assert torch.equal(m.weight, wanted)
 
 
+def test_adapters_of_a_bfloat16_model_are_float32():
+    layers = Segmenter.from_pretrained(device="cpu", dtype="bfloat16").backbone.layers
+    assert {p.dtype for p in add_lora(layers, 4, 8.0)} == {torch.float32}
+    states = torch.randn(1, 2, layers[0].self_attn.q_proj.in_features, dtype=torch.bfloat16)
+    assert layers[0].self_attn.q_proj(states).dtype == torch.bfloat16
+
+
 def test_a_model_from_nowhere_has_nothing_to_change(root, tmp_path):
     model = Segmenter.from_pretrained(device="cpu")
     model.origin = None

@@ -7,11 +7,21 @@ from reasonseg.runs import TrainSettings, read_run
 from reasonseg.settings import ModelSettings
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+LAUNCHES = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
 def test_there_are_configs():
-    assert FILES and len(FILES) == len([p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".yml")])
+    found = [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".yml")]
+    assert FILES and LAUNCHES and len(FILES) + len(LAUNCHES) == len(found)
+
+
+@pytest.mark.parametrize("file", LAUNCHES, ids=lambda f: f.stem)
+def test_every_launch_is_accelerates(file):
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    launch = load_config_from_file(str(file))
+    assert isinstance(launch, ClusterConfig) and launch.num_processes == 8 * launch.num_machines
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

@@ -99,6 +99,36 @@ def test_two_processes_are_one(root, alone, start, tmp_path):
     assert not list((tmp_path / "two" / "out" / "words").glob("checkpoint-*"))
 
 
+def test_sharded_it_is_the_same(root, alone, start, tmp_path):
+    """Weights in parts (FSDP) give one process's losses and end with its weights, in one file."""
+    done = run(TWO, "train", config(tmp_path / "sharded", root), "shard=true")
+    close(alone[0], weights(tmp_path / "sharded"), start)
+    assert losses(done.stdout) == alone[1]
+    assert {f.name for f in (tmp_path / "sharded" / "out" / "words").iterdir()} == {"finished.safetensors"}
+    assert (tmp_path / "sharded" / "out" / "model" / "settings.yaml").is_file()
+
+
+def test_sharded_with_adapters_and_killed(root, start, tmp_path):
+    adapted = {"lora": 4, "tokens": True, "train": ["segmenter.prompter."], "lr": 1e-2}
+    run([sys.executable], "train", config(tmp_path / "one", root, **adapted))
+    file = config(tmp_path / "two", root, **adapted)
+    script = str(Path(__file__).with_name("stop_sharded.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    stopped = subprocess.run([*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300)
+    assert "every layer is sharded: True" in stopped.stdout, stopped.stderr[-3000:]
+    assert not (tmp_path / "two" / "out" / "words" / "finished.safetensors").exists()
+    run(TWO, "train", file, "shard=true", "save_every=2")
+    close(weights(tmp_path / "one"), weights(tmp_path / "two"), start)
+
+
+@pytest.mark.parametrize("change, words", [
+    (["features=x"], "without features"), (["stages.words.optimizer=muon"], "needs optimizer: adamw"), ([], "several processes"),
+])  # fmt: skip
+def test_what_sharding_does_not_go_with(root, tmp_path, change, words):
+    with pytest.raises(InputError, match=words):
+        train(read_run(config(tmp_path / "run", root), ["shard=true", *change]))
+
+
 def test_losses_of_parts_are_those_of_the_whole(root, segmenter):
     from reasonseg.datasets.folder import Config
     from reasonseg.objectives import Language

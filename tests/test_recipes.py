@@ -74,3 +74,30 @@ def test_lisas_recipe_runs(dataset, tmp_path):
         assert whole or ("language_model.layers" in name and name.split(".")[-2] in expected), name
     assert any("q_proj" in n and "language_model" in n for n in moved) and any(n.startswith("prompter") for n in moved)
     assert Segmenter.from_pretrained(tmp_path / "model").settings.about["rounds"][-1] == {"lisa": 48}
+
+
+def test_vlp_sams_recipe_runs(font, tmp_path):
+    """From a CLIP and a SAM in folders, on drawn episodes: only what lies between them learns, and it answers references."""
+    from reasonseg.prompters.vlp import Config as Vlp
+
+    vlp = Vlp.example()
+    vlp.build().save(tmp_path / "clip")
+    embedded = Segmenter.from_pretrained(device="cpu")
+    embedded.decoder.save(tmp_path / "sam")
+    stage = read_run("configs/vlp_sam.yaml").stages["references"]
+    assert (stage.lr, stage.optimizer, stage.batch, stage.steps) == (1e-4, "adamw", 8, 50 * 4208 // 8)
+    settings = read_run("configs/vlp_sam.yaml", [
+        f"model.references.source={tmp_path}/clip", "model.references.surgery=1",
+        f"model.decoder.source={tmp_path}/sam", f"out={tmp_path}/out", "workers=0", "report_to=[]", "save_every=2",
+        "data.benchmark=scenes", "data.size=96", "stages.references.steps=2", "stages.references.batch=4",
+        "stages.references.lr=1e-2",
+    ])  # fmt: skip
+    model = train(settings)
+    for (name, a), (_, b) in zip(model.decoder.named_parameters(), embedded.decoder.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    clip = Vlp(source=str(tmp_path / "clip"), surgery=1, width_out=model.decoder.width).build().clip
+    for (name, a), (_, b) in zip(model.references.clip.named_parameters(), clip.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    again = Segmenter.from_pretrained(tmp_path / "out" / "model", device="cpu")
+    sample = settings.data.config.build()[0]
+    assert again(sample.query).masks.shape == sample.truth.masks.shape

@@ -12,7 +12,7 @@ sub_class_file_list_F.txt`; or for FSS-1000 a folder of `1.jpg`, `1.png` ... `10
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +69,10 @@ class Config:
     def build(self) -> Episodes:
         """The data set."""
         return Episodes(self)
+
+    def training(self, length: int, seed: int) -> Episodes:
+        """`length` episodes of the group, a pure function of the seed."""
+        return replace(self, count=length, seed=seed).build()
 
     @classmethod
     def example(cls) -> Config:

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from reasonseg.cache import ImageCache
 from reasonseg.clip_dense import TEMPLATE, attention_map, dense_features, text_features
 from reasonseg.errors import InputError
+from reasonseg.hub import located
 from reasonseg.pixels import Pixels
 from reasonseg.prompt import Prompt
 from reasonseg.regions import region
@@ -34,7 +35,7 @@ AREA = 0.0005  # added to the area of a mask before its features are averaged, i
 @dataclass(frozen=True)
 class Config:
     """`network` is a transformers `CLIPConfig` or `SiglipConfig` as a dict, `pixels` its preprocessing and `tokenizer` a folder,
-    all read only where weights start fresh.
+    all read only where weights start fresh. `source` (folder or hub id) holds a CLIP or SigLIP to start from instead.
 
     `surgery`: how many of the last blocks have CLIP Surgery's second path. `width_out`: of the decoder's tokens (0 asks it).
     `tower`: `own` looks with the CLIP model's vision tower; `backbone` with that of the model's backbone, through a projection
@@ -46,6 +47,7 @@ class Config:
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
+    source: str = ""
     tower: Literal["own", "backbone"] = "own"
     width_tower: int = 0  # of the backbone's tower, where it is the one that looks
     joint: int = 128  # then the width that patches and labels share
@@ -58,7 +60,9 @@ class Config:
     dropout: float = 0.5
 
     def build(self) -> Vlp:
-        """A prompter with fresh weights."""
+        """A prompter whose learned part is fresh, with the source's CLIP or a fresh one."""
+        if self.source:
+            return self.load(located(self.source))
         network = dict(self.network)
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer) if self.tokenizer else None
         if tokenizer is not None:

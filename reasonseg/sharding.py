@@ -1,0 +1,99 @@
+"""Training with weights, gradients and optimizer states split over processes: torch's `fully_shard` (FSDP2) under our Trainer.
+
+accelerate's own FSDP quietly becomes DDP where there is no GPU; this one is the same on CPUs, so that it can be tested there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from reasonseg.errors import InputError
+from reasonseg.objectives import Objective
+from reasonseg.processes import many, processes
+from reasonseg.trainer import WEIGHTS, StageTrainer, changing, like
+
+OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.pt"
+
+
+def shard(objective: Objective) -> None:
+    """Splits an objective over all processes: every layer of the language model and the image encoder alone, the rest at once."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if not many():
+        raise InputError(
+            "shard: true needs several processes; start with accelerate launch or torchrun, or leave it out"
+        )
+    state = processes()
+    mesh = init_device_mesh(state.device.type, (state.num_processes,))
+    segmenter = objective.segmenter
+    layers = list(segmenter.backbone.layers) if segmenter.backbone is not None else []
+    for encoder in segmenter.decoder.encoders:
+        layers += getattr(encoder, "layers", [])
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
+def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Sharded values gathered, on the CPU; all processes ask together, and only the first one gets them."""
+    kept = {}
+    for name, value in values.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if processes().is_main_process:
+            kept[name] = full.detach().cpu().contiguous()
+    return kept
+
+
+class ShardedTrainer(StageTrainer):
+    """A stage whose model is sharded; its checkpoints hold whole values, so that any number of processes can go on from them."""
+
+    def __init__(self, stage, **arguments):
+        super().__init__(stage, **arguments)
+        shard(self.model)
+        self.accelerator.prepare_model = lambda model, **_: model  # it would stand behind DDP else
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss; parameters that a batch does not touch take part with 0, so that all processes reduce the same ones."""
+        loss, parts = super().compute_loss(model, inputs, True, num_items_in_batch)
+        for p in self.model.parameters():
+            if p.requires_grad and not isinstance(p, DTensor):  # layers are sharded again by now, and were all touched
+                loss = loss + 0.0 * p.sum()
+        return (loss, parts) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes what training changes."""
+        folder, kept = Path(output_dir or self.args.output_dir), whole(changing(self.model))
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(kept, folder / WEIGHTS)
+
+    def _states(self) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        return optimizer, {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        optimizer, trained = self._states()
+        flat = {f"{name}/{key}": v for name, p in trained.items() for key, v in optimizer.state.get(p, {}).items()}
+        kept = whole(flat)
+        if self.args.should_save:
+            save_file(kept, os.path.join(output_dir, OPTIMIZER))
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, SCHEDULER))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        optimizer, trained = self._states()
+        for name, value in load_file(os.path.join(checkpoint, OPTIMIZER)).items():
+            name, _, key = name.rpartition("/")
+            p = trained[name]
+            optimizer.state[p][key] = like(p.data, value) if value.shape == p.shape else value
+        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER), weights_only=True))
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate

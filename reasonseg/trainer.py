@@ -1,0 +1,153 @@
+"""One stage on transformers' Trainer: our optimizer, our order, every loss in the log, checkpoints that are marked when whole."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback
+
+from reasonseg.errors import InputError
+from reasonseg.optimizers import MuonAdamW
+from reasonseg.runs import Stage
+
+COMPLETE = "complete"  # a file in a checkpoint folder, written last
+WEIGHTS = "model.safetensors"
+
+
+def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
+    """A loader's worker: killed with its parent, where the system can; a killed parent's would wait for ever."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if given is not None:
+        given(number)
+
+
+class Marker(TrainerCallback):
+    """Marks a checkpoint as complete once everything in it is on the disk."""
+
+    def on_save(self, args, state, control, **_):
+        """Called by the Trainer after the last file."""
+        if not state.is_world_process_zero:
+            return
+        os.sync()
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class StageTrainer(Trainer):
+    """Trainer with our optimizer, data in the order of their index, and every part of the loss in the log."""
+
+    def __init__(self, stage: Stage, **arguments):
+        super().__init__(**arguments)
+        self.stage = stage
+        self.sums: dict[str, float] = {}
+        self.seen = 0
+        self.model_accepts_loss_kwargs = True  # where `counts` are told, losses are not divided again
+
+    def _get_train_sampler(self, *_):
+        return SequentialSampler(self.train_dataset)
+
+    def get_train_dataloader(self):
+        """Loaders whose workers end with this process, however it ends."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
+        return loader
+
+    def create_optimizer(self, model=None):
+        """Over what is trained: Muon and AdamW, or AdamW alone."""
+        if self.stage.optimizer == "muon":
+            self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
+        else:
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, self.stage.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Linear warm-up, a plateau, linear decay."""
+        stage = self.stage
+
+        def factor(step: int) -> float:
+            rest = (stage.steps - step) / max(stage.steps * stage.decay, 1)
+            return min((step + 1) / max(stage.warmup, 1), 1.0) * max(min(rest, 1.0), stage.floor)
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of a step, and what its losses are averaged over: counts of all processes' together."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        objective = self.accelerator.unwrap_model(self.model)
+        found = [objective.counts(batch) for batch in batches]
+        if not all(found):
+            return batches, None
+        names = list(found[0])
+        total = torch.tensor([float(sum(f[name] for f in found)) for name in names], device=device)
+        return batches, dict(zip(names, self.accelerator.reduce(total, "sum").tolist(), strict=True))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective's loss; its parts are averaged into the log.
+
+        With counts a loss is a part of the step's; processes are averaged by DDP, so each counts as often as there are.
+        """
+        counted = num_items_in_batch is not None
+        parts = model(inputs, num_items_in_batch) if counted else model(inputs)
+        times = self.accelerator.num_processes if counted else 1
+        micro = self.stage.accumulate if counted else 1
+        for name, value in parts.items():
+            if name != "loss":
+                self.sums[name] = self.sums.get(name, 0.0) + float(value.detach()) * times * micro
+        self.seen += 1
+        loss = parts["loss"] * times
+        return (loss, parts) if return_outputs else loss
+
+    def log(self, logs, *arguments, **options):
+        """Adds the parts, averaged over processes."""
+        if self.seen:
+            mine = torch.tensor([self.sums[n] / self.seen for n in sorted(self.sums)], device=self.args.device)
+            means = self.accelerator.reduce(mine, "mean").tolist()
+            logs |= {name: round(value, 4) for name, value in zip(sorted(self.sums), means, strict=True)}
+            self.sums, self.seen = {}, 0
+        super().log(logs, *arguments, **options)
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        os.makedirs(output_dir, exist_ok=True)
+        save_file(changing(self.model), os.path.join(output_dir, WEIGHTS))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        restore(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+
+
+@torch.no_grad()
+def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes: trained parameters, and buffers that are saved. What is frozen need not lie in every checkpoint."""
+    found = {name: p.data for name, p in objective.named_parameters() if p.requires_grad}
+    saved = objective.state_dict(keep_vars=True)
+    return found | {name: b for name, b in objective.named_buffers() if name in saved}
+
+
+def restore(objective: torch.nn.Module, file: Path) -> None:
+    """Puts back what `changing` gave. Raises `InputError` where other parameters were trained."""
+    kept, own = load_file(file), changing(objective)
+    if set(kept) != set(own):
+        raise InputError(f"{file.parent} is of a run that trained other parameters; remove it")
+    for name, value in own.items():
+        value.copy_(like(value, kept[name]))
+
+
+def like(place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole value as a tensor may take it: its part, where the tensor is sharded."""
+    if hasattr(place, "device_mesh"):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
+    return value.to(place.device)
