@@ -90,3 +90,22 @@ def print_model(segmenter) -> None:
         f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: {segmenter.device}",
         markup=False,
     )
+
+
+def print_plan(model: str) -> None:
+    """What a model takes of a GPU, and the smallest usual one that has it."""
+    from reasonseg.planning import QUESTIONS, card, plan
+
+    table = Table(title=f"{model}: GiB of a GPU")
+    for name in ("language model in", "weights", "answer", "LoRA", "all of it"):
+        table.add_column(name, justify="left" if name == "language model in" else "right")
+    for row in plan(model):
+        said = [f"{row[k]:.1f} ({card(row[k])})" if row[k] else "" for k in ("answer", "lora", "whole")]
+        table.add_row(row["precision"], f"{row['weights']:.1f}", *said)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask decoder and prompter too, layers "
+        "computed again in the backward pass; LoRA beside int8 or nf4 is QLoRA). Counted and added up without a GPU, with 0.6 GiB "
+        "for CUDA itself; in brackets the smallest usual card that holds it. Several GPUs share the last column (shard=true)."
+    )

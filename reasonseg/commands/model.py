@@ -116,10 +116,21 @@ def add_doctor(commands) -> None:
     parser = commands.add_parser(
         "doctor", help="what works on this machine", description="Checks the machine; names the remedy."
     )
+    parser.add_argument(
+        "--plan", metavar="MODEL", help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id"
+    )
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(options) -> int:
+    from reasonseg.libraries import quiet_libraries
+
+    if options.plan:
+        quiet_libraries()
+        from reasonseg.tables import print_plan
+
+        print_plan(options.plan)
+        return 0
     from reasonseg.doctor import examine
 
     return examine()
