@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -13,12 +14,7 @@ from reasonseg.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. User mistakes are one line on stderr and exit code 2."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
-        options.overrides += rest  # key=value after an option, which argparse does not take for the same list
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options = read_arguments(arguments)
     try:
         return options.run(options) or 0
     except InputError as error:
@@ -29,6 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+
+
+def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What a command line says."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        options.overrides += rest  # key=value after an option, which argparse does not take for the same list
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def build_parser() -> Parser:

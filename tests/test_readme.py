@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reasonseg.cli import build_parser, main
+from reasonseg.cli import main, read_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -17,7 +17,8 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("reasonseg ")
 ]
-QUICK = [c for c in COMMANDS if c[1] in ("ask", "bank", "scenes", "show")]
+MADE = "out/mine/model"  # by a command that is too slow to run here
+QUICK = [c for c in COMMANDS if c[1] in ("ask", "bank", "scenes", "show", "doctor") and MADE not in c]
 
 
 def test_the_readme_has_commands():
@@ -26,7 +27,7 @@ def test_the_readme_has_commands():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_parses(command):
-    build_parser().parse_args(command[1:])
+    read_arguments(command[1:])
 
 
 @pytest.fixture(scope="module")
