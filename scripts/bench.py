@@ -28,7 +28,7 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter, speaking
-from reasonseg.adapters import add_lora, fold_lora
+from reasonseg.adapters import add_lora, fold_adapters
 from reasonseg.frozen import FrozenCache
 from reasonseg.prompt import Prompt
 from reasonseg.vocabulary import Answer, Sample
@@ -273,7 +273,7 @@ def training(segmenter: Segmenter, runs: int) -> dict:
         works = {"encoders at every step": lambda: step(None, "every"), "kept": lambda: step(kept, "kept")}
         step(kept, "kept")
         seconds = paired(works, runs)
-    fold_lora(segmenter.backbone.layers)
+    fold_adapters(segmenter.backbone.layers)
     segmenter.frozen = None
     found = {"seconds": {k: statistics.median(v) for k, v in seconds.items()}}
     return found | {

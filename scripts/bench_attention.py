@@ -1,6 +1,9 @@
-"""What `attention.attend` gains over torch's fused CPU kernel, forward and backward, as a ratio.
+"""What our two ways of attention gain, as ratios of seconds in one process.
 
-bench_attention.py [--tokens N]
+`products`: two plain products against torch's fused CPU kernel, forward and backward. `places`: SegGPT's relative positions as more
+channels under a fused kernel, against transformers' own layer, forward.
+
+bench_attention.py [--tokens N] [--side N]
 """
 
 import argparse
@@ -9,8 +12,13 @@ import time
 
 import torch
 import torch.nn.functional as F
+from transformers import SegGptConfig
+from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
 from reasonseg.attention import attend
+from reasonseg.decoders.seggpt import attend as placed
+
+RUNS = 8
 
 
 def seconds(attention, tokens: int, batch: int = 64, heads: int = 6, width: int = 32) -> float:
@@ -21,11 +29,30 @@ def seconds(attention, tokens: int, batch: int = 64, heads: int = 6, width: int 
     return time.perf_counter() - began
 
 
+@torch.inference_mode()
+def seconds_placed(attention, layer: SegGptAttention, side: int) -> float:
+    """One canvas of `2 side` x `side` patches through a layer."""
+    states = torch.randn(1, 2 * side, side, layer.qkv.in_features)
+    began = time.perf_counter()
+    attention(layer, states)
+    return time.perf_counter() - began
+
+
+def told(name: str, spent: list[dict[str, float]], theirs: str, ours: str) -> None:
+    """Prints the median ratio; the first run warms up."""
+    ratios = sorted(run[theirs] / run[ours] for run in spent[1:])
+    print(f"{name}: {theirs} / {ours} {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=196)
-    tokens = parser.parse_args().tokens
+    parser.add_argument("--side", type=int, default=28, help="patches across a SegGPT picture (28: as released)")
+    options = parser.parse_args()
     ways = {"fused": F.scaled_dot_product_attention, "products": lambda q, k, v: attend(None, q, k, v)[0]}
-    spent = [{name: seconds(way, tokens) for name, way in ways.items()} for _ in range(8)][1:]  # the first warms up
-    ratios = sorted(run["fused"] / run["products"] for run in spent)
-    print(f"{tokens} tokens: fused / products {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    spent = [{name: seconds(way, options.tokens) for name, way in ways.items()} for _ in range(RUNS)]
+    told(f"{options.tokens} tokens", spent, "fused", "products")
+    layer = SegGptAttention(SegGptConfig()).eval()
+    layers = {"transformers": lambda layer, x: layer(x)[0], "places": placed}
+    spent = [{n: seconds_placed(w, layer, options.side) for n, w in layers.items()} for _ in range(RUNS)]
+    told(f"SegGPT ViT-L, {2 * options.side**2} tokens", spent, "transformers", "places")

@@ -1,6 +1,7 @@
 """The house rules that a machine can hold: imports go down, files and functions stay small."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,9 @@ def test_files_and_functions_are_small(file):
 @pytest.mark.parametrize("word", [".cuda()", ".half()", ".bfloat16()", "trust_remote_code", "pickle.load", "except:"])
 def test_words_that_do_not_occur(word):
     assert not [f for f in FILES if word in f.read_text()]
+
+
+@pytest.mark.parametrize("file", sorted((PACKAGE.parent / "scripts").glob("*.py")), ids=lambda f: f.stem)
+def test_every_script_loads(file):
+    """What it takes from the package is there."""
+    importlib.import_module(f"scripts.{file.stem}")
