@@ -1,7 +1,7 @@
 """What our two ways of attention gain, as ratios of seconds in one process.
 
-`products`: two plain products against torch's fused CPU kernel, forward and backward. `places`: SegGPT's relative positions as more
-channels under a fused kernel, against transformers' own layer, forward.
+`products`: two plain products against torch's fused CPU kernel, forward and backward. `places`: SegGPT's relative positions as
+more channels under a fused kernel, against transformers' own layer, forward.
 
 bench_attention.py [--tokens N] [--side N]
 """
