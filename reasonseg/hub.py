@@ -41,7 +41,7 @@ def place_of(source: str | Path | None, revision: str | None = None) -> Path:
     place = Path(source)
     if place.exists():
         return place
-    return download(str(source), revision, "give a folder or a hub id as model (--model)")
+    return download(str(source), revision, "give a folder or a hub id (--model, or start in a config)")
 
 
 @contextmanager

@@ -247,3 +247,18 @@ def vqa(root: Path) -> Path:
     entries = [{"id": str(n), "image": f"{n}.jpg", "conversations": said[: 4 - 2 * n]} for n in range(2)]
     (root / FILE).write_text(json.dumps(entries))
     return root
+
+
+def indexed_table(root: Path) -> Path:
+    """A table whose masks hold several classes each, without a column of words."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = indexed(root / "files")
+    pairs = [(folder / "images" / f"{n}.jpg", folder / "masks" / f"{n}.png") for n in range(4)]
+    rows = [{"image": {"bytes": a.read_bytes()}, "mask": {"bytes": b.read_bytes()}} for a, b in pairs]
+    table = root / "table"
+    table.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), table / "train.parquet")
+    (table / "labels.json").write_text((folder / "labels.json").read_text())
+    return table

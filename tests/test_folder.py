@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import arrow, coco, indexed, labelme, lines, pairs, parquet, shapes_picture
+from small_data import arrow, coco, indexed, indexed_table, labelme, lines, pairs, parquet, shapes_picture
 
 from reasonseg.datasets.folder import Config, check, said
 from reasonseg.errors import InputError
 
 LAYOUTS = {"coco": coco, "indexed": indexed, "labelme": labelme, "lines": lines, "pairs": lambda root: pairs(root, 4)}
-LAYOUTS |= {"parquet": parquet, "arrow": arrow}
+LAYOUTS |= {"parquet": parquet, "arrow": arrow, "indexed_table": indexed_table}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -12,6 +12,7 @@ One sample for each label of an image (all its shapes together), or for each tex
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -275,7 +276,7 @@ def _pairs(root: Path) -> list[Entry]:
     pictures = {p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES}
     names = _json(root / "labels.json") if (root / "labels.json").is_file() else {}
     flat = [file for file in sorted((root / "masks").glob("*.png"))]
-    classes = _classes(flat, bool(names))
+    classes = _classes({file: file for file in flat}, bool(names))
     entries = []
     for file in sorted((root / "masks").rglob("*.png")):
         if file.stem not in pictures:
@@ -291,24 +292,24 @@ def _pairs(root: Path) -> list[Entry]:
     return entries
 
 
-def _classes(files: list[Path], named: bool) -> dict[Path, list[int]]:
-    """The classes in each of a folder's masks where they are indexed; nothing where they are binary.
+def _classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
+    """The classes in each of a data set's masks (paths or open files, by any key) where they are indexed; nothing where binary.
 
     They are indexed if `labels.json` names them, or if they have palettes or few and small values, more than one in all.
     """
-    found: dict[Path, list[int]] = {}
+    found: dict[Any, list[int]] = {}
     palettes = False
-    for file in files:
+    for key, file in files.items():
         try:
             with Image.open(file) as picture:
                 palettes |= picture.mode == "P"
                 if picture.mode in ("P", "L"):
-                    found[file] = [int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)]
+                    found[key] = [int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)]
         except OSError:
             continue  # it is named when it is read
     values = {v for each in found.values() for v in each}
     indexed = named or (len(values) > 1 and (palettes or (len(values) <= 32 and max(values) < 64)))
-    return {file: each for file, each in found.items() if each} if indexed else {}
+    return {key: each for key, each in found.items() if each} if indexed else {}
 
 
 def _marked(file: Path) -> np.ndarray:
@@ -339,11 +340,15 @@ def _lines(root: Path) -> list[Entry]:
 
 def _tables(root: Path) -> list[Entry]:
     files = sorted(f for pattern in ("*.parquet", "*.arrow") for f in root.rglob(pattern))
-    return [entry for file in files for entry in _rows(file)]
+    names = _json(root / "labels.json") if files and (root / "labels.json").is_file() else {}
+    return [entry for file in files for entry in _rows(file, names)]
 
 
-def _rows(file: Path) -> list[Entry]:
-    """Entries of a table with pictures and masks; none where it has no such columns."""
+def _rows(file: Path, names: dict) -> list[Entry]:
+    """Entries of a table with pictures and masks; none where it has no such columns.
+
+    Without a column of words, masks may be indexed; `names` are those of the classes.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -361,22 +366,33 @@ def _rows(file: Path) -> list[Entry]:
         return []
     words = next((name for name in WORDS if name in table.column_names), None)
     shown: dict[bytes, Path] = {}  # questions on one picture share it
-    found: dict[tuple[Path, str], list[bytes]] = {}
+    found: dict[tuple[Path, str], list[tuple[bytes, int | None]]] = {}
     data: dict[Path, bytes] = {}
-    for number, row in enumerate(table.to_pylist()):
-        place = f"{file}, row {number}"
-        picture, mask = _bytes(row["image"], f"{place}, image"), _bytes(row["mask"], f"{place}, mask")
+    rows = [
+        tuple(_bytes(row[c], f"{file}, row {n}, {c}") for c in ("image", "mask"))
+        for n, row in enumerate(table.to_pylist())
+    ]
+    said = table[words].to_pylist() if words else [None] * len(rows)
+    classes = {} if words else _classes({n: io.BytesIO(mask) for n, (_, mask) in enumerate(rows)}, bool(names))
+    for number, (picture, mask) in enumerate(rows):
         name = shown.setdefault(picture, file.with_suffix("") / str(number))
-        label = str(row[words]).strip() if words and isinstance(row[words], str) else "thing"
         data[name] = picture
-        found.setdefault((name, label), []).append(mask)
+        for value in classes.get(number, [None]):
+            label = "thing" if value is None else names.get(str(value), f"class {value}")
+            label = said[number].strip() if isinstance(said[number], str) else label
+            found.setdefault((name, label), []).append((mask, value))
 
-    def entry(name: Path, label: str, given: list[bytes]) -> Entry:
+    def entry(name: Path, label: str, given: list[tuple[bytes, int | None]]) -> Entry:
         asked = label if len(label.split()) > 3 else f"the {label}"
-        masks = lambda _: [np.any([read_mask(m, name=f"a mask of {name}") for m in given], 0)]  # noqa: E731
+        masks = lambda _: [np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)]  # noqa: E731
         return Entry(name, asked, (label,), masks, data=data[name])
 
     return [entry(name, label, given) for (name, label), given in found.items()]
+
+
+def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
+    """Where a mask is one class of several, or (None) anything."""
+    return read_mask(mask, name=name) if value is None else np.asarray(Image.open(io.BytesIO(mask))) == value
 
 
 def _bytes(cell: Any, place: str) -> bytes:
