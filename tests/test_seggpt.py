@@ -1,5 +1,6 @@
 """SegGPT against what the original implementation printed (../shared/oracle/F_seggpt), and against itself."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -275,3 +276,41 @@ def test_labels_of_one_canvas_are_those_of_one_question(pth):
     second = replace(second, image=first.image)
     together = segmenter.batch([first, second])
     assert all((a.masks ^ segmenter(first).masks).sum() <= 3 for a in together)
+
+
+@torch.inference_mode()
+def test_at_another_size(model):
+    """A canvas of 896 x 448 for weights made for 224 x 112: positions are resized as the original resizes them."""
+    data, about = case("native448_two")
+    wide = seggpt.SegGpt(copy.deepcopy(model.model), replace(model.pixels, size=about["frame"]), model.config)
+    query, images, targets = parts(wide, about)
+    canvas = wide.run(query, images, targets, even(2), True, about["seg_type"])[0]
+    close("F native448_two", "canvas", canvas[:1, :, ::16, ::16], data["canvas_every16"][:1], atol=CANVAS)
+    side = wide.side
+    close("F native448_two", "seam", canvas[:1, :, side - 2 : side + 3], data["canvas_seam"][:1], atol=CANVAS)
+
+
+@pytest.mark.parametrize("name", ["video_prompt", "video_first"])
+@torch.inference_mode()
+def test_frames_of_a_video(model, name):
+    """Earlier frames with what was found in them are references beside the first: the original's video loop."""
+    data, about = case(name)
+    encode = lambda file: model.encode([picture_of(file)]).embedding  # noqa: E731
+    first, earlier = (encode(about["prompt"]), painted(model, about["target"])[None]), []
+    for t, file in enumerate(about["frames"]):
+        frame, shown = encode(file), [first, *earlier]
+        assert len(shown) == int(data[f"n_{t}"])
+        images, targets = (torch.cat(group)[None] for group in zip(*shown, strict=True))
+        close(f"F {name} {t}", "painted references", targets[0, :, :, : model.side : 8, ::8], data[f"tgts_every8_{t}"][:, :, :14], atol=2e-5)  # fmt: skip
+        lower = model.run(frame, images, targets, even(len(shown)), len(shown) > 1, about["seg_type"])[
+            0, 0, :, model.side :
+        ]
+        colors = (lower * model.std + model.mean).clamp(0, 1)
+        close(
+            f"F {name} {t}", "output", 255 * colors.permute(1, 2, 0)[::4, ::4], data[f"output_every4_{t}"], atol=FRAME
+        )
+        hard = seggpt.likeness(colors, palette(1), 0) > 0
+        stored = np.unpackbits(data[f"hard_packed_{t}"])[: hard.numel()].reshape(hard.shape).astype(bool)
+        assert (hard.numpy() ^ stored).sum() <= 3
+        kept = torch.from_numpy(stored).expand(1, 3, -1, -1).float()
+        earlier = [*earlier, (frame, (kept - model.mean) / model.std)][-about["num_frames"] :]

@@ -87,6 +87,8 @@ class SegGpt(nn.Module):
         height, width = model.config.image_size
         if height != 2 * width:
             raise InputError(f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}")
+        # positions are resized to what comes; only this check stands against pictures of another size than the config's
+        model.model.embeddings.patch_embeddings.image_size = (2 * pixels.size, pixels.size)
         self.register_buffer("mean", torch.tensor(pixels.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(pixels.std)[:, None, None], persistent=False)
 
