@@ -15,7 +15,7 @@ from reasonseg.errors import InputError
 
 
 def console() -> None:
-    """The process of a command. `ask` is to be quick: a third of its seconds would go to tidying up among thousands of modules."""
+    """The process of a command. `ask` is to be quick, and would spend a third of its seconds tidying up among modules."""
     gc.set_threshold(50_000, 20, 20)
     code = main()
     if sys.argv[1:2] != ["ask"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from reasonseg.errors import InputError
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
 
 
 def download(name: str, revision: str | None, remedy: str) -> Path:
@@ -35,12 +36,17 @@ def located(source: str) -> Path:
 
 
 def place_of(source: str | Path | None, revision: str | None = None) -> Path:
-    """Where a model's files are: of None those in the package, of a hub id a local copy. Else raises `InputError`."""
+    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a local copy.
+
+    Raises `InputError` where there is nothing of that name.
+    """
     if source is None:
         return EMBEDDED
     place = Path(source)
     if place.exists():
         return place
+    if str(source) in PACKAGED:
+        return PACKAGED[str(source)]
     return download(str(source), revision, "give a folder or a hub id (--model, or start in a config)")
 
 

@@ -29,7 +29,7 @@ from reasonseg.images import written_aside
 from reasonseg.metrics import count
 from reasonseg.prompters.examples import Config as Examples
 
-GROUPS = ("few-shot", "composed", "selection")  # and "ensembles", of a SegGPT
+GROUPS = ("few-shot", "composed", "selection", "ensembles")
 BATCH = 16
 POOL, FUSED = 16, 4  # references of a class to choose from, and how many are read together
 DRAWS = 1000
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="?", default=",".join(GROUPS))
     parser.add_argument("--limit", type=int, default=1000, help="episodes of each measurement")
     parser.add_argument("--model", default=None)
-    parser.add_argument("--seggpt", default="out/tiny_seggpt/model", metavar="DIR", help="for selection and ensembles")
+    parser.add_argument("--seggpt", default="tiny-seggpt", metavar="M", help="for ensembles")
     parser.add_argument("--out", default="out/claims.json")
     parser.add_argument("--docs", metavar="FILE", help="also write the tables there, after its mark <!-- claims -->")
     options = parser.parse_args()

@@ -8,7 +8,7 @@ import yaml
 
 from reasonseg.hub import EMBEDDED
 
-LIMIT = 17 * 2**20
+LIMIT = 24_000_000
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -19,13 +19,13 @@ if __name__ == "__main__":
     others = [f for f in assets.rglob("*.safetensors") if not f.is_relative_to(target)]
     size = sum(f.stat().st_size for f in [*options.folder.rglob("*.safetensors"), *others])
     if size > LIMIT:
-        raise SystemExit(
-            f"the embedded models would be {size / 2**20:.1f} MiB; at most {LIMIT / 2**20:.0f} are shipped"
-        )
+        raise SystemExit(f"the embedded models would be {size / 1e6:.1f} MB; at most {LIMIT / 1e6:.0f} are shipped")
     for part in ("backbone", "decoder", "references"):
         shutil.rmtree(target / part, ignore_errors=True)
     shutil.copytree(options.folder, target, dirs_exist_ok=True)
     settings = target / "settings.yaml"
-    tree = yaml.safe_load(settings.read_text()) | {"memory": 0}  # it was taught single questions
+    tree = yaml.safe_load(settings.read_text())
+    if options.name == "tiny":
+        tree["memory"] = 0  # it was taught single questions
     settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    print(f"{size / 2**20:.1f} MiB now in {EMBEDDED}")
+    print(f"{size / 1e6:.1f} MB now in {EMBEDDED.parent}")

@@ -11,3 +11,5 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_shots.yaml
 "$bin/reasonseg" train configs/tiny_settle.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
 "$bin/python" -m scripts.ship_tiny out/tiny_settle/model
+"$bin/reasonseg" train configs/tiny_seggpt.yaml
+"$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt

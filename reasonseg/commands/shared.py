@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Every keyword of `Segmenter.from_pretrained`."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", help="folder or hub id (default: the embedded model)")
+    group.add_argument("--model", metavar="M", help="folder or hub id, tiny or tiny-seggpt (default: tiny)")
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
     group.add_argument("--quantization", choices=["int8", "nf4"], help="of the language model")

@@ -22,11 +22,11 @@ MAX_THINGS = 3  # of a family that are painted
 class Painting(Objective):
     """In-context painting on drawn families of scenes, one to `shown` references each, read together.
 
-    `white` is the share of canvases painted white on black, the others are in two random colours. `eye` names a model
-    (`embedded`, or a folder) whose vision tower looks: where `fresh`, the first layers start as that tower, and `keep` weighs a
-    loss that lets them go on seeing in the two halves of a canvas what the tower sees in each picture alone. `find` weighs the
-    plainer question behind the painting, whether a patch of the picture is of the thing, asked of the last states. `paint` weighs
-    the painting; where it and `find` are 0, pictures go through the first layers only.
+    `white` is the share of things painted white, the others have a colour of their own; what is around them is black. `eye` names
+    a model (`embedded`, or a folder) whose vision tower looks: where `fresh`, the first layers start as that tower, and `keep`
+    weighs a loss that lets them go on seeing in the two halves of a canvas what the tower sees in each picture alone. `find`
+    weighs the plainer question behind the painting, whether a patch of the picture is of the thing, asked of the last states.
+    `paint` weighs the painting; where it and `find` are 0, pictures go through the first layers only.
     """
 
     def __init__(
@@ -150,14 +150,11 @@ def balanced(masks: torch.Tensor) -> torch.Tensor:
 
 
 def painted_colors(count: int, white: float) -> torch.Tensor:
-    """Background and thing, 0..1 `[count, 2, 3]`: a share of them black and white, the others two colours that are well apart."""
+    """Background and thing, 0..1 `[count, 2, 3]`: always black, and white or (the rest) any colour well apart from it."""
     colors = torch.tensor([[0.0] * 3, [1.0] * 3]).repeat(count, 1, 1)
     for row in torch.nonzero(torch.rand(count) > white)[:, 0]:
-        while True:
-            pair = torch.rand(2, 3)
-            if (pair[0] - pair[1]).norm() > 0.6:
-                break
-        colors[row] = pair
+        while (colors[row, 1] == 1).all() or colors[row, 1].norm() < 0.6:
+            colors[row, 1] = torch.rand(3)
     return colors
 
 
