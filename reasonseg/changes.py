@@ -7,12 +7,14 @@ is and by what its files hold. `Segmenter.from_pretrained` reads such a folder l
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,7 +25,8 @@ from reasonseg.weights import refuse
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"
-ENDS = 2**20  # bytes at either end of a file of weights that tell it from another
+SAMPLE = 2**12  # bytes at either end of a tensor that tell it from another
+LOADED_BY = ("source", "clip", "sam", "template", "read", "allow", "revision")
 
 
 @dataclass
@@ -53,12 +56,10 @@ class Changes:
                 found[f"whole:{name}"] = p
         return cls(found, list(rows), alpha)
 
-    def save(self, folder: Path, base: dict) -> None:
-        """Writes the folder; `base` are the keywords that load the model below."""
-        if base["source"] is not None and Path(base["source"]).exists():
-            base = {**base, "source": str(Path(base["source"]).resolve())}
-        holds = identity(place_of(base["source"], base.get("revision")))
-        told = {"base": base, "holds": holds, "rows": self.rows, "alpha": self.alpha, "about": self.about}
+    def save(self, folder: Path, origin: dict) -> None:
+        """Writes the folder; `origin` is that of the model below (`Segmenter.origin`)."""
+        base = {name: value for name, value in origin.items() if name != "holds"}
+        told = {"base": base, "holds": origin["holds"], "rows": self.rows, "alpha": self.alpha, "about": self.about}
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.tensors.items()}
         with replaced(folder) as aside:
             save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
@@ -67,28 +68,45 @@ class Changes:
     def apply(self, segmenter: nn.Module, source: Path) -> None:
         """Changes a model as the training did. Raises `InputError` where a name or shape does not fit."""
         own = dict(segmenter.named_parameters(remove_duplicate=False))
-        wanted = {key: key.split(":", 1) for key in self.tensors}
-        problems = [("left over", key, "") for key, (kind, name) in wanted.items() if _target(kind, name) not in own]
-        for key, (kind, name) in wanted.items():
-            here = own.get(_target(kind, name))
-            if kind == "whole" and here is not None and here.shape != self.tensors[key].shape:
-                problems.append(("reshaped", key, f" is {list(self.tensors[key].shape)}, not {list(here.shape)}"))
-        refuse(problems, source, ())
+        refuse([p for key in self.tensors if (p := self._problem(key, own))], source, ())
         with torch.no_grad():
-            for key, (kind, name) in wanted.items():
+            for key, value in self.tensors.items():
+                kind, _, name = key.partition(":")
                 if kind == "whole":
-                    own[name].copy_(self.tensors[key])
+                    own[name].copy_(value)
                 elif kind == "rows":
-                    own[name][self.rows] = self.tensors[key].to(own[name])
+                    own[name][self.rows] = value.to(own[name])
         self._apply_lora(segmenter)
+
+    def _problem(self, key: str, own: dict[str, nn.Parameter]) -> tuple[str, str, str] | None:
+        kind, _, name = key.partition(":")
+        here = own.get(name if kind in ("whole", "rows") else f"{name}.weight")
+        if here is None or kind not in ("whole", "rows", "lora_A", "lora_B"):
+            return "left over", key, ""
+        shape = tuple(self.tensors[key].shape)
+        if kind == "whole":
+            return None if shape == here.shape else ("reshaped", key, f" is {list(shape)}, not {list(here.shape)}")
+        if kind == "rows":
+            fits = shape == (len(self.rows), here.shape[-1]) and all(0 <= row < len(here) for row in self.rows)
+            return None if fits else ("reshaped", key, f" is {list(shape)}, for rows {self.rows} of {list(here.shape)}")
+        pair = [self.tensors.get(f"lora_{part}:{name}") for part in "AB"]
+        if pair[0] is None or pair[1] is None:
+            return "missing", f"{name}: the other half of its LoRA pair", ""
+        fits = pair[0].ndim == pair[1].ndim == 2 and pair[0].shape[0] == pair[1].shape[1] == self._rank
+        fits = fits and (here.ndim != 2 or here.shape[1] == 1 or (pair[1].shape[0], pair[0].shape[1]) == here.shape)
+        return None if fits else ("reshaped", key, f" is {list(shape)}, for {list(here.shape)}")
+
+    @property
+    def _rank(self) -> int:
+        return next((v.shape[0] for key, v in self.tensors.items() if key.startswith("lora_A:") and v.ndim), 0)
 
     def _apply_lora(self, segmenter: nn.Module) -> None:
         names = [key.removeprefix("lora_A:") for key in self.tensors if key.startswith("lora_A:")]
         if not names:
             return
-        layers, rank = segmenter.backbone.layers, self.tensors[f"lora_A:{names[0]}"].shape[0]
+        layers = segmenter.backbone.layers
         inside = next(n for n, m in segmenter.named_modules() if m is layers) + "."
-        add_lora(layers, rank, self.alpha, targets=[name.removeprefix(inside) for name in names])
+        add_lora(layers, self._rank, self.alpha, targets=[name.removeprefix(inside) for name in names])
         for name in names:
             layer = segmenter.get_submodule(name)
             for part in "AB":
@@ -97,40 +115,87 @@ class Changes:
                 )
 
 
-def _target(kind: str, name: str) -> str:
-    return name if kind in ("whole", "rows") else f"{name}.weight"
-
-
 def read(folder: Path) -> tuple[dict, Changes]:
     """The keywords that load the model below, and the changes. Raises `InputError` where that model is gone or another one."""
     try:
         told = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
-        base, holds = dict(told["base"]), told["holds"]
-        changes = Changes(load_file(folder / WEIGHTS), told["rows"], told["alpha"], told["about"])
+        base, rows, alpha, about = (told[name] for name in ("base", "rows", "alpha", "about"))
+        if not isinstance(base, dict) or not set(base) <= set(LOADED_BY) or "source" not in base:
+            raise ValueError(f"base is {base!r}, not source with any of {', '.join(LOADED_BY[1:])}")
+        texts = [value for name, value in base.items() if name != "allow"]
+        if not all(isinstance(v, str) or v is None for v in [*texts, *base.get("allow", [])]):
+            raise ValueError(f"base is {base!r}, in which something is no text")
+        if not (isinstance(rows, list) and all(type(row) is int for row in rows)):
+            raise ValueError(f"rows is {rows!r}, not a list of numbers")
+        if not isinstance(alpha, int | float) or not isinstance(about, dict):
+            raise ValueError(f"alpha is {alpha!r}, about {about!r}; a number and names with values belong there")
+        changes = Changes(load_file(folder / WEIGHTS), rows, float(alpha), about)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder} holds changes that cannot be read: {error}; fetch it again") from None
-    except Exception as error:  # safetensors' own
+        raise InputError(
+            f"{folder} holds changes that cannot be read: {error}; correct {FILE} or fetch it again"
+        ) from None
+    except SafetensorError as error:
         raise InputError(f"{folder / WEIGHTS} cannot be read, it may be cut short: {error}; fetch it again") from None
     try:
-        place = place_of(base["source"], base.get("revision"))
+        holds = identity(base)
     except InputError as error:
         raise InputError(f"{folder} changes another model, and {error}; correct base in {FILE}") from None
-    if identity(place) != holds:
+    if holds != told.get("holds"):
+        name = base["source"] or "in the package"
         raise InputError(
-            f"{folder} changes the model {base['source'] or 'in the package'}, whose weights are others now"
+            f"{folder} changes the model {name}, whose weights are others now; name the right one as base in {FILE}"
         )
     return base, changes
 
 
-def identity(place: Path) -> str:
-    """A hash of the sizes and both ends of all files of weights in a folder (or of one file)."""
-    kinds = {".safetensors", ".bin", ".pt", ".pth"}
-    files = [place] if place.is_file() else sorted(f for f in place.rglob("*") if f.suffix in kinds)
+def origin_of(place: Path, keywords: dict[str, Any]) -> dict[str, Any]:
+    """What to write down of how a model was loaded: paths that hold from anywhere, a hub's commit, a hash of its weights."""
+    said = {name: value for name, value in keywords.items() if value or name == "source"}
+    for name in ("source", "clip", "sam"):
+        if said.get(name) and Path(said[name]).exists():
+            said[name] = str(Path(said[name]).resolve())
+    if place.parent.name == "snapshots":
+        said["revision"] = place.name
+    return {**said, "holds": identity(said)}
+
+
+def identity(base: dict[str, Any]) -> str:
+    """A hash of the weights below: sizes, and the beginning and end of every tensor (of files other than safetensors, theirs)."""
     digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            digest.update(f"{file.name} {size}".encode() + stream.read(ENDS))
-            stream.seek(max(size - ENDS, 0))
-            digest.update(stream.read(ENDS))
+    places = [place_of(base["source"], base.get("revision"))]
+    places += [Path(base[name]) for name in ("clip", "sam") if base.get(name) and Path(base[name]).exists()]
+    for place in places:
+        for file in _weights(place):
+            digest.update(f"{file.name} {file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                for start, end in _parts(stream, file):
+                    stream.seek(start)
+                    digest.update(stream.read(min(SAMPLE, end - start)))
+                    stream.seek(max(end - SAMPLE, start))
+                    digest.update(stream.read(min(SAMPLE, end - start)))
     return digest.hexdigest()
+
+
+def _weights(place: Path) -> list[Path]:
+    """A model's own files: what else lies in its folder is not of it."""
+    if place.is_file():
+        return [place]
+    inside = ("backbone", "decoder", "references", "refiner") if (place / "settings.yaml").is_file() else ()
+    folders = [place, *(place / name for name in inside)]
+    kinds = (".safetensors", ".bin", ".pt", ".pth")
+    named = (place / FILE).is_file() and [place / FILE]  # which holds the hash of what lies below it
+    return [*(named or []), *(f for d in folders if d.is_dir() for f in sorted(d.iterdir()) if f.suffix in kinds)]
+
+
+def _parts(stream: Any, file: Path) -> list[tuple[int, int]]:
+    """Where the tensors of a file begin and end; the whole file where it does not say."""
+    size = file.stat().st_size
+    if file.suffix != ".safetensors" or size < 8:
+        return [(0, size)]
+    length = int.from_bytes(stream.read(8), "little")
+    try:
+        header = json.loads(stream.read(min(length, size)))
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError):
+        return [(0, size)]
+    return [(0, 8 + length), *((8 + length + start, 8 + length + end) for start, end in spans)]

@@ -121,7 +121,7 @@ def load(
         )
     else:
         segmenter = _own(cls, place, _settings(place, template, read, quantization), sam=sam, **common)
-    segmenter.origin = {name: value for name, value in origin.items() if value or name == "source"}
+    segmenter.origin = changes.origin_of(place, origin)
     return segmenter
 
 

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
-from reasonseg.changes import Changes
+from reasonseg.changes import Changes, identity
 from reasonseg.config import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
@@ -37,6 +37,8 @@ class Steps:
     """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings and head whole).
 
     `tokens`: of a model whose markers are new, their `rows` are trained, or embeddings and head `whole` (LISA's recipe).
+    `accumulate`: into how many parts a batch is split, one after the other; `checkpointing`: layers of the language model are
+    computed again in the backward pass instead of kept. Both save memory for time.
     `save`: a whole `model`, or the `changes` alone, a small folder that names the model it changes.
     """
 
@@ -48,6 +50,8 @@ class Steps:
     alpha: float = 16.0
     tokens: Literal["rows", "whole"] = "rows"
     save: Literal["model", "changes"] = "model"
+    accumulate: int = 1
+    checkpointing: bool = False
     save_every: int = 50
     seed: int = 0
 
@@ -112,6 +116,7 @@ def finetune(
         changes.save(out / "model", segmenter.origin)
     else:
         segmenter.save_pretrained(out / "model")
+    segmenter.origin = {"source": str(out / "model"), "holds": identity({"source": str(out / "model")})}
     after = score(segmenter, validation, out / "after")
     summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
@@ -145,8 +150,9 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
     What is trained is held in float32 meanwhile, where the model is not: small steps would be lost in bfloat16.
     """
     stage = Stage(
-        "language", steps.max_steps, steps.batch, steps.lr, steps.warmup, decay=1.0, optimizer="adamw", seed=steps.seed
-    )
+        "language", steps.max_steps, steps.batch, steps.lr, steps.warmup, decay=1.0, optimizer="adamw", seed=steps.seed,
+        accumulate=steps.accumulate,
+    )  # fmt: skip
     dtype = next(segmenter.parameters()).dtype
     run = TrainSettings(
         Kind("folder", data), {"finetune": stage}, start="given", out=str(out), seed=steps.seed,
@@ -156,7 +162,11 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
     objective = Language(segmenter)
     for parameter in choose(objective, steps):
         parameter.data = parameter.data.float()
+    if steps.checkpointing:
+        segmenter.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     run_stage(objective, stage, run, out / "training")
+    if steps.checkpointing:
+        segmenter.backbone.model.gradient_checkpointing_disable()
     for parameter in segmenter.parameters():
         if parameter.is_floating_point() and parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)

@@ -14,15 +14,18 @@ EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
 
 
-def download(name: str, revision: str | None, remedy: str) -> Path:
-    """The local folder of a repository `owner/name`. Raises `InputError` ending in `remedy` where it cannot be had."""
+def download(name: str, revision: str | None, remedy: str, only: tuple[str, ...] | None = None) -> Path:
+    """The local folder of a repository `owner/name`. Raises `InputError` ending in `remedy` where it cannot be had.
+
+    `only` are patterns of the files wanted (None: all).
+    """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(f"nothing at {name}: it is neither a file or folder nor a hub id such as owner/name; {remedy}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(only) if only else None))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -35,8 +38,8 @@ def located(source: str) -> Path:
     return Path(source) if Path(source).is_dir() else download(source, None, "name a folder or a hub id")
 
 
-def place_of(source: str | Path | None, revision: str | None = None) -> Path:
-    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a local copy.
+def place_of(source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None) -> Path:
+    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a copy (`only` such files).
 
     Raises `InputError` where there is nothing of that name.
     """
@@ -47,7 +50,7 @@ def place_of(source: str | Path | None, revision: str | None = None) -> Path:
         return place
     if str(source) in PACKAGED:
         return PACKAGED[str(source)]
-    return download(str(source), revision, "give a folder or a hub id (--model, or start in a config)")
+    return download(str(source), revision, "give a folder or a hub id (--model, or start in a config)", only)
 
 
 @contextmanager

@@ -136,12 +136,15 @@ class Parts:
 def parts_of(model: str) -> Parts:
     """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only configs are read."""
     with hollow():
-        backbone, decoder = _lisa(LISA[model]) if model in LISA else _from_folder(place_of(model))
+        backbone, decoder = (
+            _lisa(LISA[model]) if model in LISA else _from_folder(place_of(model, only=("*.json", "*.yaml")))
+        )
     backbone, decoder = backbone.to("meta"), decoder.to("meta")  # buffers too
     backbone.tie_weights()
     vision = getattr(backbone.config, "vision_config", None)
-    side = getattr(vision, "image_size", 0) or 0
-    patches = (side // vision.patch_size) ** 2 if side else PATCHES
+    side, patch = (getattr(vision, name, 0) or 0 for name in ("image_size", "patch_size"))
+    side, patch = (value[0] if isinstance(value, list | tuple) else value for value in (side, patch))
+    patches = (side // patch) ** 2 if side and patch else PATCHES
     return Parts(model, backbone, backbone.get_decoder().layers, decoder, patches)
 
 
@@ -188,8 +191,9 @@ def _released(place: Path) -> tuple[nn.Module, nn.Module]:
 
 def encoding(parts: Parts) -> int:
     """Bytes held at most while one picture goes through the mask decoder's image encoder."""
-    encoder, side = parts.decoder.vision_encoder, parts.decoder.config.vision_config.image_size
-    side = side if isinstance(side, int) else side[0]
+    encoder, config = parts.decoder.vision_encoder, parts.decoder.config
+    side = getattr(config.vision_config, "image_size", None) or config.prompt_encoder_config.image_size
+    side = side[0] if isinstance(side, list | tuple) else side
     pixels = torch.empty(1, 3, side, side, device="meta", dtype=torch.bfloat16)
     with torch.no_grad():
         return peak_of(lambda: encoder.to(torch.bfloat16)(pixels))
@@ -213,14 +217,15 @@ def everywhere(states: torch.Tensor) -> torch.Tensor:
 def learning(parts: Parts, rank: int) -> tuple[int, int]:
     """Bytes held at most in a training step on one picture, and the number of parameters trained in the language model.
 
-    LoRA of `rank` (0: all layers whole), layers computed again in the backward pass, as `checkpointing: true` has it.
+    LoRA of `rank` (0: all layers, embeddings and head), layers computed again in the backward pass (`checkpointing`).
     """
     model = copy.deepcopy(parts.backbone).to(torch.bfloat16).requires_grad_(False)
     language = model.get_decoder()
     if rank:
         trained = add_lora(language.layers, rank, 16.0)
     else:
-        trained = list(language.layers.requires_grad_(True).parameters())
+        ends = [m.weight.requires_grad_(True) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+        trained = list(dict.fromkeys([*language.layers.requires_grad_(True).parameters(), *ends]))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     length = parts.patches + QUESTIONS * (WORDS + ANSWER)

@@ -88,7 +88,7 @@ class Segmenter(nn.Module):
         if self.settings.backbone is None or not hasattr(self.settings.backbone.config, "examples"):
             raise InputError("examples: this model's backbone does not read references; llava does")
         kind = Kind(self.settings.backbone.kind, replace(self.settings.backbone.config, examples=True))
-        self.settings, self.backbone.config = replace(self.settings, backbone=kind), kind.config
+        self.settings, self.backbone.config, self.origin = replace(self.settings, backbone=kind), kind.config, None
         return self
 
     @classmethod

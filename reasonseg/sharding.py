@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 from reasonseg.errors import InputError
 from reasonseg.objectives import Objective
 from reasonseg.processes import many, processes
+from reasonseg.trainer import SHARDED_OPTIMIZER as OPTIMIZER
 from reasonseg.trainer import WEIGHTS, StageTrainer, changing, like
 
-OPTIMIZER, SCHEDULER = "optimizer.safetensors", "scheduler.pt"
+SCHEDULER = "scheduler.pt"
 
 
 def shard(objective: Objective) -> None:
@@ -35,7 +36,7 @@ def shard(objective: Objective) -> None:
     segmenter = objective.segmenter
     layers = list(segmenter.backbone.layers) if segmenter.backbone is not None else []
     for encoder in segmenter.decoder.encoders:
-        layers += getattr(encoder, "layers", [])
+        layers += max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
@@ -61,11 +62,25 @@ class ShardedTrainer(StageTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss; parameters that a batch does not touch take part with 0, so that all processes reduce the same ones."""
-        loss, parts = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self._all_speak(inputs)
+        with torch.autocast(
+            self.args.device.type, torch.bfloat16, enabled=self.args.bf16
+        ):  # accelerate's wrapper had it
+            loss, parts = super().compute_loss(model, inputs, True, num_items_in_batch)
         for p in self.model.parameters():
             if p.requires_grad and not isinstance(p, DTensor):  # layers are sharded again by now, and were all touched
                 loss = loss + 0.0 * p.sum()
         return (loss, parts) if return_outputs else loss
+
+    def _all_speak(self, inputs: dict) -> None:
+        """Raises `InputError` where some parts of a batch run the language model and some do not: they would wait for ever."""
+        spoken = torch.tensor(
+            float(any(s.query.text.strip() for s in inputs.get("samples", ()))), device=self.args.device
+        )
+        if 0 < float(self.accelerator.reduce(spoken, "sum")) < self.accelerator.num_processes:
+            raise InputError(
+                "shard: true needs a question in words in every part of a batch; leave samples without words out"
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what training changes."""
@@ -89,6 +104,10 @@ class ShardedTrainer(StageTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        if not (Path(checkpoint) / OPTIMIZER).is_file():
+            raise InputError(
+                f"{checkpoint} is of a run that was not sharded; go on without shard=true, or remove {Path(checkpoint).parent}"
+            )
         optimizer, trained = self._states()
         for name, value in load_file(os.path.join(checkpoint, OPTIMIZER)).items():
             name, _, key = name.rpartition("/")

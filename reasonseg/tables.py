@@ -105,7 +105,8 @@ def print_plan(model: str) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask decoder and prompter too, layers "
-        "computed again in the backward pass; LoRA beside int8 or nf4 is QLoRA). Added up without a GPU, with 0.6 GiB "
-        "for CUDA itself; in brackets the smallest usual card for it. GPUs share the last column (shard=true)"
+        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask decoder and prompter too; layers "
+        "computed again in the backward pass, train.checkpointing=true; one part of a batch at once, train.accumulate). LoRA "
+        "beside int8 or nf4 is QLoRA. Added up without a GPU, with 0.6 GiB for CUDA itself; in brackets the smallest usual "
+        "card that holds it. Several GPUs share the last column (shard=true)."
     )

@@ -6,6 +6,7 @@ A stage is a folder under `out`; a finished one holds `finished.safetensors` and
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ def train(settings: TrainSettings) -> Segmenter:
     segmenter = _beginning(settings)
     out, extras = Path(settings.out), {}
     out.mkdir(parents=True, exist_ok=True)
+    _claim(out, segmenter)
     for name, stage in settings.stages.items():
         set_seed(settings.seed + stage.seed)  # what an objective adds begins at random, the same in a run that goes on
         objective = _objective(segmenter, stage, extras)
@@ -68,6 +70,7 @@ def train(settings: TrainSettings) -> Segmenter:
         if isinstance(objective, Codes):
             extras["coder"] = objective.coder
     segmenter.requires_grad_(True).eval()
+    segmenter.origin = None  # it is no longer what it was loaded as
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
     about = segmenter.settings.about
     segmenter.settings = replace(segmenter.settings, about={**about, "rounds": [*about.get("rounds", []), seen]})
@@ -75,6 +78,17 @@ def train(settings: TrainSettings) -> Segmenter:
         segmenter.save_pretrained(out / "model", torch.float16 if settings.dtype == "float32" else torch.bfloat16)
     processes().wait_for_everyone()
     return segmenter
+
+
+def _claim(out: Path, segmenter: Segmenter) -> None:
+    """Notes the model a run begins with; its checkpoints hold what it trains, and belong to no other."""
+    file, model = out / "begun.json", segmenter.fingerprint
+    if file.is_file() and (begun := json.loads(file.read_text())["model"]) != model:
+        raise InputError(f"{out} holds a run that began with {begun}, not {model}; choose another out or remove it")
+    processes().wait_for_everyone()
+    if processes().is_main_process and not file.is_file():
+        with written_aside(file) as aside:
+            aside.write_text(json.dumps({"model": model}) + "\n")
 
 
 def _keep(objective: Objective, finished: Path) -> None:

@@ -22,6 +22,7 @@ from reasonseg.runs import Stage
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"
+SHARDED_OPTIMIZER = "optimizer.safetensors"  # of a sharded run, whose trainer keeps it whole
 
 
 def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
@@ -120,17 +121,26 @@ class StageTrainer(Trainer):
         super().log(logs, *arguments, **options)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
+        if not self.args.should_save:
+            return
         os.makedirs(output_dir, exist_ok=True)
         save_file(changing(self.model), os.path.join(output_dir, WEIGHTS))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         restore(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / SHARDED_OPTIMIZER).is_file():
+            raise InputError(
+                f"{checkpoint} is of a sharded run; go on with shard=true, or remove {Path(checkpoint).parent}"
+            )
+        super()._load_optimizer_and_scheduler(checkpoint)
+
 
 @torch.no_grad()
 def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What training changes: trained parameters, and buffers that are saved. What is frozen need not lie in every checkpoint."""
-    found = {name: p.data for name, p in objective.named_parameters() if p.requires_grad}
+    found = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
     saved = objective.state_dict(keep_vars=True)
     return found | {name: b for name, b in objective.named_buffers() if name in saved}
 
@@ -138,8 +148,10 @@ def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
 def restore(objective: torch.nn.Module, file: Path) -> None:
     """Puts back what `changing` gave. Raises `InputError` where other parameters were trained."""
     kept, own = load_file(file), changing(objective)
-    if set(kept) != set(own):
-        raise InputError(f"{file.parent} is of a run that trained other parameters; remove it")
+    if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in own.items()}:
+        raise InputError(
+            f"{file} is of a run that trained other parameters; choose another out, or remove {file.parent.parent}"
+        )
     for name, value in own.items():
         value.copy_(like(value, kept[name]))
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_data import pairs
 
 from reasonseg import InputError, Query, Segmenter
@@ -81,6 +81,27 @@ def test_merge_makes_a_whole_model_of_them(tuned, tmp_path, capsys):
     assert "holds no changes.yaml" in capsys.readouterr().err
 
 
+def test_a_model_tuned_twice_changes_what_it_was_between(root, base, tmp_path):
+    """The second result stands on the first, not on what both began with."""
+    model = Segmenter.from_pretrained(base, device="cpu")
+    for name in ("a", "b"):
+        finetune(model, root, tmp_path / name, settings("train.save=changes", "train.max_steps=2"))
+    again = Segmenter.from_pretrained(tmp_path / "b" / "model", device="cpu")
+    for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_parts_of_a_batch_and_layers_computed_again_are_the_same(root, base, tmp_path):
+    """Saving memory changes the weights by rounding only."""
+    ends = []
+    for name, more in (("a", []), ("b", ["train.checkpointing=true", "train.accumulate=2"])):
+        model = Segmenter.from_pretrained(base, device="cpu")
+        finetune(model, root, tmp_path / name, settings("train.max_steps=2", *more))
+        ends.append(dict(model.named_parameters()))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=0, atol=1e-3, msg=name)
+
+
 def test_changes_of_changes(tuned, root, tmp_path):
     _, folder = tuned
     model = Segmenter.from_pretrained(folder, device="cpu")
@@ -90,17 +111,43 @@ def test_changes_of_changes(tuned, root, tmp_path):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
 
 
+def told(folder, **values):
+    file = folder / "changes.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | values))
+
+
+def tensors(folder, change):
+    file = folder / "changes.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+def moved(file):
+    """One layer in the middle of a file is another."""
+    weights = load_file(file)
+    weights[next(name for name in weights if name.endswith("layers.1.self_attn.q_proj.weight"))] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda f, b: (f / "changes.safetensors").write_bytes(b"no"), "cut short"),
     (lambda f, b: (f / "changes.yaml").write_text("base: 3"), "cannot be read"),
     (lambda f, b: shutil.rmtree(b), "correct base in changes.yaml"),
-    (lambda f, b: shutil.copy(b / "prompter.safetensors", b / "more.safetensors"), "whose weights are others now"),
+    (lambda f, b: moved(b / "backbone" / "model.safetensors"), "whose weights are others now"),
+    (lambda f, b: told(f, base={}), "not source with any of"),
+    (lambda f, b: told(f, base={"source": str(b), "dtype": "float16"}), "not source with any of"),
+    (lambda f, b: told(f, base={"source": 3}), "something is no text"),
+    (lambda f, b: told(f, about=None), "about None"),
+    (lambda f, b: told(f, alpha="x"), "alpha is 'x'"),
+    (lambda f, b: told(f, rows=[1, 10**6]), "reshaped: rows:"),
+    (lambda f, b: told(f, rows="all"), "not a list of numbers"),
+    (lambda f, b: tensors(f, lambda t: t | {"nothing": torch.zeros(1)}), "left over: nothing"),
+    (lambda f, b: tensors(f, lambda t: {k: v for k, v in t.items() if "lora_B" not in k}), "other half of its LoRA pair"),
+    (lambda f, b: tensors(f, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}), "reshaped: lora_A"),
+    (lambda f, b: tensors(f, lambda t: {k: v[..., :3].clone() if "rows:" in k else v for k, v in t.items()}), "reshaped: rows:"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_said(tuned, base, tmp_path, spoil, words):
     folder, below = shutil.copytree(tuned[1], tmp_path / "f"), shutil.copytree(base, tmp_path / "b")
-    told = yaml.safe_load((folder / "changes.yaml").read_text())
-    told["base"]["source"] = str(below)
-    (folder / "changes.yaml").write_text(yaml.safe_dump(told))
+    told(folder, base={"source": str(below)})
     Segmenter.from_pretrained(folder, device="cpu")
     spoil(folder, below)
     with pytest.raises(InputError, match=words):

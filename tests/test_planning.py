@@ -91,3 +91,17 @@ def test_the_command(capsys, tmp_path):
     assert "lisa-7b" in capsys.readouterr().err
     with pytest.raises(InputError, match="neither a file or folder nor a hub id"):
         plan("lisa-8b")
+
+
+def test_sam2_and_other_backbones(tmp_path):
+    """A model of the two newer rooms, as the package saves it."""
+    from reasonseg.backbones.chat_vlm import Config as ChatVlm
+    from reasonseg.config import Kind
+    from reasonseg.decoders.sam2 import Config as Sam2
+    from reasonseg.prompters.seg_token import Config as SegToken
+    from reasonseg.settings import ModelSettings
+
+    parts = Kind("sam2", Sam2.example()), Kind("chat_vlm", ChatVlm.example()), Kind("seg_token", SegToken())
+    Segmenter.build(ModelSettings(*parts)).save_pretrained(tmp_path / "model")
+    rows = plan(str(tmp_path / "model"))
+    assert 0.6 < rows[0]["answer"] < 1.5

@@ -121,6 +121,29 @@ def test_sharded_with_adapters_and_killed(root, start, tmp_path):
     close(weights(tmp_path / "one"), weights(tmp_path / "two"), start)
 
 
+def test_sharded_in_bfloat16_and_kinds_that_do_not_mix(root, tmp_path):
+    """LISA's kind of run: frozen weights in bfloat16, autocast. A checkpoint goes on as what it was."""
+    how = ["dtype=bfloat16", "bf16=true", "save_every=2"]
+    adapted = {"lora": 4, "train": ["segmenter.prompter."], "lr": 1e-3}
+    one, two = (config(tmp_path / name, root, **adapted) for name in ("one", "two"))
+    plain = run(TWO, "train", one, *how)
+    sharded = run(TWO, "train", two, "shard=true", *how)
+    first, second = (
+        [float(line.split("'loss': '")[1].split("'")[0]) for line in losses(d.stdout)] for d in (plain, sharded)
+    )
+    assert second == pytest.approx(first, rel=0.02) and len(second) == STEPS
+    file = config(tmp_path / "three", root, **adapted)
+    script = str(Path(__file__).with_name("stop_sharded.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300)
+    with pytest.raises(InputError, match="go on with shard=true"):
+        train(read_run(file))
+    with pytest.raises(InputError, match="began with"):
+        train(read_run(file, ["dtype=bfloat16", "bf16=true"]))
+    with pytest.raises(InputError, match="trained other parameters"):
+        train(read_run(file, ["stages.words.lora=2"]))
+
+
 @pytest.mark.parametrize("change, words", [
     (["features=x"], "without features"), (["stages.words.optimizer=muon"], "needs optimizer: adamw"), ([], "several processes"),
 ])  # fmt: skip

@@ -301,7 +301,8 @@ def test_frames_of_a_video(model, name):
         frame, shown = encode(file), [first, *earlier]
         assert len(shown) == int(data[f"n_{t}"])
         images, targets = (torch.cat(group)[None] for group in zip(*shown, strict=True))
-        close(f"F {name} {t}", "painted references", targets[0, :, :, : model.side : 8, ::8], data[f"tgts_every8_{t}"][:, :, :14], atol=2e-5)  # fmt: skip
+        upper = targets[0, :, :, : model.side : 8, ::8]
+        close(f"F {name} {t}", "painted references", upper, data[f"tgts_every8_{t}"][:, :, :14], atol=2e-5)
         lower = model.run(frame, images, targets, even(len(shown)), len(shown) > 1, about["seg_type"])[
             0, 0, :, model.side :
         ]
@@ -314,3 +315,14 @@ def test_frames_of_a_video(model, name):
         assert (hard.numpy() ^ stored).sum() <= 3
         kept = torch.from_numpy(stored).expand(1, 3, -1, -1).float()
         earlier = [*earlier, (frame, (kept - model.mean) / model.std)][-about["num_frames"] :]
+
+
+def test_without_relative_positions():
+    """transformers has such layers; they attend alike here and there."""
+    from transformers import SegGptConfig
+    from transformers.models.seggpt.modeling_seggpt import SegGptAttention
+
+    network = {**Config.example().network, "use_relative_position_embeddings": False}
+    layer = SegGptAttention(SegGptConfig(**network)).eval()
+    states = torch.randn(2, 12, 6, 32)
+    torch.testing.assert_close(seggpt.attend(layer, states), layer(states)[0])

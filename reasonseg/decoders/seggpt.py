@@ -254,6 +254,9 @@ def attend(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
     count, height, width, _ = states.shape
     heads = attention.num_attention_heads
     query, key, value = attention.qkv(states).view(count, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    if not attention.use_relative_position_embeddings:
+        seen = F.scaled_dot_product_attention(query, key, value, scale=attention.scale).transpose(1, 2)
+        return attention.proj(seen.flatten(2).unflatten(1, (height, width)))
     grid = query.unflatten(2, (height, width))
     rows = attention.get_rel_pos(height, height, attention.rel_pos_h).to(query)
     columns = attention.get_rel_pos(width, width, attention.rel_pos_w).to(query)

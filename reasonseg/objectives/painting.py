@@ -44,7 +44,11 @@ class Painting(Objective):
         self.segmenter, self.shown, self.white = segmenter, shown, white
         self.keep, self.find, self.paint = keep, find, paint
         self.finder = nn.Linear(segmenter.decoder.model.config.hidden_size, 1)
-        looker = Segmenter.from_pretrained(None if eye == "embedded" else eye, dtype="float32") if eye else None
+        looker = (
+            Segmenter.from_pretrained(None if eye == "embedded" else eye, device="cpu", dtype="float32")
+            if eye
+            else None
+        )
         if looker is not None:
             looker.requires_grad_(False)
         if looker is not None and fresh:
