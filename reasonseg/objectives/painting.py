@@ -184,6 +184,8 @@ def copy_tower(decoder, looker: Segmenter) -> None:
         theirs.attention.qkv.weight.copy_(torch.cat([p.weight for p in parts]))
         theirs.attention.qkv.bias.copy_(torch.cat([p.bias for p in parts]))
         scaled(theirs.attention.proj, ours.self_attn.out_proj, size)
+        theirs.attention.rel_pos_h.zero_()
+        theirs.attention.rel_pos_w.zero_()
         theirs.mlp.lin1.load_state_dict(ours.mlp.fc1.state_dict())
         scaled(theirs.mlp.lin2, ours.mlp.fc2, size)
     compare = looker.references.visual_projection.weight  # joint, width
