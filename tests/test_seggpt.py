@@ -326,3 +326,16 @@ def test_without_relative_positions():
     layer = SegGptAttention(SegGptConfig(**network)).eval()
     states = torch.randn(2, 12, 6, 32)
     torch.testing.assert_close(seggpt.attend(layer, states), layer(states)[0])
+
+
+def test_pictures_enter_as_they_did_when_it_was_saved(tmp_path):
+    """Another mean than the released one's comes back with the weights."""
+    made = replace(Config.example(), pixels={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}).build()
+    made.save(tmp_path)
+    again = Config().load(tmp_path, dtype=torch.float32)
+    assert (again.pixels.size, again.pixels.aspect) == (made.pixels.size, "squash") and again.pixels.mean == (
+        0.5,
+        0.5,
+        0.5,
+    )
+    assert torch.equal(again.mean, made.mean) and torch.equal(again.std, made.std)

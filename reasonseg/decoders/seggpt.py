@@ -54,7 +54,8 @@ class Config:
         if kind != "seggpt":
             raise InputError(f"{folder} holds a {kind!r} model; decoder seggpt takes seggpt")
         model = from_folder(SegGptForImageSegmentation, folder, allow, **options)
-        return SegGpt(model, pixels_for(model.config, {}), self)
+        side = model.config.image_size[1]
+        return SegGpt(model, Pixels.load(folder, size=side, aspect="squash", resample="bicubic"), self)
 
     @classmethod
     def example(cls) -> Config:
