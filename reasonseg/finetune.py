@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
-from reasonseg.changes import Changes, identity
+from reasonseg.changes import Changes, origin_of
 from reasonseg.config import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
@@ -116,7 +116,7 @@ def finetune(
         changes.save(out / "model", segmenter.origin)
     else:
         segmenter.save_pretrained(out / "model")
-    segmenter.origin = {"source": str(out / "model"), "holds": identity({"source": str(out / "model")})}
+    segmenter.origin = origin_of(out / "model", {"source": str(out / "model")})
     after = score(segmenter, validation, out / "after")
     summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
