@@ -183,8 +183,8 @@ def _weights(place: Path) -> list[Path]:
     inside = ("backbone", "decoder", "references", "refiner") if (place / "settings.yaml").is_file() else ()
     folders = [place, *(place / name for name in inside)]
     kinds = (".safetensors", ".bin", ".pt", ".pth")
-    named = (place / FILE).is_file() and [place / FILE]  # which holds the hash of what lies below it
-    return [*(named or []), *(f for d in folders if d.is_dir() for f in sorted(d.iterdir()) if f.suffix in kinds)]
+    below = [place / FILE] if (place / FILE).is_file() else []  # it holds the hash of what lies below
+    return [*below, *(f for d in folders if d.is_dir() for f in sorted(d.iterdir()) if f.suffix in kinds)]
 
 
 def _parts(stream: Any, file: Path) -> list[tuple[int, int]]:
