@@ -24,7 +24,7 @@ class Stage:
     and head (peft's trainable tokens).
     """
 
-    objective: Literal["dense", "codes", "language", "references", "painting"]
+    objective: Literal["dense", "codes", "language", "properties", "references", "painting"]
     steps: int
     batch: int
     lr: float

@@ -16,7 +16,7 @@ from torch import nn
 
 from reasonseg import losses, second_looks
 from reasonseg.asking import Asked, Shown, by_label, distinct, fitted, labels_of
-from reasonseg.cache import ImageCache
+from reasonseg.cache import ImageCache, settled
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
 from reasonseg.frozen import FrozenCache, once
@@ -127,6 +127,7 @@ class Segmenter(nn.Module):
         """One answer; the options are those of `batch`."""
         return self.batch([query], **options)[0]
 
+    @settled()
     @torch.inference_mode()
     def batch(
         self,
@@ -182,13 +183,11 @@ class Segmenter(nn.Module):
         for i, query in enumerate(queries):
             mine = [m for m, a in enumerate(asked) if a.query == i]
             full = self.decoder.restore(logits[mine], query.size)
-            quality = self._quality(full, scores[mine]) * torch.tensor(
-                [asked[m].share for m in mine], device=full.device
-            )
-            labels = [asked[m].label for m in mine]
-            drawn = (full > 0).cpu().numpy(), quality.cpu().numpy(), labels
+            shares = torch.tensor([asked[m].share for m in mine], device=full.device)
+            quality = self._quality(full, scores[mine]) * shares
             meta = {"model": self.settings.about.get("name", ""), **how}
-            answers.append(self._answer(query, spoken[i], *drawn, meta))
+            drawn = (full > 0).cpu().numpy(), quality.cpu().numpy()
+            answers.append(self._answer(query, spoken[i], *drawn, [asked[m].label for m in mine], meta))
         seconds = round((time.perf_counter() - began) / len(queries), 4)
         for answer in answers:
             answer.meta["seconds"] = seconds
@@ -213,6 +212,7 @@ class Segmenter(nn.Module):
                     "this model takes examples only; points, boxes and masks to correct need a SAM decoder"
                 )
 
+    @settled()
     @torch.inference_mode()
     def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
         """Masks of answers put into the model's mouth, as LISA validates: nothing is generated, so refusing is not possible.

@@ -105,11 +105,11 @@ class Chooser(LogitsProcessor):
     """
 
     def __init__(
-        self, markers: Markers, ends: set[int], prompt_length: int, rows: int, *,
+        self, markers: Markers, ends: set[int], rows: int, *,
         limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, chosen: Callable | None = None,
     ):  # fmt: skip
         self.chosen = chosen
-        self.markers, self.ends, self.start, self.limit = markers, ends, prompt_length, limit
+        self.markers, self.ends, self.limit = markers, ends, limit
         self.temperature, self.force_seg, self.absent_threshold = temperature, force_seg, absent_threshold
         self.noise = [torch.Generator().manual_seed(seed) for _ in range(rows)]
         self.steps = 0
@@ -117,10 +117,12 @@ class Chooser(LogitsProcessor):
         self.probabilities: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores in which the chosen token of each row is the greatest."""
+        """Scores in which the chosen token of each row is the greatest, as `generate` wants them."""
+        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+
+    def choose(self, scores: torch.Tensor) -> torch.Tensor:
+        """The next token of each row `[b]`, from scores `[b, vocabulary]`."""
         scores = scores.float()
-        if self.steps:
-            self.said_seg |= (input_ids[:, -1] == self.markers.seg).cpu()
         shares = scores.softmax(-1)
         choice = self._drawn(scores).argmax(-1) if self.temperature > 0 else scores.argmax(-1)
         seg, rej = self.markers.seg, self.markers.rej
@@ -133,10 +135,11 @@ class Chooser(LogitsProcessor):
         if self.force_seg:
             ending = torch.tensor([int(c) in self.ends for c in choice]) | (self.steps == self.limit)
             choice = torch.where((ending & ~self.said_seg).to(choice.device), seg, choice)
+            self.said_seg |= (choice == seg).cpu()
         self.probabilities.append(shares.gather(1, choice[:, None])[:, 0])
         if self.chosen is not None:
             self.chosen(choice.tolist())
-        return torch.full_like(scores, -torch.inf).scatter(1, choice[:, None], 0.0)
+        return choice
 
     def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
         uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.noise]).to(scores.device)
@@ -228,24 +231,30 @@ class Speaker(nn.Module):
         """
         given = {} if prefixes is None else {"prefixes": prefixes}
         inputs = self.prompt_inputs(queries, features, regions, **given)
-        length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         chooser = Chooser(
-            self.markers, self.ends, length, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,
+            self.markers, self.ends, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,
             force_seg=force_seg, absent_threshold=absent_threshold, chosen=heard and self._listener(len(queries), heard),
         )  # fmt: skip
-        pad = self.tokenizer.pad_token_id
-        with last_states(self.model.get_output_embeddings()) as caught:
-            made = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens + at, do_sample=False, num_beams=1, use_cache=True,
-                logits_processor=LogitsProcessorList([chooser]), pad_token_id=pad, eos_token_id=sorted(self.ends),
-                return_dict_in_generate=True,
-            )  # fmt: skip
-        ids = made.sequences[:, length:]
+        ids, states, cache = self.say(inputs, chooser, max_new_tokens + at)
         if cached is not None:
-            cached(made.past_key_values)
-        states = torch.stack(caught, 1)
+            cached(cache)
         shares = torch.stack(chooser.probabilities, 1).tolist()
         return [self._spoken(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
+
+    def say(self, inputs: dict, chooser: Chooser, limit: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Up to `limit` tokens: ids `[b, n]`, the states that predicted them `[b, n, width]`, and the keys and values.
+
+        `inputs` are those of `prompt_inputs`. By `generate`, which knows what each family of models wants; a kind that
+        knows its own may say it faster.
+        """
+        length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        with last_states(self.model.get_output_embeddings()) as caught:
+            made = self.model.generate(
+                **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True,
+                logits_processor=LogitsProcessorList([chooser]), pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=sorted(self.ends), return_dict_in_generate=True,
+            )  # fmt: skip
+        return made.sequences[:, length:], torch.stack(caught, 1), made.past_key_values
 
     def _listener(self, rows: int, heard: Callable[[int, str], None]) -> Callable[[list[int]], None]:
         """Takes the tokens of a step and tells `heard` whose text has grown."""

@@ -122,7 +122,7 @@ def _beginning(settings: TrainSettings) -> Segmenter:
 
 def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
     options = dict(stage.options)
-    if stage.objective == "language" and options.get("aim"):
+    if stage.objective in ("language", "properties") and options.get("aim"):
         if "coder" not in extras:
             raise InputError("stage option aim needs a stage of objective codes before it")
         options["coder"] = extras["coder"]

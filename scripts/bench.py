@@ -45,11 +45,13 @@ class Forced(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         """Scores in which the next given id is the greatest."""
-        scores = torch.full_like(scores.float(), -torch.inf)
-        scores[:, self.ids[self.steps]] = 0.0
+        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+
+    def choose(self, scores):
+        """The next given id, for every row."""
         self.steps += 1
         self.probabilities.append(torch.ones(len(scores)))
-        return scores
+        return torch.full((len(scores),), self.ids[self.steps - 1])
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from tiny_models import tiny_qwen
 
 from reasonseg import Answer, InputError, Query, Sample, config
 from reasonseg.backbones import chat_vlm
-from reasonseg.speaking import Chooser, Markers, add_markers, joined, pieces
+from reasonseg.speaking import Chooser, Markers, Speaker, add_markers, joined, pieces
 
 KINDS = config.kinds("backbones")
 HOW = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0, "force_seg": False, "absent_threshold": 0.5}
@@ -68,6 +68,24 @@ def test_batched_equals_one_by_one(backbone, samples):
         assert torch.allclose(said.states, alone.states, atol=2e-4)
         assert np.allclose(said.probabilities, alone.probabilities, atol=1e-4)
         assert len(said.ids) == len(said.states) == len(said.probabilities)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("force", [False, True])
+def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
+    queries = [samples[0].query, samples[2].query, samples[3].query]  # of several lengths: padded
+    said = []
+    for way in (type(backbone).say, Speaker.say):
+        choose = Chooser(
+            backbone.markers, backbone.ends, 3, limit=6, temperature=0.9, seed=4, force_seg=force, absent_threshold=0.5
+        )
+        ids, states, cache = way(backbone, backbone.prompt_inputs(queries), choose, 6)
+        said.append([(backbone._spoken(row, states[i], [], False)) for i, row in enumerate(ids.tolist())])
+    for ours, theirs in zip(*said, strict=True):
+        assert ours.ids == theirs.ids
+        torch.testing.assert_close(ours.states, theirs.states, rtol=1e-4, atol=1e-4)
+    assert len({tuple(one.ids) for one in said[0]}) > 1
+    assert not force or all(backbone.markers.seg in one.ids for one in said[0])
 
 
 def test_sampling_is_the_same_in_a_batch_and_follows_the_seed(backbone, samples):
@@ -173,6 +191,6 @@ def test_pieces_and_joined():
 @pytest.mark.parametrize("threshold, expected", [(0.1, 3), (0.3, 3), (0.5, 2), (0.9, 2)])
 def test_the_absent_threshold_moves_the_line(threshold, expected):
     markers = Markers(2, 3, "<SEG>", "<REJ>")
-    chooser = Chooser(markers, {0}, 0, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold)
+    chooser = Chooser(markers, {0}, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold)
     scores = torch.log(torch.tensor([[0.05, 0.05, 0.6, 0.3]]))  # <REJ> has a third of the two
     assert chooser(torch.zeros(1, 0, dtype=torch.long), scores).argmax() == expected

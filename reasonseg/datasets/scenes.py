@@ -87,6 +87,10 @@ class Scenes:
         return self.config.count
 
     def __getitem__(self, i: int) -> Sample:
+        return self.known(i)[0]
+
+    def known(self, i: int) -> tuple[Sample, Scene, Question]:
+        """Sample `i` with the scene and the question it was made of."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         (scene, others), question = self._trained(i) if self.config.split == "train" else self._examined(i)
@@ -99,7 +103,8 @@ class Scenes:
             masks, labels = masks.any(0)[None], labels[:1]
         status = "found" if labels else "absent"
         truth = Answer(question.answer, masks, np.ones(len(masks)), labels, status)
-        return Sample(Query(scene.image, question.text, references), truth, f"{self.config.split}-{i}", question.level)
+        query = Query(scene.image, question.text, references)
+        return Sample(query, truth, f"{self.config.split}-{i}", question.level), scene, question
 
     def _references(self, i: int, sprite: Sprite, others: list[Scene]) -> list[Reference]:
         named = np.random.default_rng([self.config.seed, 5, i]).random() < self.config.labelled

@@ -1,8 +1,8 @@
 """What the stages of training minimise. Each objective wraps a segmenter and makes its own batches.
 
 `dense` teaches the vision tower to name patches, `codes` the decoder to draw what a code points at, `language` the whole
-corridor, `references` the prompts that come from examples, `painting` SegGPT. Where released weights are fine-tuned,
-`language` and `references` are enough.
+corridor, `properties` the same with what the words mean spelled out, `references` the prompts that come from examples,
+`painting` SegGPT. Where released weights are fine-tuned, `language` and `references` are enough.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,16 @@ from reasonseg.objectives.codes import Codes
 from reasonseg.objectives.language import Language
 from reasonseg.objectives.painting import Painting
 from reasonseg.objectives.patches import Dense
+from reasonseg.objectives.properties import Properties
 from reasonseg.objectives.references import References
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "dense": Dense,
     "codes": Codes,
     "language": Language,
+    "properties": Properties,
     "references": References,
     "painting": Painting,
 }
 
-__all__ = ["OBJECTIVES", "Codes", "Dense", "Language", "Objective", "Painting", "References"]
+__all__ = ["OBJECTIVES", "Codes", "Dense", "Language", "Objective", "Painting", "Properties", "References"]

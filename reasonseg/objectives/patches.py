@@ -46,14 +46,7 @@ class DenseScenes(Dataset):
 
     def labels(self, scene: Scene) -> dict[str, np.ndarray]:
         """Per patch: `thing` (0 background), `color`, `upside_down` (-1 unknown), `box` as fractions of the side."""
-        side, grid = max(scene.image.shape), self.size // self.patch
-        share = np.zeros((len(scene.objects) + 1, grid, grid), np.float32)
-        for k, thing in enumerate(scene.objects, 1):
-            padded = np.zeros((side, side), np.float32)
-            padded[: thing.mask.shape[0], : thing.mask.shape[1]] = thing.mask
-            share[k] = padded.reshape(grid, side // grid, grid, side // grid).mean((1, 3))
-        share[0] = 0.4  # a patch belongs to a thing that covers more of it than this
-        owner = share.argmax(0).ravel()
+        side, owner = max(scene.image.shape), owners(scene, self.size // self.patch)
         table = [(0, BACKGROUND, BACKGROUND, 0, 0, 0, 0)]
         for thing in scene.objects:
             color = COLORS.index(thing.color) if thing.color in COLORS else BACKGROUND
@@ -66,6 +59,18 @@ class DenseScenes(Dataset):
             "upside_down": rows[:, 2].astype(np.int64),
             "box": rows[:, 3:],
         }
+
+
+def owners(scene: Scene, grid: int) -> np.ndarray:
+    """Which thing each of `grid * grid` patches of a scene in a square frame shows: its index plus one, 0 the background."""
+    side = max(scene.image.shape)
+    share = np.zeros((len(scene.objects) + 1, grid, grid), np.float32)
+    for k, thing in enumerate(scene.objects, 1):
+        padded = np.zeros((side, side), np.float32)
+        padded[: thing.mask.shape[0], : thing.mask.shape[1]] = thing.mask
+        share[k] = padded.reshape(grid, side // grid, grid, side // grid).mean((1, 3))
+    share[0] = 0.4  # a patch belongs to a thing that covers more of it than this
+    return share.argmax(0).ravel()
 
 
 def corner_pad(image: np.ndarray, size: int, fill: int = 128) -> np.ndarray:

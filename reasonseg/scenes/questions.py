@@ -65,12 +65,16 @@ SUPERLATIVES = {
 
 @dataclass(frozen=True)
 class Question:
-    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where the thing is absent."""
+    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where the thing is absent.
+
+    `about` is the property that is asked about, by its id in the knowledge file, where one is.
+    """
 
     level: str
     text: str
     answer: str
     targets: tuple[int, ...]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Candidate:
     pairing: tuple[str, str]
     because: str = ""
     frame_counts: bool = False  # the frame is part of the wording
+    about: str = ""
 
 
 @dataclass
@@ -116,7 +121,7 @@ class Asker:
         if candidate.because and rng.random() < 0.4:
             text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
             answer += f": {candidate.because}"
-        return Question(level, text, answer + ".", candidate.targets)
+        return Question(level, text, answer + ".", candidate.targets, candidate.about)
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
         """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
@@ -287,7 +292,7 @@ def _functions(
             thing = scene.objects[group[0]].name
             for words in wordings(known[key]):
                 answer = f"The {thing} {SEG}"
-                yield Candidate(words, answer, (group[0],), (thing, words), because=known[key].because)
+                yield Candidate(words, answer, (group[0],), (thing, words), because=known[key].because, about=key)
 
 
 def _novel(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -348,7 +353,7 @@ def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[C
     missing = [key for key in asker.knowledge.properties if key not in held]
     for i in rng.permutation(len(missing))[:8]:
         for words in asker.knowledge.properties[missing[i]].wordings:
-            yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"))
+            yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"), about=missing[i])
 
 
 def _close(a: str, b: str) -> bool:

@@ -1,0 +1,126 @@
+"""Words and what stands behind them: the language stage with a plain question about what its states know.
+
+A question such as "the thing that keeps you dry" is answered by a match: what it asks for against what each thing in the
+picture is good for. Taught by answers alone a small language model learns many pairs of a wording and a thing by heart, and
+cannot tell that nothing matches. Here its states halfway up must hold both sides of the match.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset
+
+from reasonseg.asking import distinct
+from reasonseg.config import Kind
+from reasonseg.datasets.scenes import Scenes, pack_of
+from reasonseg.objectives.language import Language
+from reasonseg.objectives.patches import owners
+from reasonseg.scenes.sprites import Sprite
+from reasonseg.segmenter import Segmenter
+from reasonseg.vocabulary import Sample
+
+NOT_ASKED = -1
+FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
+BACKGROUND = 0.25  # of a foreground patch's weight
+
+
+class Properties(Language):
+    """`Language` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the language model say.
+
+    Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
+    properties); where a question that asks for a property ends, which one. Options are those of `Language`.
+    """
+
+    def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, **options):
+        super().__init__(segmenter, **options)
+        self.knowing, self.layer = knowing, layer
+        sprites = pack_of("")
+        facts, held = facts_of(sprites)
+        self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
+        self.properties = {fact: i for i, fact in enumerate(facts)}
+        self.register_buffer("held", torch.from_numpy(held).float(), persistent=False)
+        width = segmenter.backbone.width
+        self.norm = nn.LayerNorm(width)
+        self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
+        nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
+        self.seen = torch.empty(0)
+
+    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+        return _Known(data.config.training(length, seed), self.numbers, self.properties, self.segmenter.backbone.grid)
+
+    def collate(self, items: list[tuple[Sample, np.ndarray, int]]) -> dict:
+        samples, things, about = zip(*items, strict=True)
+        return {"samples": list(samples), "things": np.stack(things), "about": torch.tensor(about)}
+
+    def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
+        layer = self.segmenter.backbone.layers[self.layer - 1]
+        watch = layer.register_forward_hook(lambda module, inputs, output: setattr(self, "seen", _states(output)))
+        try:
+            parts = super().forward(batch, counts)
+        finally:
+            watch.remove()
+        known = self.known(self.norm(self.seen.float()), batch)
+        self.seen = torch.empty(0)
+        parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
+        return parts | {name: value.detach() for name, value in known.items()}
+
+    def known(self, states: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
+        """Losses of both readers on states `[rows, t, width]`, and how often `asked` and all facts `shown` are read rightly."""
+        backbone, samples = self.segmenter.backbone, batch["samples"]
+        images, row = distinct([s.query.image for s in samples])
+        first = [row.index(r) for r in range(len(images))]
+        things = torch.from_numpy(batch["things"][first]).to(states.device)
+        truth = self.held[things]
+        start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
+        logits = self.shown(states[:, start : start + backbone.patches])
+        each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
+        weight = torch.where(things > 0, 1.0, BACKGROUND)
+        right = ((logits > 0) == (truth > 0)).all(-1)[things > 0].float().mean()
+        about = batch["about"].to(states.device)
+        asking = (about != NOT_ASKED).nonzero()[:, 0]
+        ends = torch.tensor(self.ends(samples, row, start), device=states.device)
+        heard = self.asked(states[torch.tensor(row, device=states.device), ends][asking])
+        asked = F.cross_entropy(heard, about[asking]) if len(asking) else heard.sum()
+        hits = (heard.argmax(-1) == about[asking]).float().mean() if len(asking) else heard.new_zeros(())
+        return {"shown": (each * weight).sum() / weight.sum(), "asked": asked, "facts": right, "heard": hits}
+
+    def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
+        """Where each prompt ends in its packed row (see `Pack`): the state there begins the answer."""
+        backbone = self.segmenter.backbone
+        cut = start + backbone.patches
+        filled = dict.fromkeys(row, cut)
+        found = []
+        for r, sample in zip(row, samples, strict=True):
+            prompt = len(backbone.prompt_ids(sample.query)) - cut
+            found.append(filled[r] + prompt - 1)
+            filled[r] += prompt + len(backbone.answer_ids(sample.truth.text))
+        return found
+
+
+def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
+    """All facts, and which hold of each sprite `[1 + sprites, facts]`, the background first, of which none does."""
+    true = [{f"name {s.name}", f"kind {s.category}", *s.properties} for s in sprites]
+    facts = sorted(set().union(*true))
+    return facts, np.array([[False] * len(facts), *([fact in t for fact in facts] for t in true)])
+
+
+def _states(output) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+class _Known(Dataset):
+    """Samples with the thing of each patch and the property each asks about."""
+
+    def __init__(self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int):
+        self.scenes, self.numbers, self.properties, self.grid = scenes, numbers, properties, grid
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, int]:
+        sample, scene, question = self.scenes.known(i)
+        number = np.array([0, *(self.numbers[thing.name] for thing in scene.objects)])
+        return sample, number[owners(scene, self.grid)], self.properties.get(question.about, NOT_ASKED)
