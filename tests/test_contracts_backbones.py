@@ -84,7 +84,7 @@ def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
     for ours, theirs in zip(*said, strict=True):
         assert ours.ids == theirs.ids
         torch.testing.assert_close(ours.states, theirs.states, rtol=1e-4, atol=1e-4)
-    assert len({tuple(one.ids) for one in said[0]}) > 1
+    assert not torch.allclose(said[0][0].states[0], said[0][1].states[0], atol=1e-3)  # the questions count
     assert not force or all(backbone.markers.seg in one.ids for one in said[0])
 
 
