@@ -88,6 +88,7 @@ def load(
     read: str | None = None,
     allow: tuple[str, ...] = (),
     revision: str | None = None,
+    compile: bool = False,
 ) -> Segmenter:
     """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
@@ -96,7 +97,8 @@ def load(
     `device` None takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`,
     `nf4`) is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
     decoder to use instead (.pth, folder or hub id). `read` says which state prompts the decoder (`predicting` or `at`),
-    `template` which conversation strings are used. Raises `InputError` where the source does not exist, a key is
+    `template` which conversation strings are used; `compile` makes the step of each word faster after a first, slow
+    one. Raises `InputError` where the source does not exist, a key is
     missing, left over or of another shape (unless a prefix in `allow` covers it), or an option does not apply.
     """
     device = torch.device(device or (f"cuda:{local_index()}" if torch.cuda.is_available() else "cpu"))
@@ -122,6 +124,10 @@ def load(
     else:
         segmenter = _own(cls, place, _settings(place, template, read, quantization), sam=sam, **common)
     segmenter.origin = changes.origin_of(place, origin)
+    if compile:
+        if segmenter.backbone is None:
+            raise InputError(f"compile is for models that speak, {source} takes examples only; leave it out")
+        segmenter.backbone.compile()
     return segmenter
 
 

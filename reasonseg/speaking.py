@@ -167,6 +167,7 @@ class Speaker(nn.Module):
     model: nn.Module
     tokenizer: object
     markers: Markers
+    compiled = False
 
     @property
     def width(self) -> int:
@@ -216,6 +217,10 @@ class Speaker(nn.Module):
         """
         raise NotImplementedError
 
+    def compile(self) -> None:
+        """From now on a word is a compiled step over keys and values that stay in place: faster, after a first, slow one."""
+        self.compiled = True
+
     @torch.inference_mode()
     def speak(
         self, queries: list, features: torch.Tensor | None = None, regions: list | None = None,
@@ -253,6 +258,7 @@ class Speaker(nn.Module):
                 **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True,
                 logits_processor=LogitsProcessorList([chooser]), pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=sorted(self.ends), return_dict_in_generate=True,
+                **({"cache_implementation": "static"} if self.compiled else {}),
             )  # fmt: skip
         return made.sequences[:, length:], torch.stack(caught, 1), made.past_key_values
 

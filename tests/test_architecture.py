@@ -29,7 +29,7 @@ FLOORS = [  # from the ground up; a module may import only from its own floor's 
         "processes",
     },
     {"vocabulary", "scenes"},
-    {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports", "streams"},
+    {"prompt", "pixels", "speaking", "sheet", "regions", "clip_dense", "exports", "streams", "stepping"},
     {"tokens", "sam_family", "weights", "adapters"},
     {"filling", "frozen", "changes"},
     {"settings"},

@@ -88,6 +88,20 @@ def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
     assert not force or all(backbone.markers.seg in one.ids for one in said[0])
 
 
+def test_keys_and_values_that_stay_in_place_change_nothing(backbone, samples):
+    if hasattr(backbone, "stepper"):
+        pytest.skip("its own loop: tests/test_stepping.py")
+    queries = [s.query for s in samples]
+    eager = backbone.speak(queries, **HOW)
+    backbone.compile()
+    try:
+        for ours, theirs in zip(backbone.speak(queries, **HOW), eager, strict=True):
+            assert ours.ids == theirs.ids
+            assert torch.allclose(ours.states, theirs.states, atol=2e-4)
+    finally:
+        backbone.compiled = False
+
+
 def test_sampling_is_the_same_in_a_batch_and_follows_the_seed(backbone, samples):
     queries = [s.query for s in samples]
     hot = {**HOW, "temperature": 2.0}

@@ -19,6 +19,7 @@ from reasonseg.llama_pieces import LlamaPieces
 from reasonseg.pixels import Pixels
 from reasonseg.regions import region
 from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, pieces
+from reasonseg.stepping import Stepper
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
 
@@ -102,7 +103,7 @@ class Llava(Speaker):
     def __init__(self, model: LlavaForConditionalGeneration, tokenizer, pixels: Pixels, config: Config):
         super().__init__()
         self.model, self.tokenizer, self.pixels, self.config = model, tokenizer, pixels, config
-        self.markers = Markers.find(tokenizer)
+        self.markers, self.stepper = Markers.find(tokenizer), Stepper(model)
         vocabulary = tokenizer.get_vocab()
         self.wrapped = "<im_start>" in vocabulary
         self.image_id = model.config.image_token_id
@@ -268,32 +269,13 @@ class Llava(Speaker):
         return inputs
 
     def say(self, inputs: dict, chooser: Chooser, limit: int) -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """As `Speaker.say`, in a loop of its own: what `generate` does around each token takes a small model long."""
-        language, head, embedding = (
-            self.model.model.language_model,
-            self.model.get_output_embeddings(),
-            self.model.get_input_embeddings(),
-        )
-        cache = inputs.get("past_key_values") or DynamicCache(config=self.model.config.get_text_config())
-        known, mask = cache.get_seq_length(), inputs["attention_mask"]
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, known:]
-        given, padded = inputs["inputs_embeds"][:, known:], not bool(mask.all())
-        ends = torch.tensor(sorted(self.ends), device=mask.device)
-        ended = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
-        ids, states = [], []
-        for _ in range(limit):
-            hidden = language(
-                inputs_embeds=given, attention_mask=mask if padded else None, position_ids=positions,
-                past_key_values=cache, use_cache=True,
-            ).last_hidden_state  # fmt: skip
-            states.append(hidden[:, -1])
-            ids.append(chooser.choose(head(states[-1])))
-            ended |= torch.isin(ids[-1], ends)
-            if bool(ended.all()):
-                break
-            given, positions = embedding(ids[-1])[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1) if padded else mask
-        return torch.stack(ids, 1), torch.stack(states, 1), cache
+        """As `Speaker.say`, in a loop of our own."""
+        given = inputs["inputs_embeds"], inputs["attention_mask"], inputs.get("past_key_values")
+        return self.stepper(*given, chooser.choose, limit, self.ends)
+
+    def compile(self) -> None:
+        """As `Speaker.compile`."""
+        self.stepper = Stepper(self.model, compiled=True)
 
     def teach(
         self,
