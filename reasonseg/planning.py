@@ -137,7 +137,7 @@ def parts_of(model: str) -> Parts:
     """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only configs are read."""
     with hollow():
         backbone, decoder = (
-            _lisa(LISA[model]) if model in LISA else _from_folder(place_of(model, only=("*.json", "*.yaml")))
+            lisa_network(LISA[model]) if model in LISA else _from_folder(place_of(model, only=("*.json", "*.yaml")))
         )
     backbone, decoder = backbone.to("meta"), decoder.to("meta")  # buffers too
     backbone.tie_weights()
@@ -160,7 +160,8 @@ def _from_folder(place: Path) -> tuple[nn.Module, nn.Module]:
     return AutoModelForImageTextToText.from_config(configs[0]), AutoModel.from_config(configs[1])
 
 
-def _lisa(sizes: dict) -> tuple[nn.Module, nn.Module]:
+def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
+    """LISA's LLaVA, its language model of these `sizes` (see `LISA`), and its SAM ViT-H, with fresh weights."""
     clip = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
     clip |= {"num_attention_heads": 16, "image_size": 224, "patch_size": 14, "projection_dim": 768}
     huge = {

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 
 from reasonseg import InputError, Query, Segmenter
 from reasonseg.hub import EMBEDDED
@@ -63,7 +62,9 @@ def test_places_are_laid_out_anew_only_where_they_must_be(compiled):
 
 def test_without_a_compiler_it_goes_on_with_a_warning(tmp_path):
     environment = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", FALLS_BACK], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", FALLS_BACK], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     expected = Segmenter.from_pretrained()(Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6)
     assert done.stdout.strip() == expected.text
