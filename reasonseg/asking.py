@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from reasonseg.config import Kind
 from reasonseg.prompt import Prompt
 from reasonseg.speaking import pieces
 from reasonseg.vocabulary import Reference
+
+PIXELS = 2**24  # of logits at an image's own size that are laid out at once, as float32
 
 
 @dataclass(frozen=True)
@@ -76,3 +79,21 @@ def distinct(images: list[np.ndarray]) -> tuple[list[np.ndarray], list[int]]:
             seen[id(image)] = len(kept)
             kept.append(image)
     return kept, [seen[id(image)] for image in images]
+
+
+def finished(
+    restore: Callable, logits: torch.Tensor, predicted: torch.Tensor, size: tuple[int, int], score: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks bool `[n, h, w]` of an image of `size` and their scores 0..1 `[n]`, a few at a time.
+
+    `score`: `predicted` IoU, or the mean probability of the `foreground`.
+    """
+    step = max(PIXELS // (size[0] * size[1]), 1)
+    masks, scores = np.empty((len(logits), *size), bool), predicted.float().clamp(0, 1)
+    for start in range(0, len(logits), step):
+        full = restore(logits[start : start + step], size)
+        masks[start : start + step] = (full > 0).cpu().numpy()
+        if score != "predicted":
+            marked, shares = (full > 0).flatten(1), full.sigmoid().flatten(1)
+            scores[start : start + step] = (shares * marked).sum(1) / marked.sum(1).clamp(min=1)
+    return masks, scores.cpu().numpy()

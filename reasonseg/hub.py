@@ -50,7 +50,8 @@ def place_of(source: str | Path | None, revision: str | None = None, only: tuple
         return place
     if str(source) in PACKAGED:
         return PACKAGED[str(source)]
-    return download(str(source), revision, "give a folder or a hub id (--model, or start in a config)", only)
+    remedy = f"give a folder, a hub id or what comes with reasonseg ({', '.join(PACKAGED)}) as --model, or as start in a config"
+    return download(str(source), revision, remedy, only)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from reasonseg import losses, second_looks
-from reasonseg.asking import Asked, Shown, by_label, distinct, fitted, labels_of
+from reasonseg.asking import Asked, Shown, by_label, distinct, finished, fitted, labels_of
 from reasonseg.cache import ImageCache, settled
 from reasonseg.config import Kind
 from reasonseg.errors import InputError
@@ -182,12 +182,10 @@ class Segmenter(nn.Module):
         answers = []
         for i, query in enumerate(queries):
             mine = [m for m, a in enumerate(asked) if a.query == i]
-            full = self.decoder.restore(logits[mine], query.size)
-            shares = torch.tensor([asked[m].share for m in mine], device=full.device)
-            quality = self._quality(full, scores[mine]) * shares
+            masks, quality = finished(self.decoder.restore, logits[mine], scores[mine], query.size, self.settings.score)
+            quality = quality * np.array([asked[m].share for m in mine], np.float32)
             meta = {"model": self.settings.about.get("name", ""), **how}
-            drawn = (full > 0).cpu().numpy(), quality.cpu().numpy()
-            answers.append(self._answer(query, spoken[i], *drawn, [asked[m].label for m in mine], meta))
+            answers.append(self._answer(query, spoken[i], masks, quality, [asked[m].label for m in mine], meta))
         seconds = round((time.perf_counter() - began) / len(queries), 4)
         for answer in answers:
             answer.meta["seconds"] = seconds
@@ -240,9 +238,9 @@ class Segmenter(nn.Module):
             logits, scores = self.decoder.decode(features, index, self.prompter(taught.states))
             for i, query in enumerate(part):
                 mine = [m for m, owner in enumerate(taught.of) if owner == i]
-                full = self.decoder.restore(logits[mine], query.size)
-                quality = self._quality(full, scores[mine]).float().cpu().numpy()
-                drawn.append(replace(said[i], masks=(full > 0).cpu().numpy(), scores=quality))
+                given = logits[mine], scores[mine], query.size, self.settings.score
+                masks, quality = finished(self.decoder.restore, *given)
+                drawn.append(replace(said[i], masks=masks, scores=quality))
         return drawn
 
     def _speak(self, queries: list[Query], images: list, of_image: list[int], how: dict) -> list[Spoken | None]:
@@ -335,12 +333,6 @@ class Segmenter(nn.Module):
             return empty, features.embedding.new_zeros(0)
         back = torch.tensor(np.argsort(order), device=self.device)
         return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
-
-    def _quality(self, logits: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        if self.settings.score == "predicted":
-            return predicted.float().clamp(0, 1)
-        marked, shares = (logits > 0).flatten(1), logits.sigmoid().flatten(1)
-        return (shares * marked).sum(1) / marked.sum(1).clamp(min=1)
 
     def _answer(self, query: Query, said: Spoken | None, masks, scores, labels: list[str], meta: dict) -> Answer:
         whole = sum(r.weight for r in query.references)
