@@ -51,7 +51,7 @@ def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
     labels, words = [], ""
     for piece in pieces(text, (seg, rej)):
         if piece == seg:
-            words = words.strip(" ,.:;!?").rsplit(", ", 1)[-1]
+            words = words.strip(" ,.:;!?").rsplit(": ", 1)[-1].rsplit(", ", 1)[-1]
             for lead in ("sure", "and", "it is", "it's", "the segmentation result is", "they are", "the", "a", "an"):
                 if words.lower() == lead or words.lower().startswith((lead + " ", lead + ",")):
                     words = words[len(lead) :].strip(" ,")

@@ -25,7 +25,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Property:
-    """What many things share. `wordings` are asked in training, `novel` never; `because` explains an answer."""
+    """What many things share. `wordings` are asked in training, `novel` never; `because` ("it ...") explains an answer."""
 
     because: str
     wordings: tuple[str, ...]

@@ -79,7 +79,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun phrase, its answer and the pairing it exercises."""
+    """A noun phrase, its answer and the pairing it exercises; `because` is said first, as what a property question means."""
 
     phrase: str
     answer: str
@@ -118,9 +118,11 @@ class Asker:
         text = frame.format(candidate.phrase)
         text = text[0].upper() + text[1:]
         answer = candidate.answer
-        if candidate.because and rng.random() < 0.4:
-            text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
-            answer += f": {candidate.because}"
+        if candidate.because:
+            why = rng.random() < 0.4
+            if why:
+                text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
+            answer = _reasoned(candidate.because, answer, why)
         return Question(level, text, answer + ".", candidate.targets, candidate.about)
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
@@ -295,6 +297,15 @@ def _functions(
                 yield Candidate(words, answer, (group[0],), (thing, words), because=known[key].because, about=key)
 
 
+def _reasoned(because: str, answer: str, why: bool = False) -> str:
+    """An answer after the property that was asked for, as the knowledge file says it.
+
+    Said first, it takes every wording to the same words, and the thing is found by those.
+    """
+    meant = because if why else because.replace("it ", "what ", 1)
+    return f"{meant[0].upper()}{meant[1:]}: {answer[0].lower()}{answer[1:]}"
+
+
 def _novel(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     return _functions(asker, scene, rng, wordings=lambda p: p.novel)
 
@@ -352,8 +363,10 @@ def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[C
     held = {key for t in scene.objects for key in t.sprite.properties}
     missing = [key for key in asker.knowledge.properties if key not in held]
     for i in rng.permutation(len(missing))[:8]:
-        for words in asker.knowledge.properties[missing[i]].wordings:
-            yield Candidate(words, f"Nothing here {REJ}", (), (missing[i], f"absent {words}"), about=missing[i])
+        prop = asker.knowledge.properties[missing[i]]
+        for words in prop.wordings:
+            answer = _reasoned(prop.because, f"Nothing here {REJ}")
+            yield Candidate(words, answer, (), (missing[i], f"absent {words}"), about=missing[i])
 
 
 def _close(a: str, b: str) -> bool:
