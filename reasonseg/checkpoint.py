@@ -126,7 +126,7 @@ def load(
     segmenter.origin = changes.origin_of(place, origin)
     if compile:
         if segmenter.backbone is None:
-            raise InputError(f"compile is for models that speak, {source} takes examples only; leave it out")
+            raise InputError(f"compile is for models that read words, {place} takes examples only; leave it out")
         segmenter.backbone.compile()
     return segmenter
 

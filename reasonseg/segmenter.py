@@ -149,6 +149,8 @@ class Segmenter(nn.Module):
         alone and says the IoU of that answer with the whole one; `refine` hands masks on to the model's refiner.
         `heard(i, text)` is told what was said to query i so far, before its masks are drawn.
         """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise InputError(f"max_new_tokens {max_new_tokens}: give 1 or more")
         self.eval()
         how = {
             "max_new_tokens": max_new_tokens or self.settings.max_new_tokens,

@@ -167,7 +167,6 @@ class Speaker(nn.Module):
     model: nn.Module
     tokenizer: object
     markers: Markers
-    compiled = False
 
     @property
     def width(self) -> int:
@@ -218,8 +217,11 @@ class Speaker(nn.Module):
         raise NotImplementedError
 
     def compile(self) -> None:
-        """From now on a word is a compiled step over keys and values that stay in place: faster, after a first, slow one."""
-        self.compiled = True
+        """From now on a word is a compiled step over keys and values that stay in place: faster, after a first, slow one.
+
+        Raises `InputError` where a kind cannot.
+        """
+        raise InputError("compile is for backbone llava; this one speaks through transformers' generate; leave it out")
 
     @torch.inference_mode()
     def speak(
@@ -258,7 +260,6 @@ class Speaker(nn.Module):
                 **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True,
                 logits_processor=LogitsProcessorList([chooser]), pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=sorted(self.ends), return_dict_in_generate=True,
-                **({"cache_implementation": "static"} if self.compiled else {}),
             )  # fmt: skip
         return made.sequences[:, length:], torch.stack(caught, 1), made.past_key_values
 

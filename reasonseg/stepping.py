@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from warnings import warn
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, DynamicCache, StaticCache
 
-ROUND = 128  # places for keys and values are laid out in multiples of this, so that few lengths are compiled
-ALONE = threading.Lock()  # those places serve one batch at a time
+ROUND = 128  # places are laid out in multiples of this, and for 1, 2, 4, 8 ... rows, so that few shapes are compiled
+BUDGET = 2**31  # bytes of places that are kept; what was not used for longest goes
 
 
 class Stepper:
     """Generates with a decoder-only `model` (its `get_decoder`, embedding and head) from embedded prompts.
 
-    `generate` does the same, but what it does around each token takes a small model longer than the token. `compiled` puts
-    the step of one token through `torch.compile`, on a GPU as a CUDA graph; its first use takes half a minute.
-    Where nothing can be compiled it warns and goes on without.
+    `generate` does the same, but what it does around each token takes a small model longer than the token; rules of a
+    checkpoint's own generation config are left out. `compiled` puts the step of one token through `torch.compile`, on a GPU as
+    a CUDA graph; its first use takes half a minute. Where nothing can be compiled it warns and goes on without.
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False):
         self.model, self.compiled = model, compiled
-        self.places: StaticCache | None = None
-        if compiled:
-            self.quick = torch.compile(self.step, mode="reduce-overhead" if torch.cuda.is_available() else None)
+        self.quick: Callable | None = None
+        self.kept: list[StaticCache] = []  # the latest used last
+        self.taken = threading.Lock()  # places serve one batch at a time; another meanwhile goes without
+
+    def __deepcopy__(self, memo) -> Stepper:
+        from copy import deepcopy
+
+        return Stepper(deepcopy(self.model, memo), self.compiled)
 
     def __call__(
         self,
@@ -38,11 +43,11 @@ class Stepper:
         limit: int,
         ends: set[int],
     ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """Ids `[b, n]`, the states that predicted them `[b, n, width]`, and keys and values of the prompts; `n` <= `limit`.
+        """Ids `[b, n]`, the states that predicted them `[b, n, width]`, and keys and values, first of the prompts.
 
-        `embedded` `[b, t, width]` and `mask` `[b, t]` (1: there) are whole prompts, padded anywhere before their ends; what
-        `cache` holds of them is not read again. `choose(scores)` picks the next tokens; where all rows have said one of
-        `ends`, it stops.
+        `n` is at most `limit`. `embedded` `[b, t, width]` and `mask` `[b, t]` (1: there) are whole prompts, padded anywhere
+        before their ends; what `cache` holds of them is not read again. `choose(scores)` picks the next tokens; where all
+        rows have said one of `ends`, it stops.
         """
         cache = cache or DynamicCache(config=self.model.config.get_text_config())
         known, padded = cache.get_seq_length(), not bool(mask.all())
@@ -50,16 +55,21 @@ class Stepper:
         state, scores = self.read(embedded[:, known:], positions, mask if padded else None, cache)
         states, ids = [state], [choose(scores)]
         over, stops = torch.zeros_like(ids[0], dtype=torch.bool), torch.tensor(sorted(ends), device=mask.device)
-        with ALONE if self.compiled else nullcontext():
-            keys = _Placed(self, cache, mask, limit) if self.compiled else _Growing(cache, mask if padded else None)
+        steps: _Steps = _Steps(self, cache, mask if padded else None)
+        mine = self.compiled and limit > 1 and self.taken.acquire(blocking=False)
+        try:
+            steps = _QuickSteps(self, cache, mask, limit, steps) if mine else steps
             for _ in range(1, limit):
                 over |= torch.isin(ids[-1], stops)
                 if bool(over.all()):
                     break
                 positions = positions[:, -1:] + 1
-                state, scores = self.stepped(ids[-1], positions, keys.mask(), keys.cache)
+                state, scores = steps(ids[-1], positions)
                 states.append(state)
                 ids.append(choose(scores))
+        finally:
+            if mine:
+                self.taken.release()
         return torch.stack(ids, 1), torch.stack(states, 1), cache
 
     def read(self, embedded, positions, mask, cache) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,53 +84,75 @@ class Stepper:
         """The same after one more token `[b]`."""
         return self.read(self.model.get_input_embeddings()(ids)[:, None], positions, mask, cache)
 
-    def stepped(self, *given) -> tuple[torch.Tensor, torch.Tensor]:
-        """`step`, compiled where that is asked for and possible."""
-        if not self.compiled:
-            return self.step(*given)
-        try:
-            torch.compiler.cudagraph_mark_step_begin()
-            state, scores = self.quick(*given)
-            return state.clone(), scores  # a CUDA graph writes to the same place at every step
-        except torch._dynamo.exc.TorchDynamoException as error:
-            warn(f"nothing can be compiled here, so it runs as it is: {str(error).splitlines()[0]}", stacklevel=2)
-            self.compiled = False
-            return self.step(*given)
+    def places(self, rows: int, length: int, like: torch.Tensor) -> StaticCache:
+        """Empty places for keys and values of so many rows and tokens, old ones where they fit, `like` others in kind."""
+        for kept in self.kept:
+            old = kept.layers[0].keys
+            fits = len(old) == rows and length <= old.shape[2] <= 2 * length
+            if fits and (old.dtype, old.device) == (like.dtype, like.device):
+                self.kept.remove(kept)
+                kept.reset()
+                break
+        else:
+            kept = StaticCache(config=self.model.config.get_text_config(), max_cache_len=-(-length // ROUND) * ROUND)
+        self.kept.append(kept)
+        return kept
+
+    def trim(self) -> None:
+        """Gives up what was not used for longest, down to `BUDGET`; the latest stays."""
+        while len(self.kept) > 1 and sum(2 * x.keys.nbytes for k in self.kept for x in k.layers) > BUDGET:
+            self.kept.pop(0)
 
 
-class _Growing:
-    """Keys and values that grow, with a mask `[b, t]` that grows beside them where rows are padded."""
+class _Steps:
+    """Over keys and values that grow, with a mask `[b, t]` that grows beside them where rows are padded."""
 
-    def __init__(self, cache: Cache, there: torch.Tensor | None):
-        self.cache, self.there = cache, there
+    def __init__(self, stepper: Stepper, cache: Cache, there: torch.Tensor | None):
+        self.stepper, self.cache, self.there = stepper, cache, there
 
-    def mask(self) -> torch.Tensor | None:
-        """With one more token."""
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States and scores after one more token `[b]` at `positions` `[b, 1]`."""
         if self.there is not None:
             self.there = torch.cat([self.there, self.there.new_ones(len(self.there), 1)], 1)
-        return self.there
+        return self.stepper.step(ids, positions, self.there, self.cache)
 
 
-class _Placed:
-    """Keys and values in places laid out before, with a mask `[b, 1, 1, places]` of those in use."""
+class _QuickSteps(_Steps):
+    """Compiled, over places laid out before, with a mask `[rows, 1, 1, places]` of those in use."""
 
-    def __init__(self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int):
-        rows, t = mask.shape
-        kept, like = stepper.places, read.layers[0].keys
-        need = -(-(t + limit) // ROUND) * ROUND
-        old = kept.layers[0].keys if kept is not None else None
-        fits = old is not None and len(old) == rows and need <= old.shape[2] <= 2 * need
-        if not fits or (old.dtype, old.device) != (like.dtype, like.device):
-            kept = stepper.places = StaticCache(config=stepper.model.config.get_text_config(), max_cache_len=need)
-        kept.reset()
+    def __init__(self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int, plain: _Steps):
+        self.count, self.used = mask.shape
+        rows, like = 1 << (self.count - 1).bit_length(), read.layers[0].keys
+        super().__init__(stepper, stepper.places(rows, self.used + limit, like), None)
+        self.plain, self.more, self.begun, self.possible = plain, rows - self.count, False, True
         for i, layer in enumerate(read.layers):
-            kept.update(layer.keys, layer.values, i)
-        self.cache, self.used = kept, t
-        self.there = torch.zeros(rows, 1, 1, kept.layers[0].keys.shape[2], dtype=torch.bool, device=mask.device)
-        self.there[:, 0, 0, :t] = mask.bool()
+            both = (F.pad(x[..., : self.used, :], (0, 0, 0, 0, 0, 0, 0, self.more)) for x in (layer.keys, layer.values))
+            self.cache.update(*both, i)
+        stepper.trim()
+        places = self.cache.layers[0].keys.shape[2]
+        self.there = torch.zeros(rows, 1, 1, places, dtype=torch.bool, device=mask.device)
+        self.there[: self.count, 0, 0, : self.used] = mask.bool()
+        if stepper.quick is None:
+            stepper.quick = torch.compile(stepper.step, mode="reduce-overhead" if like.is_cuda else None)
 
-    def mask(self) -> torch.Tensor:
-        """With one more token."""
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As above; where the first cannot be compiled, this and all others go on as they are."""
+        if not self.possible:
+            return self.plain(ids, positions)
         self.there[..., self.used] = True
-        self.used += 1
-        return self.there
+        given = F.pad(ids, (0, self.more)), F.pad(positions, (0, 0, 0, self.more))
+        try:
+            torch.compiler.cudagraph_mark_step_begin()
+            state, scores = self.stepper.quick(*given, self.there, self.cache)
+        except RuntimeError as error:
+            if self.begun:
+                raise
+            reason = str(error).strip().splitlines()[0]
+            warn(f"compile: nothing can be compiled here, leave it out ({reason}); it goes on without", stacklevel=2)
+            self.stepper.compiled = self.possible = False
+            self.stepper.kept.clear()
+            return self.plain(ids, positions)
+        self.used, self.begun = self.used + 1, True
+        return state[: self.count].clone(), scores[
+            : self.count
+        ].clone()  # a CUDA graph writes to one place at every step

@@ -7,8 +7,8 @@ latency     one question on a new image, and a follow-up on the same, against (a
 throughput  `segmenter.batch` of 2 to 32 questions on as many images, against one by one
 evaluation  teacher-forced masks of 8 sentences an image, against the reference's way: the tower and the prefix for every sentence
 training    a step of 8 questions, adapters and mask decoder trained: frozen encoders run at every step, or what they made is read
-encoder     SAM's --vit with random weights, --batch pictures at once (bfloat16 on a GPU), against the original package (extra
-            `sam`), one by one in float32
+encoder     SAM's --vit with random weights, --batch pictures at once (bfloat16 on a GPU): eager, sdpa and compiled against the
+            original package (extra `sam`), one by one in float32
 
 A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their range.
 """
@@ -32,6 +32,7 @@ from reasonseg import Query, Segmenter, speaking
 from reasonseg.adapters import add_lora, fold_adapters
 from reasonseg.frozen import FrozenCache
 from reasonseg.prompt import Prompt
+from reasonseg.sam_family import Features
 from reasonseg.vocabulary import Answer, Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8
@@ -51,8 +52,8 @@ class Forced(LogitsProcessor):
     def choose(self, scores):
         """The next given id, for every row."""
         self.steps += 1
-        self.probabilities.append(torch.ones(len(scores)))
-        return torch.full((len(scores),), self.ids[self.steps - 1])
+        self.probabilities.append(torch.ones(len(scores), device=scores.device))
+        return torch.full((len(scores),), self.ids[self.steps - 1], device=scores.device)
 
 
 @contextmanager
@@ -306,18 +307,38 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     filling.done()
     pixels = torch.stack([decoder.eval().pixels(image(i)) for i in range(batch)]).to(device)
     original.to(device)
+    compiled = torch.compile(decoder.encoder)
+
+    def ours(run: Callable, way: str) -> torch.Tensor:
+        decoder.encoder.set_attn_implementation(way)
+        return run(pixels.to(dtype)).last_hidden_state
+
     works = {
         "original": lambda: torch.cat([original.image_encoder(one[None]) for one in pixels]),
-        "sdpa": lambda: decoder.encoder(pixels.to(dtype)).last_hidden_state,
+        "eager": lambda: ours(decoder.encoder, "eager"),
+        "sdpa": lambda: ours(decoder.encoder, "sdpa"),
+        "compiled": lambda: ours(compiled, "sdpa"),
     }
-    theirs, ours = works["original"](), works["sdpa"]().float()
+    made = {name: work().float() for name, work in works.items()}
+    masks = {name: clicked(decoder, embedding.to(dtype)) for name, embedding in made.items()}
     seconds = paired(works, max(runs // 2, 2))
-    spread = {"sdpa_over_original": ratio(seconds, "original", "sdpa")}
+    names = [name for name in works if name != "original"]
+    spread = {f"{name}_over_original": ratio(seconds, "original", name) for name in names}
+    truth = made["original"]
     return {
-        "ratios": {k: v["median"] for k, v in spread.items()}, "spread": spread,
-        "relative_error": float((theirs - ours).norm() / theirs.norm()), "pictures": batch, "encoder": vit,
+        "ratios": {k: v["median"] for k, v in spread.items()}, "spread": spread, "pictures": batch, "encoder": vit,
+        "relative_error": {name: float((made[name] - truth).norm() / truth.norm()) for name in names},
+        "mask_pixels_apart": {name: float((masks[name] != masks["original"]).float().mean()) for name in names},
         "seconds": {k: statistics.median(v) for k, v in seconds.items()},
     }  # fmt: skip
+
+
+def clicked(decoder, embedding: torch.Tensor) -> torch.Tensor:
+    """The mask of a click into the middle of each picture."""
+    prompt = decoder.places([(320.0, 240.0, 1)], [], (480, 640))
+    many = Prompt(prompt.tokens.expand(len(embedding), -1, -1))
+    of = torch.arange(len(embedding), device=embedding.device)
+    return decoder.decode(Features(embedding), of, many)[0] > 0
 
 
 MODES = {
@@ -331,7 +352,8 @@ MODES = {
 
 def environment(segmenter: Segmenter | None) -> dict:
     """What it was measured on."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    gpu = segmenter.device.type == "cuda" if segmenter else torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
     model = segmenter.fingerprint if segmenter else ""
     return {
         "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,

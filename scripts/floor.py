@@ -3,7 +3,8 @@
 The floor of a stage is the larger of its operations (torch's flop counter) over the rate of a large matrix product, and the
 bytes of its weights over the bandwidth of a large copy, both measured first, in the model's precision. A word's is its
 weights' bytes alone. `--model` is a folder or hub id as for `reasonseg ask`, or `lisa-7b`, `lisa-13b`: those shapes with
-random weights, which are as fast as real ones. Preparing pictures and masks at full size have no floor.
+random weights, which are as fast as real ones. Preparing pictures and masks at full size have no floor; reading a follow-up's
+question includes taking up what is kept of its picture.
 
     python -m scripts.floor --model lisa-7b --device cuda --compile
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
 
 from reasonseg import Query, Segmenter
 from reasonseg.backbones import llava
@@ -122,7 +124,7 @@ def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
         "pictures prepared": (lambda: [p.pixels.batch([picture], device, dtype) for p in pixels], ()),
         "vision tower": (lambda: network.get_image_features(pixel_values=pixels[backbone]), backbone.encoders),
         "image encoder": (lambda: decoder.encoder(pixels[decoder]), (decoder.encoder,)),
-        "prompt read": (lambda: network.get_decoder()(inputs_embeds=inputs["inputs_embeds"], use_cache=True), speaking),
+        "prompt read": (lambda: backbone.stepper.read(inputs["inputs_embeds"], None, None, DynamicCache()), speaking),
         "question read": (lambda: backbone.stepper.read(*rest(backbone, query, seen, prefixes)), speaking),
         "mask drawn": (lambda: decoder.decode(encoded, first, segmenter.prompter(state)), drawing),
         "mask at full size": (lambda: (decoder.restore(logits, query.size) > 0).cpu().numpy(), ()),
@@ -182,7 +184,8 @@ if __name__ == "__main__":
         segmenter = Segmenter.from_pretrained(options.model, device=device, dtype=dtype)
     if options.compile:
         segmenter.backbone.compile()
-    found = {**stages(segmenter, options.tokens, options.runs), "environment": environment(segmenter)}
+    about = environment(segmenter) | {"dtype": str(dtype), "compiled": options.compile}
+    found = {**stages(segmenter, options.tokens, options.runs), "environment": about}
     show(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from nothing: tokenizer, words, examples, then both at once. Killed, it goes on where it stopped.
+# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean. Killed, it goes on where it stopped.
 #   scripts/train_tiny.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +10,7 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_joint.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
 "$bin/reasonseg" train configs/tiny_shots.yaml
 "$bin/reasonseg" train configs/tiny_settle.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
-"$bin/python" -m scripts.ship_tiny out/tiny_settle/model
+"$bin/reasonseg" train configs/tiny_properties.yaml start=out/tiny_settle/model
+"$bin/python" -m scripts.ship_tiny out/tiny_properties/model
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt

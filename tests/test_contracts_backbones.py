@@ -73,6 +73,8 @@ def test_batched_equals_one_by_one(backbone, samples):
 @torch.inference_mode()
 @pytest.mark.parametrize("force", [False, True])
 def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
+    if type(backbone).say is Speaker.say:
+        pytest.skip("it has none")
     queries = [samples[0].query, samples[2].query, samples[3].query]  # of several lengths: padded
     said = []
     for way in (type(backbone).say, Speaker.say):
@@ -84,22 +86,15 @@ def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
     for ours, theirs in zip(*said, strict=True):
         assert ours.ids == theirs.ids
         torch.testing.assert_close(ours.states, theirs.states, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(said[0][0].states[0], said[0][1].states[0], atol=1e-3)  # the questions count
+    assert len({tuple(one.ids) for one in said[0]}) > 1
     assert not force or all(backbone.markers.seg in one.ids for one in said[0])
 
 
-def test_keys_and_values_that_stay_in_place_change_nothing(backbone, samples):
+def test_a_kind_compiles_or_says_that_it_cannot(backbone):
     if hasattr(backbone, "stepper"):
-        pytest.skip("its own loop: tests/test_stepping.py")
-    queries = [s.query for s in samples]
-    eager = backbone.speak(queries, **HOW)
-    backbone.compile()
-    try:
-        for ours, theirs in zip(backbone.speak(queries, **HOW), eager, strict=True):
-            assert ours.ids == theirs.ids
-            assert torch.allclose(ours.states, theirs.states, atol=2e-4)
-    finally:
-        backbone.compiled = False
+        pytest.skip("tests/test_stepping.py")
+    with pytest.raises(InputError, match="leave it out"):
+        backbone.compile()
 
 
 def test_sampling_is_the_same_in_a_batch_and_follows_the_seed(backbone, samples):

@@ -1,12 +1,14 @@
 """Compiled words are the words."""
 
+import copy
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from reasonseg import InputError, Query, Segmenter
+from reasonseg import InputError, Query, Segmenter, stepping
 from reasonseg.hub import EMBEDDED
 
 FALLS_BACK = """
@@ -17,7 +19,7 @@ segmenter = Segmenter.from_pretrained(compile=True)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     answer = segmenter(Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6)
-assert any("runs as it is" in str(w.message) for w in said), [str(w.message) for w in said]
+assert any("leave it out" in str(w.message) for w in said), [str(w.message) for w in said]
 print(answer.text)
 """
 
@@ -50,14 +52,64 @@ def test_compiled_is_eager(compiled, segmenter, how):
             np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-3)
 
 
-def test_places_are_laid_out_anew_only_where_they_must_be(compiled):
+def test_places_serve_batches_of_many_sizes(compiled, segmenter):
     stepper = compiled.backbone.stepper
+    queries = [
+        Query(scene(i), text) for i, text in enumerate(("the cup", "the red car", "the dog", "a tree", "the hat"))
+    ]
+    expected = [a.text for a in segmenter.batch(queries, max_new_tokens=8)]
+    kept = []
+    for _ in range(2):
+        for count in (1, 3, 5, 2, 4):
+            said = compiled.batch(queries[:count], max_new_tokens=8)
+            assert [a.text for a in said] == expected[:count]
+        kept.append(sorted(len(k.layers[0].keys) for k in stepper.kept))
+    assert kept[0] == kept[1] == [1, 2, 4, 8], "laid out anew"
+
+
+def test_places_are_bounded(compiled, monkeypatch):
+    compiled.batch(asked(), max_new_tokens=300)
     compiled(asked()[0], max_new_tokens=4)
-    first = stepper.places
-    compiled(asked()[2], max_new_tokens=8)
-    assert stepper.places is first
-    compiled(asked()[0], max_new_tokens=200)
-    assert stepper.places is not first
+    monkeypatch.setattr(stepping, "BUDGET", 1)
+    compiled(asked()[0], max_new_tokens=4)
+    assert len(compiled.backbone.stepper.kept) == 1
+
+
+def test_one_word_and_the_state_at_the_last(compiled, segmenter):
+    how = {"temperature": 0.0, "seed": 0, "force_seg": True, "absent_threshold": 0.5}
+    for limit in (1, 3):
+        ours, theirs = (
+            s.backbone.speak([q for q in asked()], max_new_tokens=limit, at=True, **how) for s in (compiled, segmenter)
+        )
+        for mine, other in zip(ours, theirs, strict=True):
+            assert mine.ids == other.ids and len(mine.states) == len(other.states) == len(mine.ids) + 1
+            np.testing.assert_allclose(mine.states.numpy(), other.states.numpy(), atol=1e-3)
+
+
+def test_several_at_once(compiled, segmenter):
+    expected = [segmenter(q, max_new_tokens=12).text for q in asked()] * 4
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda q: compiled(q, max_new_tokens=12).text, asked() * 4))
+    assert said == expected
+
+
+def test_a_listener_may_ask(compiled, segmenter):
+    heard = []
+
+    def listen(_, text):
+        if not heard:
+            heard.append(compiled(asked()[1], max_new_tokens=4).text)
+
+    assert (
+        compiled.batch(asked()[:1], max_new_tokens=8, heard=listen)[0].text
+        == segmenter(asked()[0], max_new_tokens=8).text
+    )
+    assert heard == [segmenter(asked()[1], max_new_tokens=4).text]
+
+
+def test_a_copy_has_places_of_its_own(compiled):
+    twin = copy.deepcopy(compiled.backbone)
+    assert twin.stepper.model is twin.model and twin.stepper.compiled and not twin.stepper.kept
 
 
 def test_without_a_compiler_it_goes_on_with_a_warning(tmp_path):

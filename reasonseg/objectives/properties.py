@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from reasonseg.asking import distinct
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
+from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
 from reasonseg.objectives.patches import owners
 from reasonseg.scenes.sprites import Sprite
@@ -36,24 +37,44 @@ class Properties(Language):
 
     def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, **options):
         super().__init__(segmenter, **options)
+        backbone = segmenter.backbone
+        if not hasattr(backbone, "grid") or backbone.pixels.aspect != "pad":
+            raise InputError(
+                "objective properties is for backbone llava with pixels.aspect pad, which sees whole pictures"
+            )
+        if not 1 <= layer <= len(backbone.layers):
+            raise InputError(f"options.layer {layer}: the language model has layers 1 to {len(backbone.layers)}")
         self.knowing, self.layer = knowing, layer
         sprites = pack_of("")
         facts, held = facts_of(sprites)
         self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
         self.properties = {fact: i for i, fact in enumerate(facts)}
         self.register_buffer("held", torch.from_numpy(held).float(), persistent=False)
-        width = segmenter.backbone.width
+        width = backbone.width
         self.norm = nn.LayerNorm(width)
         self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
         nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
         self.seen = torch.empty(0)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
-        return _Known(data.config.training(length, seed), self.numbers, self.properties, self.segmenter.backbone.grid)
+        grid = self.segmenter.backbone.grid
+        if data.kind != "scenes" or data.config.sprites or data.config.withheld or "shown" in data.config.levels:
+            raise InputError(
+                "objective properties asks about drawn scenes: data.kind scenes, no sprites, not withheld, no level shown"
+            )
+        if data.config.size % grid:
+            raise InputError(
+                f"data.size {data.config.size}: objective properties needs a multiple of {grid}, the tower's patches"
+            )
+        return _Known(data.config.training(length, seed), self.numbers, self.properties, grid)
 
     def collate(self, items: list[tuple[Sample, np.ndarray, int]]) -> dict:
         samples, things, about = zip(*items, strict=True)
         return {"samples": list(samples), "things": np.stack(things), "about": torch.tensor(about)}
+
+    def counts(self, batch: dict) -> dict[str, int]:
+        """None: what is known is averaged over a batch."""
+        return {}
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
         layer = self.segmenter.backbone.layers[self.layer - 1]
