@@ -67,7 +67,9 @@ def test_prompts_end_where_answers_begin(batch, objective):
     start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
     ends = objective.ends(samples, row, start)
     for r in range(len(samples) // 3):
-        turns = [(backbone.prompt_ids(s.query), backbone.answer_ids(s.truth.text)) for s in samples[3 * r : 3 * r + 3]]
+        turns = [
+            (backbone.prompt_ids(s.query), backbone.answer_ids(s.truth.text), 0) for s in samples[3 * r : 3 * r + 3]
+        ]
         pack = Pack.of(turns, backbone.image_id, backbone.patches)
         taught = [i for i, label in enumerate(pack.labels) if label != IGNORED]
         first = [next(i for i in taught if pack.segments[i] == k) for k in (1, 2, 3)]
@@ -108,6 +110,29 @@ def test_what_is_read_is_read_at_its_place(batch, objective):
     finally:
         objective.shown, objective.asked = kept
     assert known["facts"] == 1 and known["heard"] == 1 and known["shown"] < 0.01 and known["asked"] < 0.01
+
+
+def test_swapped_questions_are_taught_from_the_colon_on(objective, segmenter):
+    swapping = Properties(segmenter, aim=0.7, drawn=0.0, coder=objective.coder, swapped=1.0)
+    config = Config("train", size=252, per_scene=3, same_shape=32, levels=LEVELS[:3])
+    data, plain = (o.dataset(Kind("scenes", config), 12, 5) for o in (swapping, objective))
+    items = [(data[i], plain[i]) for i in range(12)]
+    for (swapped, _, about), (sample, _, _) in items:
+        assert swapped.truth.text == sample.truth.text and np.array_equal(swapped.query.image, sample.query.image)
+        if sample.level == "name":
+            assert swapped.query.text == sample.query.text
+        else:
+            assert swapped.level == "swapped" and about == NOT_ASKED and swapped.query.text != sample.query.text
+    samples, backbone = [item[0] for item, _ in items], segmenter.backbone
+    given = swapping.given(samples)
+    assert 0 in given and len(set(given)) > 2
+    for sample, count in zip(samples, given, strict=True):
+        rest = sample.truth.text.split(": ")[-1]
+        assert backbone.decode(backbone.answer_ids(sample.truth.text)[count:]) == rest
+    with torch.no_grad():
+        whole, less = backbone.teach(samples), backbone.teach(samples, given=given)
+    assert whole.tokens - less.tokens == sum(given)
+    assert torch.equal(whole.states, less.states) and less.cross_entropy < whole.cross_entropy
 
 
 @pytest.mark.parametrize(

@@ -283,17 +283,20 @@ class Llava(Speaker):
         at: str = "predicting",
         features: torch.Tensor | None = None,
         regions: list | None = None,
+        given: Sequence[int] | None = None,
     ) -> Taught:
         """Runs true answers through the model; questions on one image share its prefix in one packed row.
 
-        `features` are `encode` of the images in the order in which they first appear, `regions` those of the samples.
+        `features` are `encode` of the images in the order in which they first appear, `regions` those of the samples. So many
+        tokens of each answer as `given` says are read and not taught.
         """
         images, rows = _groups(samples)
         features = self.encode(images) if features is None else features
         marked = self.regions([s.query for s in samples]) if regions is None else regions
         regions = [torch.cat([marked[i] for i in row]) for row in rows]
-        packs = [Pack.of([(self.prompt_ids(s.query), self.answer_ids(s.truth.text)) for s in row], self.image_id, self.patches)
-                 for row in ([samples[i] for i in row] for row in rows)]  # fmt: skip
+        turns = [(self.prompt_ids(s.query), self.answer_ids(s.truth.text)) for s in samples]
+        silent = given or [0] * len(samples)
+        packs = [Pack.of([(*turns[i], silent[i]) for i in row], self.image_id, self.patches) for row in rows]
         length = max(len(p.ids) for p in packs)
         ids, positions, labels, segments = (
             torch.tensor(np.stack([p.padded(name, length) for p in packs]), device=self.device)
@@ -335,16 +338,16 @@ class Pack:
     FILL = {"ids": 0, "positions": 0, "labels": IGNORED, "segments": -1}
 
     @classmethod
-    def of(cls, turns: list[tuple[list[int], list[int]]], image_id: int, patches: int) -> Pack:
-        """Packs (prompt ids, answer ids) whose prompts agree up to the end of the image."""
+    def of(cls, turns: list[tuple[list[int], list[int], int]], image_id: int, patches: int) -> Pack:
+        """Packs (prompt ids, answer ids, how many of these are not taught) whose prompts agree up to the end of the image."""
         first = turns[0][0]
         cut = first.index(image_id) + patches
         pack = cls(first[:cut], list(range(cut)), [IGNORED] * cut, [0] * cut)
-        for number, (prompt, answer) in enumerate(turns, 1):
+        for number, (prompt, answer, silent) in enumerate(turns, 1):
             rest = prompt[cut:] + answer
             pack.ids += rest
             pack.positions += range(cut, cut + len(rest))
-            pack.labels += [IGNORED] * (len(prompt) - cut - 1) + answer + [IGNORED]
+            pack.labels += [IGNORED] * (len(prompt) - cut - 1 + silent) + answer[silent:] + [IGNORED]
             pack.segments += [number] * len(rest)
         return pack
 

@@ -65,7 +65,8 @@ class Language(Objective):
         regions = segmenter.backbone.regions(
             [s.query for s in asked], lambda shown: [looked[id(image)] for image in shown]
         )
-        taught = segmenter.backbone.teach(asked, segmenter.prompter.config.at, features=seen, regions=regions)
+        how = {"features": seen, "regions": regions, "given": self.given(asked)}
+        taught = segmenter.backbone.teach(asked, segmenter.prompter.config.at, **how)
         tokens = segmenter.prompter(taught.states).tokens[:, 0]
         truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
         places = torch.tensor([of_image[spoken[k]] for k in taught.of], device=segmenter.device)
@@ -82,6 +83,10 @@ class Language(Objective):
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
         said = {"words": taught.correct / max(taught.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
         return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
+
+    def given(self, samples: list[Sample]) -> list[int] | None:
+        """How many tokens of each answer are read and not taught."""
+        return None
 
     def looked(self, samples: list[Sample]) -> dict[int, torch.Tensor]:
         """The tower's features `[t, width]` of every picture of the samples, references too, by identity."""

@@ -7,6 +7,8 @@ cannot tell that nothing matches. Here its states halfway up must hold both side
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,11 +21,12 @@ from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
 from reasonseg.objectives.patches import owners
+from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
 from reasonseg.vocabulary import Sample
 
-NOT_ASKED = -1
+NOT_ASKED, SWAPPED = -1, "swapped"
 FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
 BACKGROUND = 0.25  # of a foreground patch's weight
 
@@ -32,10 +35,12 @@ class Properties(Language):
     """`Language` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the language model say.
 
     Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
-    properties); where a question that asks for a property ends, which one. Options are those of `Language`.
+    properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
+    taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
+    and no wording can be learnt by heart. Other options are those of `Language`.
     """
 
-    def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, **options):
+    def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, swapped: float = 0.0, **options):
         super().__init__(segmenter, **options)
         backbone = segmenter.backbone
         if not hasattr(backbone, "grid") or backbone.pixels.aspect != "pad":
@@ -44,7 +49,7 @@ class Properties(Language):
             )
         if not 1 <= layer <= len(backbone.layers):
             raise InputError(f"options.layer {layer}: the language model has layers 1 to {len(backbone.layers)}")
-        self.knowing, self.layer = knowing, layer
+        self.knowing, self.layer, self.swapped = knowing, layer, swapped
         sprites = pack_of("")
         facts, held = facts_of(sprites)
         self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
@@ -66,7 +71,7 @@ class Properties(Language):
             raise InputError(
                 f"data.size {data.config.size}: objective properties needs a multiple of {grid}, the tower's patches"
             )
-        return _Known(data.config.training(length, seed), self.numbers, self.properties, grid)
+        return _Known(data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped)
 
     def collate(self, items: list[tuple[Sample, np.ndarray, int]]) -> dict:
         samples, things, about = zip(*items, strict=True)
@@ -75,6 +80,12 @@ class Properties(Language):
     def counts(self, batch: dict) -> dict[str, int]:
         """None: what is known is averaged over a batch."""
         return {}
+
+    def given(self, samples: list[Sample]) -> list[int]:
+        """The tokens up to the colon, of answers to swapped questions."""
+        backbone = self.segmenter.backbone
+        leads = [s.truth.text.rsplit(": ", 1)[0] + ":" if s.level == SWAPPED else "" for s in samples]
+        return [len(backbone.text_ids(lead)) for lead in leads]
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
         layer = self.segmenter.backbone.layers[self.layer - 1]
@@ -135,8 +146,10 @@ def _states(output) -> torch.Tensor:
 class _Known(Dataset):
     """Samples with the thing of each patch and the property each asks about."""
 
-    def __init__(self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int):
-        self.scenes, self.numbers, self.properties, self.grid = scenes, numbers, properties, grid
+    def __init__(
+        self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int, swapped: float = 0.0
+    ):
+        self.scenes, self.numbers, self.properties, self.grid, self.swapped = scenes, numbers, properties, grid, swapped
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -144,4 +157,14 @@ class _Known(Dataset):
     def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, int]:
         sample, scene, question = self.scenes.known(i)
         number = np.array([0, *(self.numbers[thing.name] for thing in scene.objects)])
-        return sample, number[owners(scene, self.grid)], self.properties.get(question.about, NOT_ASKED)
+        about = self.properties.get(question.about, NOT_ASKED)
+        rng = np.random.default_rng([self.scenes.config.seed, 6, i])
+        if about != NOT_ASKED and rng.random() < self.swapped:
+            sample, about = self._swapped(sample, rng), NOT_ASKED
+        return sample, number[owners(scene, self.grid)], about
+
+    def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        properties = list(self.scenes.asker.knowledge.properties.values())
+        words = properties[rng.integers(len(properties))].wordings
+        text = FRAMES[rng.integers(len(FRAMES))].format(words[rng.integers(len(words))])
+        return replace(sample, query=replace(sample.query, text=text[0].upper() + text[1:]), level=SWAPPED)
