@@ -135,15 +135,19 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
-    """The summary of rows: per level gIoU, cIoU and n with a 95 % interval; refusals; overall; baselines."""
+    """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals; overall; baselines.
+
+    As `overall`, the T-acc beside N-acc leaves `novel` out, whose row has its own.
+    """
     present = [row for row in rows if row["counts"]]
+    known = [row for row in present if row["level"] != "novel"]
     summary: dict[str, Any] = {"levels": {}}
     for level in levels:
         mine = [row for row in rows if row["level"] == level]
         if level == "absent":
             refused = [row["status"] == "absent" for row in mine]
-            said = refused + [row["status"] == "absent" for row in present]
-            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(present), said)
+            said = refused + [row["status"] == "absent" for row in known]
+            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(known), said)
             summary["levels"][level] = {
                 "n_acc": n_acc,
                 "t_acc": t_acc,
@@ -152,7 +156,7 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
             }
         else:
             summary["levels"][level] = _scores(mine)
-    summary["overall"] = _scores([row for row in present if row["level"] != "novel"])
+    summary["overall"] = _scores(known)
     names = BASELINES if with_model else BASELINES[:1]
     summary["baselines"] = {
         name: {"giou": float(np.mean([row[name] for row in present])) if present else None, "n": len(present)}
@@ -167,6 +171,7 @@ def _scores(rows: list[dict]) -> dict[str, Any]:
     return {
         "giou": float(np.mean(each)) if each else None,
         "ciou": total.ciou,
+        "t_acc": float(np.mean([row["status"] != "absent" for row in rows])) if rows else None,
         "n": len(rows),
         "ci95": bootstrap_mean(each),
     }

@@ -28,7 +28,8 @@ def table(summary: dict) -> str:
         f"\n\nFor comparison: a random object's true mask scores {worth['random_object']['giou']:.3f}, "
         "this model shown another image "
         f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box {worth['true_object']['giou']:.3f}. "
-        "`novel` is the function level in wordings that training never used."
+        "`novel` is the function level in wordings that training never used; "
+        f"there {1 - summary['levels']['novel']['t_acc']:.0%} are refused. T-acc is over the other levels."
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from reasonseg import InputError
 from reasonseg.datasets.scenes import SEVEN, Config
-from reasonseg.evaluate import evaluate_scenes, overlaps
+from reasonseg.evaluate import evaluate_scenes, overlaps, summarise
 
 ARGUMENTS = {"limit": 16, "levels": (*SEVEN, "novel"), "progress": False}
 
@@ -14,11 +14,21 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
     summary = evaluate_scenes(segmenter, out=tmp_path, **ARGUMENTS)
     assert set(summary) == {"levels", "overall", "baselines"}
     assert set(summary["levels"]) == {*SEVEN, "novel"}
-    assert set(summary["levels"]["name"]) == {"giou", "ciou", "n", "ci95"}
+    assert set(summary["levels"]["name"]) == {"giou", "ciou", "t_acc", "n", "ci95"}
     assert set(summary["levels"]["absent"]) >= {"n_acc", "t_acc", "n"}
     assert set(summary["baselines"]) == {"random_object", "text_only", "true_object"}
     assert sum(row["n"] for row in summary["levels"].values()) == 16
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_refusing_novel_questions_is_counted_apart():
+    counts = [{"inter": 1, "union": 1, "back_inter": 1, "back_union": 1, "ious": 1.0, "n": 1}]
+    rows = [{"level": "absent", "status": "absent", "counts": []}, {"level": "absent", "status": "found", "counts": []}]
+    rows += [{"level": "name", "status": said, "counts": counts, "random_object": 0.0} for said in ("found", "found")]
+    rows += [{"level": "novel", "status": said, "counts": counts, "random_object": 0.0} for said in ("absent", "found")]
+    levels = summarise(rows, ("name", "absent", "novel"), with_model=False)["levels"]
+    assert (levels["absent"]["n_acc"], levels["absent"]["t_acc"]) == (0.5, 1.0)
+    assert (levels["name"]["t_acc"], levels["novel"]["t_acc"]) == (1.0, 0.5)
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
