@@ -137,7 +137,7 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
     """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals; overall; baselines.
 
-    As `overall`, the T-acc beside N-acc leaves `novel` out, whose row has its own.
+    The T-acc beside N-acc is over every question that has a target, `novel` ones too; each level has its own beside it.
     """
     present = [row for row in rows if row["counts"]]
     known = [row for row in present if row["level"] != "novel"]
@@ -146,8 +146,8 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
         mine = [row for row in rows if row["level"] == level]
         if level == "absent":
             refused = [row["status"] == "absent" for row in mine]
-            said = refused + [row["status"] == "absent" for row in known]
-            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(known), said)
+            said = refused + [row["status"] == "absent" for row in present]
+            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(present), said)
             summary["levels"][level] = {
                 "n_acc": n_acc,
                 "t_acc": t_acc,

@@ -21,13 +21,13 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
-def test_refusing_novel_questions_is_counted_apart():
+def test_refusals_are_counted_over_all_and_apart():
     counts = [{"inter": 1, "union": 1, "back_inter": 1, "back_union": 1, "ious": 1.0, "n": 1}]
     rows = [{"level": "absent", "status": "absent", "counts": []}, {"level": "absent", "status": "found", "counts": []}]
     rows += [{"level": "name", "status": said, "counts": counts, "random_object": 0.0} for said in ("found", "found")]
     rows += [{"level": "novel", "status": said, "counts": counts, "random_object": 0.0} for said in ("absent", "found")]
     levels = summarise(rows, ("name", "absent", "novel"), with_model=False)["levels"]
-    assert (levels["absent"]["n_acc"], levels["absent"]["t_acc"]) == (0.5, 1.0)
+    assert (levels["absent"]["n_acc"], levels["absent"]["t_acc"]) == (0.5, 0.75)
     assert (levels["name"]["t_acc"], levels["novel"]["t_acc"]) == (1.0, 0.5)
 
 
