@@ -11,6 +11,7 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_shots.yaml
 "$bin/reasonseg" train configs/tiny_settle.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
 "$bin/reasonseg" train configs/tiny_properties.yaml start=out/tiny_settle/model
-"$bin/python" -m scripts.ship_tiny out/tiny_properties/model
+"$bin/python" -m scripts.average out/tiny_properties/model out/tiny_properties/meaning/finished.safetensors out/tiny_average
+"$bin/python" -m scripts.ship_tiny out/tiny_average
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt
