@@ -16,8 +16,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
     segmenter, earlier = Segmenter.from_pretrained(options.model, dtype="float32"), load_file(options.stage)
     with torch.no_grad():
-        for name, value in segmenter.named_parameters():
-            if (other := earlier.get(f"segmenter.{name}")) is not None:  # tied weights are there once
+        for name, value in segmenter.state_dict().items():
+            if (other := earlier.get(f"segmenter.{name}")) is not None:  # of tied weights it has one name
                 value.copy_((value + other.float()) / 2)
     segmenter.save_pretrained(options.out, torch.float16)
     print(f"wrote {options.out}")
