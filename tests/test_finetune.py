@@ -38,7 +38,7 @@ def test_it_learns_shapes_it_never_saw(root, tmp_path):
     summary = finetune(model, root, tmp_path / "out", how)
     for way, least in (
         ("teacher_forced", 0.08),
-        ("generated", 0.25),
+        ("generated", 0.3),
     ):  # of its own accord it says nothing of discs at first
         before, after = (summary[when][way]["giou"] for when in ("before", "after"))
         assert after > before + least, (way, before, after)
