@@ -20,7 +20,7 @@ from reasonseg.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.frozen import FrozenCache
 from reasonseg.images import written_aside
-from reasonseg.objectives import OBJECTIVES, Codes, Objective
+from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
 from reasonseg.processes import processes
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
@@ -122,7 +122,7 @@ def _beginning(settings: TrainSettings) -> Segmenter:
 
 def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
     options = dict(stage.options)
-    if stage.objective in ("language", "properties") and options.get("aim"):
+    if issubclass(OBJECTIVES[stage.objective], Language) and options.get("aim"):
         if "coder" not in extras:
             raise InputError("stage option aim needs a stage of objective codes before it")
         options["coder"] = extras["coder"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from reasonseg.pixels import Pixels
 from reasonseg.planning import LISA, lisa_network
 from reasonseg.prompters import seg_token
 from reasonseg.settings import ModelSettings
-from scripts.bench import answer_of, environment, forced, image, show
+from scripts.bench import answer_of, environment, forced, image, show, timed
 
 
 def random_lisa(name: str, device: torch.device, dtype: torch.dtype) -> Segmenter:
@@ -61,22 +60,9 @@ def random_lisa(name: str, device: torch.device, dtype: torch.dtype) -> Segmente
     return Segmenter(settings, backbone, pointing.build().to(device, dtype), decoder).eval()
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(work: Callable[[], object], device: torch.device, runs: int) -> float:
+def seconds(work: Callable[[], object], runs: int) -> float:
     """Median seconds, after two runs that do not count."""
-    spent = []
-    for run in range(runs + 2):
-        synchronize(device)
-        began = time.perf_counter()
-        work()
-        synchronize(device)
-        spent += [time.perf_counter() - began] if run > 1 else []
-    return statistics.median(spent)
+    return statistics.median([timed(work)[0] for _ in range(runs + 2)][2:])
 
 
 def hardware(device: torch.device, dtype: torch.dtype, runs: int) -> dict[str, float]:
@@ -84,9 +70,9 @@ def hardware(device: torch.device, dtype: torch.dtype, runs: int) -> dict[str, f
     big, side = (2**30, 8192) if device.type == "cuda" else (2**27, 2048)
     source = torch.empty(big, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
-    copied = 2 * big / seconds(lambda: target.copy_(source), device, runs)
+    copied = 2 * big / seconds(lambda: target.copy_(source), runs)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return {"bandwidth": copied, "rate": 2 * side**3 / seconds(lambda: a @ b, device, runs)}
+    return {"bandwidth": copied, "rate": 2 * side**3 / seconds(lambda: a @ b, runs)}
 
 
 def weighs(*modules: nn.Module) -> int:
@@ -131,24 +117,24 @@ def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
     }
     table: dict[str, dict[str, float]] = {}
     for name, (work, modules) in works.items():
-        table[name] = {"seconds": seconds(work, device, runs)}
+        table[name] = {"seconds": seconds(work, runs)}
         if modules:
             with FlopCounterMode(display=False) as counter:
                 work()
             flops = counter.get_total_flops()
             table[name]["floor"] = max(flops / can["rate"], weighs(*modules) / can["bandwidth"])
     with forced(answer):
-        all_words = seconds(partial(said, prefixes=prefixes), device, runs)
+        all_words = seconds(partial(said, prefixes=prefixes), runs)
     with forced(answer[:1]):
-        one_word = seconds(partial(said, prefixes=prefixes, max_new_tokens=1), device, runs)
+        one_word = seconds(partial(said, prefixes=prefixes, max_new_tokens=1), runs)
     word = {"seconds": (all_words - one_word) / (tokens - 1), "floor": weighs(*speaking) / can["bandwidth"]}
     table[f"a word, of {tokens}"] = word
     whole = {}
     with forced(answer):
         whole["first answer"] = {
-            "seconds": seconds(lambda: (segmenter.forget(), segmenter(query, max_new_tokens=tokens)), device, runs)
+            "seconds": seconds(lambda: (segmenter.forget(), segmenter(query, max_new_tokens=tokens)), runs)
         }
-        whole["follow-up"] = {"seconds": seconds(lambda: segmenter(query, max_new_tokens=tokens), device, runs)}
+        whole["follow-up"] = {"seconds": seconds(lambda: segmenter(query, max_new_tokens=tokens), runs)}
     common = (tokens - 1) * word["floor"] + table["mask drawn"]["floor"]
     once = sum(table[name]["floor"] for name in ("vision tower", "image encoder", "prompt read"))
     whole["first answer"]["floor"] = once + common

@@ -5,8 +5,6 @@ corridor, `properties` the same with what the words mean spelled out, `reference
 `painting` SegGPT. Where released weights are fine-tuned, `language` and `references` are enough.
 """
 
-from collections.abc import Callable
-
 from reasonseg.objectives.base import Objective
 from reasonseg.objectives.codes import Codes
 from reasonseg.objectives.language import Language
@@ -15,7 +13,7 @@ from reasonseg.objectives.patches import Dense
 from reasonseg.objectives.properties import Properties
 from reasonseg.objectives.references import References
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "dense": Dense,
     "codes": Codes,
     "language": Language,

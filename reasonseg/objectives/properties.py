@@ -89,7 +89,7 @@ class Properties(Language):
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
         layer = self.segmenter.backbone.layers[self.layer - 1]
-        watch = layer.register_forward_hook(lambda module, inputs, output: setattr(self, "seen", _states(output)))
+        watch = layer.register_forward_hook(lambda module, inputs, output: setattr(self, "seen", output))
         try:
             parts = super().forward(batch, counts)
         finally:
@@ -137,10 +137,6 @@ def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
     true = [{f"name {s.name}", f"kind {s.category}", *s.properties} for s in sprites]
     facts = sorted(set().union(*true))
     return facts, np.array([[False] * len(facts), *([fact in t for fact in facts] for t in true)])
-
-
-def _states(output) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 class _Known(Dataset):
