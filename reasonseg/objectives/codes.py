@@ -92,7 +92,7 @@ class Codes(Objective):
         super().__init__()
         self.segmenter, self.match = segmenter, match
         vision = segmenter.backbone.model.config.vision_config
-        self.size, self.grid = segmenter.decoder.pixels.size, vision.image_size // vision.patch_size
+        self.grid = vision.image_size // vision.patch_size
         self.coder = Coder(vision.hidden_size, segmenter.decoder.width)
         if fresh:
             align(segmenter.decoder, self.coder)
@@ -101,7 +101,7 @@ class Codes(Objective):
             self.coder.load_state_dict({k.removeprefix("coder."): v for k, v in kept.items() if k.startswith("coder.")})
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
-        return SceneMasks(pack_of(data.config.sprites), self.size, seed, length)
+        return SceneMasks(pack_of(data.config.sprites), data.config.size, seed, length)
 
     def collate(self, items: list[dict]) -> dict:
         masks = np.concatenate([item["masks"] for item in items])
@@ -138,18 +138,18 @@ class Codes(Objective):
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value * len(mine) / len(of)
             if kind == 0:
-                full = decoder.restore(logits, (self.size, self.size))
+                full = decoder.restore(logits, tuple(masks.shape[-2:]))
                 iou = mean_overlap(full, masks[mine])
         loss = 2 * sums["bce"] + sums["dice"] + 0.5 * sums["iou"] + self.match * sums["match"]
         return {"loss": loss, **{k: v.detach() for k, v in sums.items()}, "giou": iou}
 
     def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor) -> Prompt:
-        tokens = []
+        tokens, decoder, size = [], self.segmenter.decoder, tuple(masks.shape[-2:])
         for m in mine.tolist():
             if kind == 1:
                 spots = masks[m].nonzero()
                 y, x = spots[torch.randint(len(spots), ())].tolist()
-                tokens.append(self.segmenter.decoder.places([(x, y, 1)], [], (self.size, self.size)).tokens)
+                tokens.append(decoder.places([(x, y, 1)], [], size).tokens)
             else:
-                tokens.append(self.segmenter.decoder.places([], [box_in(masks[m])], (self.size, self.size)).tokens)
+                tokens.append(decoder.places([], [box_in(masks[m])], size).tokens)
         return Prompt(torch.cat(tokens))
