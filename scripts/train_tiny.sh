@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean. Killed, it goes on where it stopped.
+# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean, finer masks. Killed, it goes on where it stopped.
 #   scripts/train_tiny.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,6 +12,9 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_settle.yaml stages.coder.options.coder=out/tiny/finish/finished.safetensors
 "$bin/reasonseg" train configs/tiny_properties.yaml start=out/tiny_settle/model
 "$bin/python" -m scripts.average out/tiny_properties/model out/tiny_properties/meaning/finished.safetensors out/tiny_average
-"$bin/python" -m scripts.ship_tiny out/tiny_average
+"$bin/python" -m scripts.grow_decoder out/tiny_average 336 out/grown_sharp
+"$bin/reasonseg" train configs/tiny_sharp.yaml
+"$bin/python" -m scripts.average out/tiny_sharp/model out/tiny_sharp/sharp/finished.safetensors out/tiny_sharp_average
+"$bin/python" -m scripts.ship_tiny out/tiny_sharp_average
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt
