@@ -15,6 +15,7 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/python" -m scripts.grow_decoder out/tiny_average 336 out/grown_sharp
 "$bin/reasonseg" train configs/tiny_sharp.yaml
 "$bin/python" -m scripts.average out/tiny_sharp/model out/tiny_sharp/sharp/finished.safetensors out/tiny_sharp_average
-"$bin/python" -m scripts.ship_tiny out/tiny_sharp_average
+"$bin/reasonseg" train configs/tiny_examples.yaml
+"$bin/python" -m scripts.ship_tiny out/tiny_examples/model
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt
