@@ -15,6 +15,7 @@ from reasonseg import Sample, Segmenter
 from reasonseg.datasets.scenes import SEVEN, Config
 from reasonseg.hub import EMBEDDED
 from reasonseg.images import read_image
+from reasonseg.metrics import count
 from reasonseg.vocabulary import Answer, Query
 
 RIGHT = 0.7  # the least IoU of a mask that counts as right
@@ -32,7 +33,7 @@ def is_right(answer: Answer, truth: Answer) -> bool:
     if answer.status != truth.status or len(answer.masks) != len(truth.masks):
         return False
     pairs = zip(answer.masks, truth.masks, strict=True)
-    return all((a & b).sum() > RIGHT * (a | b).sum() for a, b in pairs)
+    return all(count(mask, true).giou > RIGHT for mask, true in pairs)
 
 
 def main() -> None:
