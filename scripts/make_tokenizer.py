@@ -19,7 +19,7 @@ def sentences(count: int = 6000):
         for term in (name, *thing.synonyms):
             yield from [f"The {term}", f"the {term}."] * (20 if term == name else 8)
     for prop in knowledge.properties.values():
-        for words in (prop.because, *prop.wordings):
+        for words in (prop.because, *prop.wordings, *prop.more):
             yield from [f"Show me {words}."] * 3
 
 

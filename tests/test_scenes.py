@@ -1,10 +1,12 @@
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from reasonseg import InputError
+from reasonseg.datasets.scenes import Config, Scenes
 from reasonseg.scenes.drawing import MIN_VISIBLE, draw_scene
 from reasonseg.scenes.knowledge import Knowledge, pairing_split
 from reasonseg.scenes.questions import LEVELS, REJ, SEG, Asker
@@ -28,11 +30,41 @@ def test_the_knowledge_file_is_rich_and_sound():
     assert all(len(p.wordings) >= 4 and len(p.novel) >= 1 for p in properties.values())
     assert all(key in properties for t in things.values() for key in t.properties)
     assert all(sum(key in t.properties for t in things.values()) >= 3 for key in properties)
-    words = [w for p in properties.values() for w in (*p.wordings, *p.novel)]
+    words = [w for p in properties.values() for w in (*p.wordings, *p.more, *p.novel)]
     assert len(words) == len(set(words))
     terms = [w for name, t in things.items() for w in (name, *t.synonyms)]
     assert len(terms) == len(set(terms))
     assert all(t.category in KNOWLEDGE.plurals for t in things.values())
+
+
+def content(words):
+    little = (
+        "a an the of in on at to that which what something thing one some any is are it its with for and or by you your"
+    )
+    return set(re.findall(r"[a-z']+", words.lower())) - set(little.split())
+
+
+def test_more_wordings_do_not_give_novel_ones_away():
+    taught = [content(w) for p in KNOWLEDGE.properties.values() for w in p.more]
+    for novel in (w for p in KNOWLEDGE.properties.values() for w in p.novel):
+        words = content(novel)
+        nearest = max(taught, key=lambda other: len(words & other) / len(words | other))
+        assert len(words & nearest) / len(words | nearest) < 0.6, (novel, nearest)
+
+
+def test_more_wordings_are_for_training_alone(sprites):
+    def asked(training):
+        asker = Asker(KNOWLEDGE, sprites, training)
+        levels = ("function", "missing", "novel")
+        return {c.phrase for i in range(10) for n in levels for c in LEVELS[n](asker, drawn(sprites, i), rng(i))}
+
+    def rng(i):
+        return np.random.default_rng(i)
+
+    more = {w for p in KNOWLEDGE.properties.values() for w in p.more}
+    assert len(more) > 1500 and len(asked(True) & more) > 100 and not asked(False) & more
+    assert asked(False) < asked(True)
+    assert Scenes(Config("train")).asker.training and not Scenes(Config("test")).asker.training
 
 
 def test_one_in_five_is_withheld_and_strangers_always():

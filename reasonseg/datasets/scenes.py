@@ -79,7 +79,7 @@ class Scenes:
         if needing := [level for level in config.levels if level in SHOWN and not config.shown]:
             raise InputError(f"level {needing[0]!r} needs references: shown is 0, give 1 or more")
         self.sprites = pack_of(config.sprites, config.withheld)
-        self.asker = Asker(Knowledge.load(), self.sprites)
+        self.asker = Asker(Knowledge.load(), self.sprites, config.split == "train")
         self._latest: tuple[int, Drawn] | None = None
         self._recent: dict[int, tuple[Drawn, Question]] = {}  # of `_examined`: an evaluation asks for each a few times
 

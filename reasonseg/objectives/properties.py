@@ -160,7 +160,8 @@ class _Known(Dataset):
         return sample, number[owners(scene, self.grid)], about
 
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        properties = list(self.scenes.asker.knowledge.properties.values())
-        words = properties[rng.integers(len(properties))].wordings
+        asker = self.scenes.asker
+        properties = list(asker.knowledge.properties.values())
+        words = asker.wordings(properties[rng.integers(len(properties))])
         text = FRAMES[rng.integers(len(FRAMES))].format(words[rng.integers(len(words))])
         return replace(sample, query=replace(sample.query, text=text[0].upper() + text[1:]), level=SWAPPED)

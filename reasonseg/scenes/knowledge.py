@@ -25,11 +25,15 @@ class Thing:
 
 @dataclass(frozen=True)
 class Property:
-    """What many things share. `wordings` are asked in training, `novel` never; `because` ("it ...") explains an answer."""
+    """What many things share; `because` ("it ...") explains an answer.
+
+    `wordings` are asked in training and, of other things, in evaluation; `more` in training alone, `novel` in evaluation alone.
+    """
 
     because: str
     wordings: tuple[str, ...]
     novel: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
 
     @classmethod
     def spoken(cls, words: str) -> Property:
@@ -57,7 +61,7 @@ class Knowledge:
             for name, t in tree["things"].items()
         }
         properties = {
-            key: Property(p["because"], tuple(p["wordings"]), tuple(p["novel"]))
+            key: Property(p["because"], *(tuple(p[kind]) for kind in ("wordings", "novel", "more")))
             for key, p in (tree.get("properties") or {}).items()
         }
         plurals = {name: c["plural"] for name, c in (tree.get("categories") or {}).items()}

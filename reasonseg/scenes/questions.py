@@ -92,10 +92,14 @@ class Candidate:
 
 @dataclass
 class Asker:
-    """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there."""
+    """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there.
+
+    `training` asks for properties in those wordings too that are for training alone.
+    """
 
     knowledge: Knowledge
     absentees: list[Sprite]
+    training: bool = False
 
     def ask(self, rng: np.random.Generator, scene: Scene, split: str, level: str) -> Question | None:
         """A question of `level` that `split` owns, or None where the scene gives rise to none."""
@@ -124,6 +128,10 @@ class Asker:
                 text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
             answer = _reasoned(candidate.because, answer, why)
         return Question(level, text, answer + ".", candidate.targets, candidate.about)
+
+    def wordings(self, prop: Property) -> tuple[str, ...]:
+        """How a property is asked for."""
+        return prop.wordings + prop.more if self.training else prop.wordings
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
         """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
@@ -281,8 +289,9 @@ def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 
 
 def _functions(
-    asker: Asker, scene: Scene, rng: np.random.Generator, wordings: Callable = lambda p: p.wordings
+    asker: Asker, scene: Scene, rng: np.random.Generator, wordings: Callable | None = None
 ) -> Iterator[Candidate]:
+    wordings = wordings or asker.wordings
     holders: dict[str, list[int]] = {}
     known: dict[str, Property] = {}
     for i, thing in enumerate(scene.objects):
@@ -364,7 +373,7 @@ def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[C
     missing = [key for key in asker.knowledge.properties if key not in held]
     for i in rng.permutation(len(missing))[:8]:
         prop = asker.knowledge.properties[missing[i]]
-        for words in prop.wordings:
+        for words in asker.wordings(prop):
             answer = _reasoned(prop.because, f"Nothing here {REJ}")
             yield Candidate(words, answer, (), (missing[i], f"absent {words}"), about=missing[i])
 
