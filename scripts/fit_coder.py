@@ -19,13 +19,13 @@ from reasonseg.objectives.base import framed_masks, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 
 BATCH = 120
-RIDGE = 1e-3
+RIDGE = 1e-3  # normalised features add up to 0, so one direction is empty
 DATA = Config("train", size=252, per_scene=6, same_shape=20, levels=("name", "attribute", "compare", "function"))
 
 
 @torch.inference_mode()
 def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What lies under masks, the tower's features normalised and pooled `[m, width]`, and the prompt tokens that mean them `[m, d]`."""
+    """The tower's features under masks, normalised and pooled `[m, width]`, and the prompt tokens that mean them `[m, d]`."""
     data = replace(DATA, count=count, seed=7).build()
     vision = segmenter.backbone.model.config.vision_config
     grid = vision.image_size // vision.patch_size
@@ -50,9 +50,7 @@ def fitted(pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[Coder, float]:
     known, wanted = pooled.double(), tokens.double()
     middle, aim = known.mean(0), wanted.mean(0)
     known, wanted = known - middle, wanted - aim
-    ridge = (
-        RIDGE * len(known) * known.var() * torch.eye(known.shape[1])
-    )  # normalised features add up to 0: one direction is empty
+    ridge = RIDGE * len(known) * known.var() * torch.eye(known.shape[1])
     weight = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted).T
     with torch.no_grad():
         coder.project.weight.copy_(weight)
