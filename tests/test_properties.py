@@ -51,7 +51,7 @@ def test_questions_know_what_they_ask_for(batch, objective):
             continue
         asked[sample.level] += 1
         asked_for = knowledge.properties[names[about]]
-        wordings = asked_for.wordings + asked_for.more
+        wordings = asked_for.wordings + asked_for.more + asked_for.keywords
         assert any(words.lower() in sample.query.text.lower() for words in wordings), (sample.query.text, names[about])
         there = [number for number in np.unique(things) if names_of[number] not in sample.truth.labels]
         assert not objective.held[there, about].any()

@@ -162,6 +162,6 @@ class _Known(Dataset):
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         asker = self.scenes.asker
         properties = list(asker.knowledge.properties.values())
-        words = asker.wordings(properties[rng.integers(len(properties))])
+        words = asker.wordings(properties[rng.integers(len(properties))], rng)
         text = FRAMES[rng.integers(len(FRAMES))].format(words[rng.integers(len(words))])
         return replace(sample, query=replace(sample.query, text=text[0].upper() + text[1:]), level=SWAPPED)

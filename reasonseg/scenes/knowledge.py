@@ -27,13 +27,15 @@ class Thing:
 class Property:
     """What many things share; `because` ("it ...") explains an answer.
 
-    `wordings` are asked in training and, of other things, in evaluation; `more` in training alone, `novel` in evaluation alone.
+    `wordings` are asked in training and, of other things, in evaluation; `novel` in evaluation alone; `more`, and hints made
+    of `keywords`, in training alone.
     """
 
     because: str
     wordings: tuple[str, ...]
     novel: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
 
     @classmethod
     def spoken(cls, words: str) -> Property:
@@ -61,7 +63,7 @@ class Knowledge:
             for name, t in tree["things"].items()
         }
         properties = {
-            key: Property(p["because"], *(tuple(p[kind]) for kind in ("wordings", "novel", "more")))
+            key: Property(p["because"], *(tuple(p[kind]) for kind in ("wordings", "novel", "more", "keywords")))
             for key, p in (tree.get("properties") or {}).items()
         }
         plurals = {name: c["plural"] for name, c in (tree.get("categories") or {}).items()}

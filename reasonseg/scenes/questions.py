@@ -38,6 +38,18 @@ WHERE_FRAMES = (
 )  # not around "what ..." clauses
 WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
 DEFINITE = ("The ", "the ")
+HINTS = (  # around one to three keywords of a property
+    "something to do with {}",
+    "the one to do with {}",
+    "what {} makes you think of",
+    "what goes with {}",
+    "the thing linked to {}",
+    "whatever has to do with {}",
+    "the one that suggests {}",
+    "something about {}",
+    "a thing of {}",
+)
+HINTED = 14  # questions by keywords that a property offers beside its wordings
 
 PLACES = {
     "left": ("on the left", "at the left", "to the left"),
@@ -94,7 +106,7 @@ class Candidate:
 class Asker:
     """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there.
 
-    `training` asks for properties in those wordings too that are for training alone.
+    `training` asks for properties in those wordings too that are for training alone, and by keywords.
     """
 
     knowledge: Knowledge
@@ -129,13 +141,22 @@ class Asker:
             answer = _reasoned(candidate.because, answer, why)
         return Question(level, text, answer + ".", candidate.targets, candidate.about)
 
-    def wordings(self, prop: Property) -> tuple[str, ...]:
+    def wordings(self, prop: Property, rng: np.random.Generator) -> tuple[str, ...]:
         """How a property is asked for."""
-        return prop.wordings + prop.more if self.training else prop.wordings
+        if not self.training:
+            return prop.wordings
+        count = HINTED if prop.keywords else 0
+        return (*prop.wordings, *prop.more, *(_hint(prop.keywords, rng) for _ in range(count)))
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
         """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
         return {key: self.knowledge.properties.get(key) or Property.spoken(key) for key in sprite.properties}
+
+
+def _hint(keywords: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One to three keywords in a phrase: no two are alike, so that it is the words that have to be learnt."""
+    *before, last = (keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False))
+    return HINTS[rng.integers(len(HINTS))].format(f"{', '.join(before)} and {last}" if before else last)
 
 
 def _by_name(scene: Scene) -> dict[str, list[int]]:
@@ -291,7 +312,7 @@ def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 def _functions(
     asker: Asker, scene: Scene, rng: np.random.Generator, wordings: Callable | None = None
 ) -> Iterator[Candidate]:
-    wordings = wordings or asker.wordings
+    wordings = wordings or (lambda prop: asker.wordings(prop, rng))
     holders: dict[str, list[int]] = {}
     known: dict[str, Property] = {}
     for i, thing in enumerate(scene.objects):
@@ -373,7 +394,7 @@ def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[C
     missing = [key for key in asker.knowledge.properties if key not in held]
     for i in rng.permutation(len(missing))[:8]:
         prop = asker.knowledge.properties[missing[i]]
-        for words in asker.wordings(prop):
+        for words in asker.wordings(prop, rng):
             answer = _reasoned(prop.because, f"Nothing here {REJ}")
             yield Candidate(words, answer, (), (missing[i], f"absent {words}"), about=missing[i])
 
