@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean, finer masks. Killed, it goes on where it stopped.
+# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean, finer masks, more words. Killed, it goes on where it stopped.
 #   scripts/train_tiny.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,6 +16,11 @@ test -f out/tiny/tokenizer/tokenizer.json || "$bin/python" -m scripts.make_token
 "$bin/reasonseg" train configs/tiny_sharp.yaml
 "$bin/python" -m scripts.average out/tiny_sharp/model out/tiny_sharp/sharp/finished.safetensors out/tiny_sharp_average
 "$bin/reasonseg" train configs/tiny_examples.yaml
-"$bin/python" -m scripts.ship_tiny out/tiny_examples/model
+test -f out/coder/fitted.safetensors || "$bin/python" -m scripts.fit_coder out/tiny_examples/model out/coder/fitted.safetensors
+"$bin/reasonseg" train configs/tiny_wordings.yaml start=out/tiny_examples/model
+"$bin/python" -m scripts.average out/tiny_examples/model out/tiny_wordings/words/finished.safetensors out/tiny_wordings_average
+"$bin/reasonseg" train configs/tiny_hints.yaml
+"$bin/python" -m scripts.average out/tiny_wordings_average out/tiny_hints/hints/finished.safetensors out/tiny_hints_average
+"$bin/python" -m scripts.ship_tiny out/tiny_hints_average
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt
