@@ -176,14 +176,9 @@ def test_qlora(root, base, tmp_path, scenes):
     adapted = [name for name in kept if "lora_" in name or name.startswith(("prompter.", "decoder."))]
     assert adapted and kept.keys() == loaded.keys() and all(torch.equal(kept[name], loaded[name]) for name in adapted)
     queries = [Query(scenes[i].query.image, scenes[i].query.text) for i in range(4)]
-    for a, b in zip(
-        model.batch(queries), again.batch(queries), strict=True
-    ):  # after training bitsandbytes rounds 4-bit
-        assert (
-            a.text == b.text and (a.masks == b.masks).mean() > 0.98
-        )  # weights once more, which moves the edge of a mask
-    twice = Segmenter.from_pretrained(folder, device="cpu", quantization="nf4")
-    for a, b in zip(twice.batch(queries), again.batch(queries), strict=True):
+    again.batch(queries)
+    again.state_dict()  # as saving did to the trained one: bitsandbytes packs 4-bit weights once more, and rounds them
+    for a, b in zip(model.batch(queries), again.batch(queries), strict=True):
         assert a.text == b.text and (a.masks == b.masks).mean() > 0.999
     whole = Segmenter.from_pretrained(folder, device="cpu")  # in full precision: folded
     assert not adapters(whole)
