@@ -15,6 +15,7 @@ from torch import nn
 from reasonseg import Segmenter
 from reasonseg.asking import distinct
 from reasonseg.datasets.scenes import Config
+from reasonseg.images import written_aside
 from reasonseg.objectives.base import framed_masks, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 
@@ -27,20 +28,18 @@ DATA = Config("train", size=252, per_scene=6, same_shape=20, levels=("name", "at
 def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The tower's features under masks, normalised and pooled `[m, width]`, and the prompt tokens that mean them `[m, d]`."""
     data = replace(DATA, count=count, seed=7).build()
-    vision = segmenter.backbone.model.config.vision_config
-    grid = vision.image_size // vision.patch_size
+    backbone = segmenter.backbone
+    pool = Coder(backbone.tower.config.hidden_size, backbone.tower.config.hidden_size)
+    nn.init.eye_(pool.project.weight)  # its code is then what it pools
     pooled, tokens = [], []
     for start in range(0, count, BATCH):
         samples = [data[i] for i in range(start, min(start + BATCH, count))]
         images, of_image = distinct([s.query.image for s in samples])
-        pixels = segmenter.backbone.pixels.batch(images, segmenter.device, torch.float32)
-        normed = nn.functional.layer_norm(tower_features(segmenter, pixels), (vision.hidden_size,))
-        taught = segmenter.backbone.teach(samples, segmenter.prompter.config.at)
+        features = tower_features(segmenter, backbone.pixels.batch(images, segmenter.device, torch.float32))
+        taught = backbone.teach(samples, segmenter.prompter.config.at)
         tokens.append(segmenter.prompter(taught.states).tokens[:, 0])
-        masks = torch.cat([framed_masks(torch.from_numpy(s.truth.masks), grid * vision.patch_size) for s in samples])
-        shares = patch_shares(masks, grid)
-        share = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
-        pooled.append(torch.einsum("mt,mtw->mw", share, normed[[of_image[i] for i in taught.of]]))
+        masks = torch.cat([framed_masks(torch.from_numpy(s.truth.masks), backbone.pixels.size) for s in samples])
+        pooled.append(pool(features[[of_image[i] for i in taught.of]], patch_shares(masks, backbone.grid)))
     return torch.cat(pooled), torch.cat(tokens)
 
 
@@ -68,5 +67,6 @@ if __name__ == "__main__":
     source = None if options.model == "embedded" else options.model
     coder, cosine = fitted(*pairs(Segmenter.from_pretrained(source, dtype="float32", device="cpu"), options.samples))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"coder.{name}": value.contiguous() for name, value in coder.state_dict().items()}, options.out)
+    with written_aside(options.out) as aside:
+        save_file({f"coder.{name}": value.contiguous() for name, value in coder.state_dict().items()}, aside)
     print(f"mean cosine {cosine:.3f}; wrote {options.out}")

@@ -154,7 +154,7 @@ class Asker:
 
 
 def _hint(keywords: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One to three keywords in a phrase: no two are alike, so that it is the words that have to be learnt."""
+    """One to three keywords in a phrase: seldom the same twice, so that it is the words that have to be learnt."""
     *before, last = (keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False))
     return HINTS[rng.integers(len(HINTS))].format(f"{', '.join(before)} and {last}" if before else last)
 
