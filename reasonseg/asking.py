@@ -14,20 +14,6 @@ from reasonseg.prompt import Prompt
 from reasonseg.speaking import pieces
 from reasonseg.vocabulary import Reference
 
-LEADS = (  # before the name of a thing
-    "sure",
-    "and",
-    "it is",
-    "it's",
-    "the segmentation result is",
-    "they are",
-    "first the",
-    "then the",
-    "last the",
-    "the",
-    "a",
-    "an",
-)
 PIXELS = 2**24  # of logits at an image's own size that are laid out at once, as float32
 
 
@@ -66,7 +52,7 @@ def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
     for piece in pieces(text, (seg, rej)):
         if piece == seg:
             words = words.strip(" ,.:;!?").rsplit(": ", 1)[-1].rsplit(", ", 1)[-1]
-            for lead in LEADS:
+            for lead in ("sure", "and", "it is", "it's", "the segmentation result is", "they are", "the", "a", "an"):
                 if words.lower() == lead or words.lower().startswith((lead + " ", lead + ",")):
                     words = words[len(lead) :].strip(" ,")
             labels.append(words or question.strip())

@@ -137,7 +137,8 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
     """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals; overall; baselines.
 
-    The T-acc beside N-acc is over every question that has a target, `novel` ones too; each level has its own beside it.
+    `strict_giou` takes every mask beyond those asked for as one more that is wrong; gIoU, which compares place by place, does
+    not see them. The T-acc beside N-acc is over every question that has a target, `novel` ones too; each level has its own.
     """
     present = [row for row in rows if row["counts"]]
     known = [row for row in present if row["level"] != "novel"]
@@ -168,8 +169,10 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
 def _scores(rows: list[dict]) -> dict[str, Any]:
     each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
     total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
+    further = [min(len(row["counts"]) / max(len(row["objects"]), 1), 1.0) for row in rows]
     return {
         "giou": float(np.mean(each)) if each else None,
+        "strict_giou": float(np.mean(np.multiply(each, further))) if each else None,
         "ciou": total.ciou,
         "t_acc": float(np.mean([row["status"] != "absent" for row in rows])) if rows else None,
         "n": len(rows),

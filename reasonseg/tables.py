@@ -9,14 +9,15 @@ from rich.table import Table
 def print_scenes(summary: dict) -> None:
     """The scores of `eval scenes`: a line a level, then what they are worth."""
     table = Table(title="eval scenes")
-    for name in ("level", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "questions"):
+    for name in ("level", "gIoU", "95 % interval", "strict", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
         interval = "{:.3f} - {:.3f}".format(*row["ci95"])
-        cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
+        cells = [_number(row.get(key)) for key in ("giou", "strict_giou", "ciou", "n_acc", "t_acc")]
         table.add_row(
             level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None
         )
+    table.caption = "strict: gIoU where every mask beyond those asked for counts as a wrong one"
     console = Console()
     console.print(table)
     worth = Table(title="what the score is worth")

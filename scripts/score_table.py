@@ -24,11 +24,13 @@ def table(summary: dict) -> str:
     overall, worth, novel = summary["overall"], summary["baselines"], summary["levels"]["novel"]
     known = overall["t_acc"]
     low, high = overall["ci95"]
+    strict = summary["levels"]["multi"]["strict_giou"]
     lines.append(f"| overall (without novel) | {overall['giou']:.3f} | {low:.3f} - {high:.3f} | - | {overall['n']} |")
     return "\n".join(lines) + (
         f"\n\nFor comparison: a random object's true mask scores {worth['random_object']['giou']:.3f}, "
         "this model shown another image "
         f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box {worth['true_object']['giou']:.3f}. "
+        f"Masks are compared place by place; with every mask beyond those asked for as a wrong one `multi` scores {strict:.3f}. "
         "`novel` is the function level in wordings that training never used; "
         f"{1 - novel['t_acc']:.0%} of it is refused, and without it T-acc is {known:.3f}."
     )

@@ -14,7 +14,7 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
     summary = evaluate_scenes(segmenter, out=tmp_path, **ARGUMENTS)
     assert set(summary) == {"levels", "overall", "baselines"}
     assert set(summary["levels"]) == {*SEVEN, "novel"}
-    assert set(summary["levels"]["name"]) == {"giou", "ciou", "t_acc", "n", "ci95"}
+    assert set(summary["levels"]["name"]) == {"giou", "strict_giou", "ciou", "t_acc", "n", "ci95"}
     assert set(summary["levels"]["absent"]) >= {"n_acc", "t_acc", "n"}
     assert set(summary["baselines"]) == {"random_object", "text_only", "true_object"}
     assert sum(row["n"] for row in summary["levels"].values()) == 16
@@ -23,12 +23,27 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
 
 def test_refusals_are_counted_over_all_and_apart():
     counts = [{"inter": 1, "union": 1, "back_inter": 1, "back_union": 1, "ious": 1.0, "n": 1}]
+    one = {"counts": counts, "objects": [{}], "random_object": 0.0}
     rows = [{"level": "absent", "status": "absent", "counts": []}, {"level": "absent", "status": "found", "counts": []}]
-    rows += [{"level": "name", "status": said, "counts": counts, "random_object": 0.0} for said in ("found", "found")]
-    rows += [{"level": "novel", "status": said, "counts": counts, "random_object": 0.0} for said in ("absent", "found")]
+    rows += [{"level": "name", "status": said, **one} for said in ("found", "found")]
+    rows += [{"level": "novel", "status": said, **one} for said in ("absent", "found")]
     levels = summarise(rows, ("name", "absent", "novel"), with_model=False)["levels"]
     assert (levels["absent"]["n_acc"], levels["absent"]["t_acc"]) == (0.5, 0.75)
     assert (levels["name"]["t_acc"], levels["novel"]["t_acc"]) == (1.0, 0.5)
+
+
+def test_masks_beyond_those_asked_for_are_wrong_where_scores_are_strict():
+    right = {"inter": 1, "union": 1, "back_inter": 1, "back_union": 1, "ious": 1.0, "n": 1}
+    wrong = right | {"inter": 0, "ious": 0.0}
+    answers = [([right, right], 3), ([right, wrong], 1), ([right, wrong], 2), ([wrong], 0)]
+    rows = [
+        {"level": "multi", "status": "found", "counts": counts, "objects": [{}] * said, "random_object": 0.0}
+        for counts, said in answers
+    ]
+    scores = summarise(rows, ("multi",), with_model=False)["levels"]["multi"]
+    assert scores["giou"] == pytest.approx(2 / 4) and scores["strict_giou"] == pytest.approx(
+        (2 / 3 + 1 / 2 + 1 / 2) / 4
+    )
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):

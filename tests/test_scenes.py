@@ -6,13 +6,11 @@ import pytest
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.asking import labels_of
 from reasonseg.datasets.scenes import Config, Scenes
 from reasonseg.scenes.drawing import MIN_VISIBLE, draw_scene
-from reasonseg.scenes.knowledge import Knowledge, Property, pairing_split
-from reasonseg.scenes.questions import COUNTS, LEVELS, REJ, SEG, Asker
+from reasonseg.scenes.knowledge import Knowledge, pairing_split
+from reasonseg.scenes.questions import LEVELS, REJ, SEG, Asker
 from reasonseg.scenes.sprites import HUES, color_of, default_pack, load_pack, main_hue, turn_hue
-from reasonseg.scenes.wording import HINTS, blurred, half_heard
 
 KNOWLEDGE = Knowledge.load()
 
@@ -65,43 +63,10 @@ def test_more_wordings_are_for_training_alone(sprites):
 
     more = {w for p in KNOWLEDGE.properties.values() for w in p.more}
     assert len(more) > 1500 and len(asked(True) & more) > 100 and not asked(False) & more
+    hinted = asked(True) - asked(False) - more
     keywords = {k for p in KNOWLEDGE.properties.values() for k in p.keywords}
-    others = asked(True) - asked(False) - more
-    hinted = {phrase for phrase in others if any(k in phrase for k in keywords)}
-    heard = set(KNOWLEDGE.words)
-    assert len(hinted) > 100 and all(set(phrase.split()) <= heard for phrase in others - hinted)
+    assert len(hinted) > 100 and all(any(k in phrase for k in keywords) for phrase in hinted)
     assert Scenes(Config("train")).asker.training and not Scenes(Config("test")).asker.training
-
-
-def test_half_heard_wordings_keep_a_word_and_are_of_what_is_there(sprites):
-    rng, prop = np.random.default_rng(0), Property("it is wet", ("rain falls on us",))
-    heard = [blurred("rain falls on us", ("x",), rng).split() for _ in range(200)]
-    assert all(set(words) & {"rain", "falls", "on", "us"} and len(words) <= 4 for words in heard)
-    assert len({" ".join(words) for words in heard}) > 30 and sum("x" in words for words in heard) > 50
-    assert not half_heard(prop, (), rng)
-    asker = Asker(KNOWLEDGE, sprites, training=True)
-    whole = {w for p in KNOWLEDGE.properties.values() for w in (*p.wordings, *p.more)}
-    frames = re.compile("|".join(re.escape(h).replace(r"\{\}", ".+") for h in HINTS))
-    for i in range(10):
-        missing = {c.phrase for c in LEVELS["missing"](asker, drawn(sprites, i), rng)}
-        assert all(phrase in whole or frames.fullmatch(phrase) for phrase in missing)
-
-
-def test_groups_are_counted_and_told_from_left_to_right(sprites):
-    asker, checked = Asker(KNOWLEDGE, sprites), 0
-    for i in range(60):
-        scene = drawn(sprites, i)
-        for candidate in LEVELS["multi"](asker, scene, np.random.default_rng(i)):
-            names = [scene.objects[t].name for t in candidate.targets]
-            assert labels_of(candidate.answer, SEG, REJ, candidate.phrase) == names
-            if " and " not in candidate.phrase:
-                checked += 1
-                assert candidate.answer.split(": ")[0] == COUNTS[len(names)] and len(names) > 1
-                leads = [part.split()[0] for part in candidate.answer.split(": ")[1].split(", ")]
-                assert leads == ["first", *["then"] * (len(names) - 2), "last"]
-                x = [scene.objects[t].center[0] for t in candidate.targets]
-                assert x == sorted(x)
-    assert checked > 20
 
 
 def test_one_in_five_is_withheld_and_strangers_always():

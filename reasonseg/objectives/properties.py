@@ -35,10 +35,9 @@ class Properties(Language):
     """`Language` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the language model say.
 
     Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
-    properties) and whether it is the middle one of its thing, so that things can be counted; where a question that asks for
-    a property ends, which one. A share `swapped` of those questions is another's, taught only from where the answer has said
-    what it takes it to mean: what follows must go by that and by the picture, and no wording can be learnt by heart. Other
-    options are those of `Language`.
+    properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
+    taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
+    and no wording can be learnt by heart. Other options are those of `Language`.
     """
 
     def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, swapped: float = 0.0, **options):
@@ -59,9 +58,7 @@ class Properties(Language):
         width = backbone.width
         self.norm = nn.LayerNorm(width)
         self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
-        self.middle = nn.Linear(width, 1)
-        for reader in (self.shown, self.middle):
-            nn.init.constant_(reader.bias, -4.0)  # few facts hold, few patches are middles
+        nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
         self.seen = torch.empty(0)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
@@ -76,10 +73,9 @@ class Properties(Language):
             )
         return _Known(data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped)
 
-    def collate(self, items: list[tuple[Sample, np.ndarray, np.ndarray, int]]) -> dict:
-        samples, things, middles, about = zip(*items, strict=True)
-        patches = {"things": np.stack(things), "middles": np.stack(middles)}
-        return {"samples": list(samples), **patches, "about": torch.tensor(about)}
+    def collate(self, items: list[tuple[Sample, np.ndarray, int]]) -> dict:
+        samples, things, about = zip(*items, strict=True)
+        return {"samples": list(samples), "things": np.stack(things), "about": torch.tensor(about)}
 
     def counts(self, batch: dict) -> dict[str, int]:
         """None: what is known is averaged over a batch."""
@@ -100,21 +96,18 @@ class Properties(Language):
             watch.remove()
         known = self.known(self.norm(self.seen.float()), batch)
         self.seen = torch.empty(0)
-        parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["middle"] + known["asked"])
+        parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
         return parts | {name: value.detach() for name, value in known.items()}
 
     def known(self, states: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
-        """Losses of the readers on states `[rows, t, width]`, and how often `asked` and all facts `shown` are read rightly."""
+        """Losses of both readers on states `[rows, t, width]`, and how often `asked` and all facts `shown` are read rightly."""
         backbone, samples = self.segmenter.backbone, batch["samples"]
         images, row = distinct([s.query.image for s in samples])
         first = [row.index(r) for r in range(len(images))]
         things = torch.from_numpy(batch["things"][first]).to(states.device)
         truth = self.held[things]
         start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
-        seen = states[:, start : start + backbone.patches]
-        middles = torch.from_numpy(batch["middles"][first]).float().to(states.device)
-        middle = F.binary_cross_entropy_with_logits(self.middle(seen)[..., 0], middles, reduction="sum") / middles.sum()
-        logits = self.shown(seen)
+        logits = self.shown(states[:, start : start + backbone.patches])
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
         weight = torch.where(things > 0, 1.0, BACKGROUND)
         right = ((logits > 0) == (truth > 0)).all(-1)[things > 0].float().mean()
@@ -124,8 +117,7 @@ class Properties(Language):
         heard = self.asked(states[torch.tensor(row, device=states.device), ends][asking])
         asked = F.cross_entropy(heard, about[asking]) if len(asking) else heard.sum()
         hits = (heard.argmax(-1) == about[asking]).float().mean() if len(asking) else heard.new_zeros(())
-        shown = (each * weight).sum() / weight.sum()
-        return {"shown": shown, "middle": middle, "asked": asked, "facts": right, "heard": hits}
+        return {"shown": (each * weight).sum() / weight.sum(), "asked": asked, "facts": right, "heard": hits}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
         """Where each prompt ends in its packed row (see `Pack`): the state there begins the answer."""
@@ -147,20 +139,8 @@ def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
     return facts, np.array([[False] * len(facts), *([fact in t for fact in facts] for t in true)])
 
 
-def middles_of(owner: np.ndarray, grid: int) -> np.ndarray:
-    """bool `[grid * grid]`: of each thing in `owner` (see `owners`) the patch nearest to the middle of its box."""
-    middles = np.zeros(len(owner), bool)
-    for thing in range(1, owner.max() + 1):
-        mine = np.flatnonzero(owner == thing)
-        places = np.stack(np.divmod(mine, grid))
-        if len(mine):
-            away = np.abs(places - (places.min(1) + places.max(1))[:, None] / 2).sum(0)
-            middles[mine[away.argmin()]] = True
-    return middles
-
-
 class _Known(Dataset):
-    """Samples with the thing of each patch, whether it is that one's middle, and the property each asks about."""
+    """Samples with the thing of each patch and the property each asks about."""
 
     def __init__(
         self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int, swapped: float = 0.0
@@ -170,15 +150,14 @@ class _Known(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, np.ndarray, int]:
+    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, int]:
         sample, scene, question = self.scenes.known(i)
         number = np.array([0, *(self.numbers[thing.name] for thing in scene.objects)])
         about = self.properties.get(question.about, NOT_ASKED)
         rng = np.random.default_rng([self.scenes.config.seed, 6, i])
         if about != NOT_ASKED and rng.random() < self.swapped:
             sample, about = self._swapped(sample, rng), NOT_ASKED
-        owner = owners(scene, self.grid)
-        return sample, number[owner], middles_of(owner, self.grid), about
+        return sample, number[owners(scene, self.grid)], about
 
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         asker = self.scenes.asker

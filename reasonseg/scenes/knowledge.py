@@ -89,12 +89,6 @@ class Knowledge:
             if all(pairing_split(name, words) != "train" for name in names)
         )
 
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        """The words that properties are asked for with, `novel` apart, as often as they occur."""
-        wordings = (w for p in self.properties.values() for w in (*p.wordings, *p.more))
-        return tuple(word for wording in wordings for word in wording.split())
-
     def owner(self, thing: str, wording: str) -> str:
         """The split that may ask for a thing by a wording."""
         return "train" if wording in self.orphans else pairing_split(thing, wording)

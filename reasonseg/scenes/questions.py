@@ -17,7 +17,6 @@ import numpy as np
 from reasonseg.scenes.drawing import Scene, SceneObject
 from reasonseg.scenes.knowledge import Knowledge, Property
 from reasonseg.scenes.sprites import HUES, Sprite
-from reasonseg.scenes.wording import half_heard, taught
 
 SEG, REJ = "<SEG>", "<REJ>"
 FRAMES = (  # around any noun phrase
@@ -38,8 +37,19 @@ WHERE_FRAMES = (
     "Is there a mask for {}?",
 )  # not around "what ..." clauses
 WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
-COUNTS = ("No", "One", "Two", "Three", "Four", "Five", "Six")
-ORDER = ("first", "then", "last")  # lead the things of an enumeration: its beginning, all between, its end
+DEFINITE = ("The ", "the ")
+HINTS = (  # around one to three keywords of a property
+    "something to do with {}",
+    "the one to do with {}",
+    "what {} makes you think of",
+    "what goes with {}",
+    "the thing linked to {}",
+    "whatever has to do with {}",
+    "the one that suggests {}",
+    "something about {}",
+    "a thing of {}",
+)
+HINTED = 14  # questions by keywords that a property offers beside its wordings
 
 PLACES = {
     "left": ("on the left", "at the left", "to the left"),
@@ -96,7 +106,7 @@ class Candidate:
 class Asker:
     """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there.
 
-    `training` asks for properties in the ways of `wording.py` too.
+    `training` asks for properties in those wordings too that are for training alone, and by keywords.
     """
 
     knowledge: Knowledge
@@ -133,15 +143,20 @@ class Asker:
 
     def wordings(self, prop: Property, rng: np.random.Generator) -> tuple[str, ...]:
         """How a property is asked for."""
-        return taught(prop, rng) if self.training else prop.wordings
-
-    def wordings_there(self, prop: Property, rng: np.random.Generator) -> tuple[str, ...]:
-        """How a property is asked for that something in the picture has."""
-        return self.wordings(prop, rng) + (half_heard(prop, self.knowledge.words, rng) if self.training else ())
+        if not self.training:
+            return prop.wordings
+        count = HINTED if prop.keywords else 0
+        return (*prop.wordings, *prop.more, *(_hint(prop.keywords, rng) for _ in range(count)))
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
         """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
         return {key: self.knowledge.properties.get(key) or Property.spoken(key) for key in sprite.properties}
+
+
+def _hint(keywords: tuple[str, ...], rng: np.random.Generator) -> str:
+    """One to three keywords in a phrase: seldom the same twice, so that it is the words that have to be learnt."""
+    *before, last = (keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False))
+    return HINTS[rng.integers(len(HINTS))].format(f"{', '.join(before)} and {last}" if before else last)
 
 
 def _by_name(scene: Scene) -> dict[str, list[int]]:
@@ -297,7 +312,7 @@ def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 def _functions(
     asker: Asker, scene: Scene, rng: np.random.Generator, wordings: Callable | None = None
 ) -> Iterator[Candidate]:
-    wordings = wordings or (lambda prop: asker.wordings_there(prop, rng))
+    wordings = wordings or (lambda prop: asker.wordings(prop, rng))
     holders: dict[str, list[int]] = {}
     known: dict[str, Property] = {}
     for i, thing in enumerate(scene.objects):
@@ -333,26 +348,20 @@ def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
         if len(order) >= count:
             names = [objects[i].name for i in order[:count]]
             phrase = ", ".join(f"the {n}" for n in names[:-1]) + f" and the {names[-1]}"
-            answer = "T" + ", ".join(f"the {n} {SEG}" for n in names)[1:]
+            answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
             yield Candidate(phrase, answer, tuple(order[:count]), ("+".join(names), "and"))
     for noun, group in _by_noun(scene).items():
         if len(group) < 2:
             continue
         group = sorted(group, key=lambda i: objects[i].center[0])
         names = [objects[i].name for i in group]
+        answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
         kind = noun if noun == names[0] else asker.knowledge.plural(noun)
         forms = (
             ("every {}", "each {}") if noun == names[0] else ("all the {}", "all {} here", "the {} from left to right")
         )
         for form in forms:
-            yield Candidate(form.format(kind), _enumerated(names), tuple(group), ("+".join(names), form))
-
-
-def _enumerated(names: list[str]) -> str:
-    """Things from left to right, after how many they are: what is to come is settled before the first mask, and which of
-    several equal things is meant by the word before each."""
-    leads = (ORDER[0], *[ORDER[1]] * (len(names) - 2), ORDER[2])
-    return f"{COUNTS[len(names)]}: " + ", ".join(f"{lead} the {n} {SEG}" for lead, n in zip(leads, names, strict=True))
+            yield Candidate(form.format(kind), answer, tuple(group), ("+".join(names), form))
 
 
 def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
