@@ -169,10 +169,10 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
 def _scores(rows: list[dict]) -> dict[str, Any]:
     each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
     total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
-    further = [min(len(row["counts"]) / max(len(row["objects"]), 1), 1.0) for row in rows]
+    wanted = [len(row["counts"]) / max(len(row["counts"]), len(row["objects"])) for row in rows]  # share of the masks
     return {
         "giou": float(np.mean(each)) if each else None,
-        "strict_giou": float(np.mean(np.multiply(each, further))) if each else None,
+        "strict_giou": float(np.mean(np.multiply(each, wanted))) if each else None,
         "ciou": total.ciou,
         "t_acc": float(np.mean([row["status"] != "absent" for row in rows])) if rows else None,
         "n": len(rows),

@@ -8,7 +8,7 @@ from rich.table import Table
 
 def print_scenes(summary: dict) -> None:
     """The scores of `eval scenes`: a line a level, then what they are worth."""
-    table = Table(title="eval scenes")
+    table = Table(title="eval scenes", caption="strict: gIoU with masks beyond those asked for as wrong ones")
     for name in ("level", "gIoU", "95 % interval", "strict", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
@@ -17,7 +17,6 @@ def print_scenes(summary: dict) -> None:
         table.add_row(
             level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None
         )
-    table.caption = "strict: gIoU where every mask beyond those asked for counts as a wrong one"
     console = Console()
     console.print(table)
     worth = Table(title="what the score is worth")
