@@ -9,11 +9,11 @@ from reasonseg.backbones.llava import Pack
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.objectives import Codes, Properties
-from reasonseg.objectives.properties import NOT_ASKED, facts_of
+from reasonseg.objectives.properties import MOST, NOT_ASKED, facts_of
 from reasonseg.scenes.knowledge import Knowledge
 from reasonseg.speaking import IGNORED
 
-LEVELS = ("function", "missing", "name", "alike")
+LEVELS = ("function", "missing", "name", "alike", "multi")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def objective(segmenter):
 @pytest.fixture(scope="module")
 def batch(objective):
     config = Config("train", size=252, per_scene=3, same_shape=32, levels=LEVELS, shown=1, labelled=0.5)
-    items = objective.dataset(Kind("scenes", config), 18, 5)
+    items = objective.dataset(Kind("scenes", config), 24, 5)
     return objective.collate([items[i] for i in range(len(items))])
 
 
@@ -46,7 +46,7 @@ def test_questions_know_what_they_ask_for(batch, objective):
     names_of = {number: name for name, number in objective.numbers.items()} | {0: ""}
     asked = {"function": 0, "missing": 0}
     for sample, about, things in zip(batch["samples"], batch["about"].tolist(), batch["things"], strict=True):
-        if sample.level in ("name", "alike"):
+        if sample.level in ("name", "alike", "multi"):
             assert about == NOT_ASKED
             continue
         asked[sample.level] += 1
@@ -84,15 +84,34 @@ def test_the_readers_teach_the_layers_below_them(batch, objective):
         float(parts["text"]) + 0.7 * float(parts["aim"]) + 0.5 * float(parts["shown"] + parts["asked"]), rel=1e-3
     )
     layers = objective.segmenter.backbone.layers
-    watch = layers[1].register_forward_hook(
-        lambda _, inputs, output: known.append(objective.known(objective.norm(output.float()), batch))
-    )
+    watches = [layers[i].register_forward_hook(lambda _, inputs, output: known.append(output.float())) for i in (1, 2)]
     super(Properties, objective).forward(batch)
-    watch.remove()
-    (known[0]["shown"] + known[0]["asked"]).backward()
+    for watch in watches:
+        watch.remove()
+    read = objective.known(*map(objective.norm, known), batch)
+    (read["shown"] + read["asked"]).backward(retain_graph=True)
     grads = [None if (g := layer.self_attn.q_proj.weight.grad) is None else float(g.abs().sum()) for layer in layers]
     assert grads[0] > 0 and grads[1] > 0 and grads[2:] == [None, None]
+    read["number"].backward()
+    assert layers[2].self_attn.q_proj.weight.grad.abs().sum() > 0 and layers[3].self_attn.q_proj.weight.grad is None
     objective.zero_grad()
+
+
+def test_numbers_are_those_of_the_answers(batch):
+    for sample, number, shares in zip(batch["samples"], batch["number"].tolist(), batch["middles"], strict=True):
+        assert number == (len(sample.truth.masks) if sample.level == "multi" else NOT_ASKED)
+        assert shares.sum() >= max(number, 1) - 1e-4  # all things of the picture
+
+
+def test_counting_is_weighed(batch, objective):
+    parts = objective(batch)
+    objective.counting = 0.5
+    try:
+        counted = objective(batch)
+    finally:
+        objective.counting = 0.0
+    extra = 0.5 * (parts["number"] + 0.2 * parts["middle"])
+    assert counted["loss"].item() == pytest.approx((parts["loss"] + extra).item(), rel=1e-3)
 
 
 def test_what_is_read_is_read_at_its_place(batch, objective):
@@ -100,17 +119,22 @@ def test_what_is_read_is_read_at_its_place(batch, objective):
     samples, facts = batch["samples"], len(objective.properties)
     backbone, row = objective.segmenter.backbone, [k // 3 for k in range(len(batch["samples"]))]
     start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
-    states = torch.full((row[-1] + 1, 600, facts), -9.0)
+    states = torch.full((row[-1] + 1, 700, facts), -9.0)
     states[:, start : start + backbone.patches] = 18 * objective.held[torch.from_numpy(batch["things"][::3])] - 9
     for r, end, about in zip(row, objective.ends(samples, row, start), batch["about"].tolist(), strict=True):
         states[r, end, about] = 9.0 if about != NOT_ASKED else -9.0
-    kept = objective.shown, objective.asked
-    objective.shown = objective.asked = torch.nn.Identity()
+    higher = torch.full((row[-1] + 1, 700, MOST + 1), -9.0)
+    for r, end, number in zip(row, objective.ends(samples, row, start), batch["number"].tolist(), strict=True):
+        higher[r, end, max(number, 0)] = 9.0
+    kept = objective.shown, objective.asked, objective.number, objective.middle
+    objective.shown = objective.asked = objective.number = torch.nn.Identity()
+    objective.middle = torch.nn.LazyLinear(1)  # whatever it says, it is not asked here
     try:
-        known = objective.known(states, batch)
+        known = objective.known(states, higher, batch)
     finally:
-        objective.shown, objective.asked = kept
-    assert known["facts"] == 1 and known["heard"] == 1 and known["shown"] < 0.01 and known["asked"] < 0.01
+        objective.shown, objective.asked, objective.number, objective.middle = kept
+    assert known["facts"] == known["heard"] == known["counted"] == 1
+    assert known["shown"] < 0.01 and known["asked"] < 0.01 and known["number"] < 0.01
 
 
 def test_swapped_questions_are_taught_from_the_colon_on(objective, segmenter):
@@ -118,7 +142,7 @@ def test_swapped_questions_are_taught_from_the_colon_on(objective, segmenter):
     config = Config("train", size=252, per_scene=3, same_shape=32, levels=LEVELS[:3])
     data, plain = (o.dataset(Kind("scenes", config), 12, 5) for o in (swapping, objective))
     items = [(data[i], plain[i]) for i in range(12)]
-    for (swapped, _, about), (sample, _, _) in items:
+    for (swapped, *_, about, _), (sample, *_) in items:
         assert swapped.truth.text == sample.truth.text and np.array_equal(swapped.query.image, sample.query.image)
         if sample.level == "name":
             assert swapped.query.text == sample.query.text

@@ -1,14 +1,19 @@
 """Dense supervision of a vision tower on drawn scenes: every patch says what it shows, its colour, and its thing's box.
 
-The first stage of the embedded model: a tower that can name what it sees is worth many epochs of language later.
+The first stage of the embedded model: a tower that can name what it sees is worth many epochs of language later. Asked to, it
+also learns which patches are of one thing, where the middle of each lies, how many others are like it and which of them it is from
+the left: a causal language model over patches finds what a patch says, and does not count.
 """
 
 from __future__ import annotations
+
+from copy import deepcopy
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -21,13 +26,16 @@ from reasonseg.segmenter import Segmenter
 
 COLORS = tuple(HUES)
 BACKGROUND = -1  # in `color` and `upside_down`: nothing to say
+BLUR = 0.6  # patches: how far the middle of a thing is spread
+MOST = 4  # equal things that are told apart in number, and places among them
 
 
 class DenseScenes(Dataset):
-    """Scene `i` of a seed as (pixels, labels per patch), a pure function of both. Every other scene is crowded."""
+    """Scene `i` of a seed as (pixels, labels per patch), a pure function of both. Every `crowded`-th is crowded."""
 
-    def __init__(self, sprites: list[Sprite], size: int, patch: int, seed: int, length: int):
+    def __init__(self, sprites: list[Sprite], size: int, patch: int, seed: int, length: int, crowded: int = 2):
         self.sprites, self.size, self.patch, self.seed, self.length = sprites, size, patch, seed, length
+        self.crowded = crowded
         self.classes = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
 
     def __len__(self) -> int:
@@ -38,14 +46,18 @@ class DenseScenes(Dataset):
             raise IndexError(i)
         rng = np.random.default_rng([self.seed, 77, i])
         side = self.size if rng.random() < 0.8 else self.size * 3 // 2  # a bigger picture comes in softened
-        scene = draw_scene(rng, self.sprites, side, crowd=int(rng.integers(6, 9)) if i % 2 else 0)
+        scene = draw_scene(rng, self.sprites, side, crowd=int(rng.integers(6, 9)) if i % self.crowded == 1 else 0)
         image = corner_pad(scene.image, side)
         if side != self.size:
             image = np.asarray(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
         return {"image": image, **self.labels(scene)}
 
     def labels(self, scene: Scene) -> dict[str, np.ndarray]:
-        """Per patch: `thing` (0 background), `color`, `upside_down` (-1 unknown), `box` as fractions of the side."""
+        """Per patch: `thing` (0 background), `color`, `upside_down` (-1 unknown), `box` as fractions of the side.
+
+        `owner` says which thing of the scene it is (0 background), `middle` how much of the middle of that thing it holds, `row`
+        `[t, 4]` how many equal things there are and which from the left it is (from 0), and the same among those of its kind.
+        """
         side, owner = max(scene.image.shape), owners(scene, self.size // self.patch)
         table = [(0, BACKGROUND, BACKGROUND, 0, 0, 0, 0)]
         for thing in scene.objects:
@@ -53,11 +65,15 @@ class DenseScenes(Dataset):
             box = [c / side for c in thing.box]
             table.append((self.classes[thing.name], color, int(thing.upside_down), *box))
         rows = np.array(table, np.float32)[owner]
+        stand = np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])
         return {
             "thing": rows[:, 0].astype(np.int64),
             "color": rows[:, 1].astype(np.int64),
             "upside_down": rows[:, 2].astype(np.int64),
             "box": rows[:, 3:],
+            "owner": owner,
+            "middle": middles(scene, owner),
+            "row": stand[owner],
         }
 
 
@@ -70,7 +86,40 @@ def owners(scene: Scene, grid: int) -> np.ndarray:
         padded[: thing.mask.shape[0], : thing.mask.shape[1]] = thing.mask
         share[k] = padded.reshape(grid, side // grid, grid, side // grid).mean((1, 3))
     share[0] = 0.4  # a patch belongs to a thing that covers more of it than this
-    return share.argmax(0).ravel()
+    share = share.reshape(len(share), -1)
+    owner = share.argmax(0)
+    for k in range(1, len(share)):  # a necklace may cover no patch so well; it has its best one
+        if k not in owner:
+            owner[share[k].argmax()] = k
+    return owner
+
+
+def middles(scene: Scene, owner: np.ndarray) -> np.ndarray:
+    """How much of the middle of its thing's box each patch of `owner` holds, float32; 1 for each thing, its nearest patches having most."""
+    grid, side = int(len(owner) ** 0.5), max(scene.image.shape)
+    places = (np.stack(np.divmod(np.arange(len(owner)), grid)[::-1], 1) + 0.5) / grid
+    share = np.zeros(len(owner), np.float32)
+    for k in np.unique(owner[owner > 0]):
+        x0, y0, x1, y1 = scene.objects[k - 1].box
+        mine = np.flatnonzero(owner == k)
+        away = np.square((places[mine] - ((x0 + x1) / 2 / side, (y0 + y1) / 2 / side)) * grid / BLUR).sum(1) / 2
+        near = np.exp(away.min() - away)
+        share[mine] = near / near.sum()
+    return share
+
+
+def standing(scene: Scene) -> np.ndarray:
+    """Of each thing, int64 `[n, 4]`: how many others are called the same, how many of those are further left; the same for its kind.
+
+    At most `MOST` - 1 each.
+    """
+    things = scene.objects
+    x = np.array([thing.center[0] for thing in things])
+    columns = []
+    for words in ([thing.name for thing in things], [thing.sprite.category for thing in things]):
+        alike = np.array([[a == b for b in words] for a in words])
+        columns += [alike.sum(1) - 1, (alike & (x[None] < x[:, None])).sum(1)]
+    return np.stack(columns, 1).clip(max=MOST - 1).astype(np.int64)
 
 
 def corner_pad(image: np.ndarray, size: int, fill: int = 128) -> np.ndarray:
@@ -106,28 +155,98 @@ class DenseHeads(nn.Module):
         return {"loss": loss, "accuracy": accuracy.detach(), **{k: v.detach() for k, v in parts.items()}}
 
 
+class ApartHeads(nn.Module):
+    """Readers of patch features that tell things apart: which patches are of one thing, where its middle lies, how it stands
+    among its like.
+
+    Two patches are of one thing where the product of a query and a key says so, as attention would find it.
+    """
+
+    def __init__(self, width: int, narrow: int = 48):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, narrow), nn.Linear(width, narrow)
+        self.middle, self.row = nn.Linear(width, 1), nn.Linear(width, 4 * MOST)
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+        nn.init.constant_(self.middle.bias, -4.0)  # few patches are a middle
+
+    def forward(self, features: torch.Tensor, labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Losses by name, `apart` their sum; `together` and `ranked` are how often patches of equal things are judged rightly:
+        two of them to be of two things, one by how its thing stands among those of its name."""
+        features, owner, thing = self.norm(features), labels["owner"], labels["thing"]
+        logits = (self.query(features) @ self.key(features).transpose(1, 2)).float() / self.query.out_features**0.5
+        logits = logits + self.bias
+        ours = owner[:, :, None] == owner[:, None]
+        alike = thing[:, :, None] == thing[:, None]
+        shown = (owner > 0)[:, :, None]
+        each = F.binary_cross_entropy_with_logits(logits, ours.float(), reduction="none")
+        kinds = {"same": shown & ours, "other": shown & ~alike, "twin": shown & alike & ~ours}
+        parts = {name: each[pairs].mean() if pairs.any() else each.sum() * 0 for name, pairs in kinds.items()}
+        middle = self.middle(features).float()[..., 0]
+        spread = F.binary_cross_entropy_with_logits(middle, labels["middle"], reduction="sum")
+        parts["middle"] = spread / labels["middle"].sum().clamp(min=1)
+        row, stand = self.row(features).float().unflatten(-1, (4, MOST)), labels["row"]
+        for i, name in ((0, "name"), (2, "kind")):  # those with others like them, and as much the rest
+            several, alone = (owner > 0) & (stand[..., i] > 0), (owner > 0) & (stand[..., i] == 0)
+            each = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)[..., i : i + 2]
+            parts[name] = sum(each[which].sum() / which.sum().clamp(min=1) for which in (several, alone)) / 2
+        right = ((logits > 0) == ours)[kinds["twin"]].float().mean()
+        ranked = (row.argmax(-1) == stand)[..., :2].all(-1)[(owner > 0) & (stand[..., 0] > 0)].float().mean()
+        return {"apart": sum(parts.values()), "together": right, "ranked": ranked, **parts}
+
+
 class Dense(Objective):
     """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to the decoder's encoder.
 
-    `copy` off leaves the encoder alone, where it has learned already.
+    `apart` weighs telling things apart (`ApartHeads`). `keep` weighs staying close to the features the tower began with, for
+    those who read them already; `readers` (the `finished.safetensors` of an earlier stage) are taken on, since fresh ones would
+    shake it. Every `crowded`-th scene (2 or more) is full of things, which have few equals. `copy` off leaves the encoder alone,
+    where it has learned already.
     """
 
-    def __init__(self, segmenter: Segmenter, copy: bool = True):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        copy: bool = True,
+        apart: float = 0.0,
+        keep: float = 0.0,
+        readers: str = "",
+        crowded: int = 2,
+    ):
         super().__init__()
-        self.segmenter, self.copy = segmenter, copy
+        self.segmenter, self.copy, self.apart, self.keep, self.crowded = segmenter, copy, apart, keep, crowded
         vision = segmenter.backbone.model.config.vision_config
         self.size, self.patch, self.width = vision.image_size, vision.patch_size, vision.hidden_size
         self.heads = DenseHeads(self.width, len(pack_of("")))
+        self.apart_heads = ApartHeads(self.width) if apart else None
+        self.before = (
+            [deepcopy(segmenter.backbone.tower).requires_grad_(False)] if keep else []
+        )  # not trained, not saved
+        if readers:
+            kept = {k: v for k, v in load_file(readers).items() if not k.startswith("segmenter.")}
+            self.load_state_dict(kept, strict=False)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
-        return DenseScenes(pack_of(data.config.sprites), self.size, self.patch, seed, length)
+        return DenseScenes(pack_of(data.config.sprites), self.size, self.patch, seed, length, self.crowded)
 
     def collate(self, items: list[dict]) -> dict:
         return {name: torch.from_numpy(np.stack([item[name] for item in items])) for name in items[0]}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         pixels = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self.heads(tower_features(self.segmenter, pixels), {k: v for k, v in batch.items() if k != "image"})
+        features = tower_features(self.segmenter, pixels)
+        parts = self.heads(features, batch)
+        if self.apart:
+            found = self.apart_heads(features, batch)
+            parts["loss"] = parts["loss"] + self.apart * found["apart"]
+            parts |= {name: value.detach() for name, value in found.items()}
+        for tower in self.before:
+            with torch.no_grad():
+                known = tower(pixels, output_hidden_states=True).hidden_states[-1].float()
+            moved = (features.float() - known).square().mean() / known.var(dim=(0, 1)).mean()
+            parts["loss"] = parts["loss"] + self.keep * moved
+            parts["moved"] = moved.detach()
+        return parts
 
     def finish(self) -> None:
         """Gives the decoder's image encoder the tower's layers, as far as it has them."""

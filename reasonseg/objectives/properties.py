@@ -8,6 +8,7 @@ cannot tell that nothing matches. Here its states halfway up must hold both side
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
-from reasonseg.objectives.patches import owners
+from reasonseg.objectives.patches import middles, owners
 from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
@@ -29,6 +30,19 @@ from reasonseg.vocabulary import Sample
 NOT_ASKED, SWAPPED = -1, "swapped"
 FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
 BACKGROUND = 0.25  # of a foreground patch's weight
+MOST = 8  # things that are told apart in number
+MIDDLE = 0.2  # of the loss of `number`
+
+
+class Known(NamedTuple):
+    """A sample and what is known of it: the thing of each patch (0 background), its share of that one's middle, the property
+    asked for and the number of things asked for (`NOT_ASKED` where it asks for none, or for a single thing)."""
+
+    sample: Sample
+    things: np.ndarray
+    middles: np.ndarray
+    about: int
+    number: int
 
 
 class Properties(Language):
@@ -37,10 +51,19 @@ class Properties(Language):
     Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
     properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
     taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
-    and no wording can be learnt by heart. Other options are those of `Language`.
+    and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how much of the middle of its thing
+    it shows; where a question for several things ends, one layer higher, how many there are. Other options are those of `Language`.
     """
 
-    def __init__(self, segmenter: Segmenter, knowing: float = 0.5, layer: int = 2, swapped: float = 0.0, **options):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        knowing: float = 0.5,
+        layer: int = 2,
+        swapped: float = 0.0,
+        counting: float = 0.0,
+        **options,
+    ):
         super().__init__(segmenter, **options)
         backbone = segmenter.backbone
         if not hasattr(backbone, "grid") or backbone.pixels.aspect != "pad":
@@ -49,7 +72,7 @@ class Properties(Language):
             )
         if not 1 <= layer <= len(backbone.layers):
             raise InputError(f"options.layer {layer}: the language model has layers 1 to {len(backbone.layers)}")
-        self.knowing, self.layer, self.swapped = knowing, layer, swapped
+        self.knowing, self.layer, self.swapped, self.counting = knowing, layer, swapped, counting
         sprites = pack_of("")
         facts, held = facts_of(sprites)
         self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
@@ -59,7 +82,9 @@ class Properties(Language):
         self.norm = nn.LayerNorm(width)
         self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
         nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
-        self.seen = torch.empty(0)
+        self.middle, self.number = nn.Linear(width, 1), nn.Linear(width, MOST + 1)
+        nn.init.constant_(self.middle.bias, -4.0)
+        self.seen: list[torch.Tensor] = []
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         grid = self.segmenter.backbone.grid
@@ -73,9 +98,10 @@ class Properties(Language):
             )
         return _Known(data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped)
 
-    def collate(self, items: list[tuple[Sample, np.ndarray, int]]) -> dict:
-        samples, things, about = zip(*items, strict=True)
-        return {"samples": list(samples), "things": np.stack(things), "about": torch.tensor(about)}
+    def collate(self, items: list[Known]) -> dict:
+        samples, things, shares, about, number = zip(*items, strict=True)
+        known = {"things": np.stack(things), "middles": np.stack(shares)}
+        return {"samples": list(samples), **known, "about": torch.tensor(about), "number": torch.tensor(number)}
 
     def counts(self, batch: dict) -> dict[str, int]:
         """None: what is known is averaged over a batch."""
@@ -88,36 +114,51 @@ class Properties(Language):
         return [len(backbone.text_ids(lead)) for lead in leads]
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
-        layer = self.segmenter.backbone.layers[self.layer - 1]
-        watch = layer.register_forward_hook(lambda module, inputs, output: setattr(self, "seen", output))
+        layers = self.segmenter.backbone.layers
+        higher = min(self.layer, len(layers) - 1)
+        self.seen = []
+        watches = [
+            layers[i].register_forward_hook(lambda module, inputs, output: self.seen.append(output))
+            for i in (self.layer - 1, higher)
+        ]
         try:
             parts = super().forward(batch, counts)
         finally:
-            watch.remove()
-        known = self.known(self.norm(self.seen.float()), batch)
-        self.seen = torch.empty(0)
+            for watch in watches:
+                watch.remove()
+        known = self.known(*(self.norm(states.float()) for states in self.seen), batch)
+        self.seen = []
         parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
+        parts["loss"] = parts["loss"] + self.counting * (known["number"] + MIDDLE * known["middle"])
         return parts | {name: value.detach() for name, value in known.items()}
 
-    def known(self, states: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
-        """Losses of both readers on states `[rows, t, width]`, and how often `asked` and all facts `shown` are read rightly."""
+    def known(self, states: torch.Tensor, higher: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
+        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how often `asked` and `number` and
+        all facts `shown` are read rightly."""
         backbone, samples = self.segmenter.backbone, batch["samples"]
         images, row = distinct([s.query.image for s in samples])
         first = [row.index(r) for r in range(len(images))]
-        things = torch.from_numpy(batch["things"][first]).to(states.device)
-        truth = self.held[things]
         start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
-        logits = self.shown(states[:, start : start + backbone.patches])
+        patches = states[:, start : start + backbone.patches]
+        shown = torch.from_numpy(batch["things"][first]).to(states.device)
+        ends = torch.tensor(self.ends(samples, row, start), device=states.device)
+        rows = torch.tensor(row, device=states.device)
+        parts = self.patches_read(patches, shown, torch.from_numpy(batch["middles"][first]).to(states.device))
+        parts["asked"], parts["heard"] = _chosen(self.asked, states[rows, ends], batch["about"])
+        parts["number"], parts["counted"] = _chosen(self.number, higher[rows, ends], batch["number"])
+        return parts
+
+    def patches_read(
+        self, patches: torch.Tensor, things: torch.Tensor, shares: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of middles `[n, t]`."""
+        truth, logits = self.held[things], self.shown(patches)
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
         weight = torch.where(things > 0, 1.0, BACKGROUND)
         right = ((logits > 0) == (truth > 0)).all(-1)[things > 0].float().mean()
-        about = batch["about"].to(states.device)
-        asking = (about != NOT_ASKED).nonzero()[:, 0]
-        ends = torch.tensor(self.ends(samples, row, start), device=states.device)
-        heard = self.asked(states[torch.tensor(row, device=states.device), ends][asking])
-        asked = F.cross_entropy(heard, about[asking]) if len(asking) else heard.sum()
-        hits = (heard.argmax(-1) == about[asking]).float().mean() if len(asking) else heard.new_zeros(())
-        return {"shown": (each * weight).sum() / weight.sum(), "asked": asked, "facts": right, "heard": hits}
+        middle = F.binary_cross_entropy_with_logits(self.middle(patches)[..., 0], shares, reduction="sum")
+        middle = middle / shares.sum().clamp(min=1)
+        return {"shown": (each * weight).sum() / weight.sum(), "facts": right, "middle": middle}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
         """Where each prompt ends in its packed row (see `Pack`): the state there begins the answer."""
@@ -132,6 +173,16 @@ class Properties(Language):
         return found
 
 
+def _chosen(reader: nn.Module, states: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of a reader of states `[n, width]` where there is a truth `[n]`, and how often it is right."""
+    truth = truth.to(states.device)
+    logits = reader(states[truth != NOT_ASKED])
+    truth = truth[truth != NOT_ASKED]
+    if not len(truth):
+        return logits.sum(), logits.new_zeros(())
+    return F.cross_entropy(logits, truth), (logits.argmax(-1) == truth).float().mean()
+
+
 def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
     """All facts, and which hold of each sprite `[1 + sprites, facts]`, the background first, of which none does."""
     true = [{f"name {s.name}", f"kind {s.category}", *s.properties} for s in sprites]
@@ -140,7 +191,7 @@ def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
 
 
 class _Known(Dataset):
-    """Samples with the thing of each patch and the property each asks about."""
+    """Drawn scenes with what is known of each sample."""
 
     def __init__(
         self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int, swapped: float = 0.0
@@ -150,14 +201,16 @@ class _Known(Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def __getitem__(self, i: int) -> tuple[Sample, np.ndarray, int]:
+    def __getitem__(self, i: int) -> Known:
         sample, scene, question = self.scenes.known(i)
-        number = np.array([0, *(self.numbers[thing.name] for thing in scene.objects)])
+        things = np.array([0, *(self.numbers[thing.name] for thing in scene.objects)])
+        owner = owners(scene, self.grid)
         about = self.properties.get(question.about, NOT_ASKED)
+        number = min(len(question.targets), MOST) if question.level == "multi" else NOT_ASKED
         rng = np.random.default_rng([self.scenes.config.seed, 6, i])
         if about != NOT_ASKED and rng.random() < self.swapped:
             sample, about = self._swapped(sample, rng), NOT_ASKED
-        return sample, number[owners(scene, self.grid)], about
+        return Known(sample, things[owner], middles(scene, owner), about, number)
 
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         asker = self.scenes.asker
