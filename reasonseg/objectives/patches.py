@@ -1,8 +1,8 @@
 """Dense supervision of a vision tower on drawn scenes: every patch says what it shows, its colour, and its thing's box.
 
 The first stage of the embedded model: a tower that can name what it sees is worth many epochs of language later. Asked to, it
-also learns which patches are of one thing, where the middle of each lies, how many others are like it and which of them it is from
-the left: a causal language model over patches finds what a patch says, and does not count.
+also learns which patches are of one thing, where the middle of each lies, how many others are like it and which of them it is
+from the left: a causal language model over patches finds what a patch says, and does not count.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def owners(scene: Scene, grid: int) -> np.ndarray:
 
 
 def middles(scene: Scene, owner: np.ndarray) -> np.ndarray:
-    """How much of the middle of its thing's box each patch of `owner` holds, float32; 1 for each thing, its nearest patches having most."""
+    """How much of the middle of its thing's box each patch of `owner` holds, float32: 1 for each thing, most in the nearest."""
     grid, side = int(len(owner) ** 0.5), max(scene.image.shape)
     places = (np.stack(np.divmod(np.arange(len(owner)), grid)[::-1], 1) + 0.5) / grid
     share = np.zeros(len(owner), np.float32)
@@ -109,7 +109,7 @@ def middles(scene: Scene, owner: np.ndarray) -> np.ndarray:
 
 
 def standing(scene: Scene) -> np.ndarray:
-    """Of each thing, int64 `[n, 4]`: how many others are called the same, how many of those are further left; the same for its kind.
+    """Of each thing, int64 `[n, 4]`: how many others are called the same, how many of those are further left; so for its kind.
 
     At most `MOST` - 1 each.
     """

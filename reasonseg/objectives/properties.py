@@ -52,7 +52,7 @@ class Properties(Language):
     properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
     taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
     and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how much of the middle of its thing
-    it shows; where a question for several things ends, one layer higher, how many there are. Other options are those of `Language`.
+    it shows; where a question for several things ends, one layer higher, how many there are. Other options: see `Language`.
     """
 
     def __init__(
