@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_model
 
+from reasonseg import InputError
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Config, pack_of
-from reasonseg.objectives import Dense
+from reasonseg.objectives import Codes, Dense
 from reasonseg.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
 from reasonseg.scenes.drawing import draw_scene
 
@@ -127,3 +128,16 @@ def test_readers_of_an_earlier_stage_are_taken_on(segmenter, batch, tmp_path):
         assert torch.equal(value, earlier.state_dict()[name]), name
     with torch.no_grad():
         assert torch.equal(later(batch)["loss"], earlier(batch)["loss"])
+
+
+@pytest.mark.parametrize("crowded", [0, 1])
+def test_not_every_scene_can_be_crowded(segmenter, crowded):
+    with pytest.raises(InputError, match=f"options.crowded {crowded}"):
+        Dense(segmenter, crowded=crowded)
+
+
+def test_what_an_earlier_stage_did_not_leave(segmenter):
+    with pytest.raises(InputError, match="options.readers out/none: no such file"):
+        Dense(segmenter, apart=1.0, readers="out/none")
+    with pytest.raises(InputError, match="options.coder out/none: no such file"):
+        Codes(segmenter, fresh=False, coder="out/none")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg.config import Kind
+from reasonseg.errors import InputError
 from reasonseg.segmenter import Segmenter
 
 
@@ -33,6 +37,13 @@ class Objective(nn.Module):
 
     def finish(self) -> None:
         """What is handed over when the stage ends."""
+
+
+def kept(option: str, file: str) -> dict[str, torch.Tensor]:
+    """What an earlier stage's `finished.safetensors` holds beside the segmenter. Raises `InputError` where there is none."""
+    if not Path(file).is_file():
+        raise InputError(f"options.{option} {file}: no such file; name the finished.safetensors of an earlier stage")
+    return {name: value for name, value in load_file(file).items() if not name.startswith("segmenter.")}
 
 
 def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import pack_of
-from reasonseg.objectives.base import Objective, box_in, mean_overlap, resampled, tower_features
+from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
 from reasonseg.objectives.patches import corner_pad
 from reasonseg.prompt import Prompt
 from reasonseg.scenes.drawing import draw_scene
@@ -97,8 +96,10 @@ class Codes(Objective):
         if fresh:
             align(segmenter.decoder, self.coder)
         if coder:
-            kept = load_file(coder)
-            self.coder.load_state_dict({k.removeprefix("coder."): v for k, v in kept.items() if k.startswith("coder.")})
+            found = kept("coder", coder)
+            self.coder.load_state_dict(
+                {k.removeprefix("coder."): v for k, v in found.items() if k.startswith("coder.")}
+            )
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return SceneMasks(pack_of(data.config.sprites), data.config.size, seed, length)

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import pack_of
-from reasonseg.objectives.base import Objective, resampled, tower_features
+from reasonseg.errors import InputError
+from reasonseg.objectives.base import Objective, kept, resampled, tower_features
 from reasonseg.scenes.drawing import Scene, draw_scene
 from reasonseg.scenes.sprites import HUES, Sprite
 from reasonseg.segmenter import Segmenter
@@ -56,7 +56,7 @@ class DenseScenes(Dataset):
         """Per patch: `thing` (0 background), `color`, `upside_down` (-1 unknown), `box` as fractions of the side.
 
         `owner` says which thing of the scene it is (0 background), `middle` how much of the middle of that thing it holds, `row`
-        `[t, 4]` how many equal things there are and which from the left it is (from 0), and the same among those of its kind.
+        `[t, 4]` how that thing stands among its like (`standing`; 0 in the background).
         """
         side, owner = max(scene.image.shape), owners(scene, self.size // self.patch)
         table = [(0, BACKGROUND, BACKGROUND, 0, 0, 0, 0)]
@@ -155,6 +155,12 @@ class DenseHeads(nn.Module):
         return {"loss": loss, "accuracy": accuracy.detach(), **{k: v.detach() for k, v in parts.items()}}
 
 
+def middle_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy of logits `[n, t, 1]` with `middles` `[n, t]`, for each thing."""
+    each = F.binary_cross_entropy_with_logits(logits.float()[..., 0], shares, reduction="sum")
+    return each / shares.sum().clamp(min=1)
+
+
 class ApartHeads(nn.Module):
     """Readers of patch features that tell things apart: which patches are of one thing, where its middle lies, how it stands
     among its like.
@@ -182,14 +188,13 @@ class ApartHeads(nn.Module):
         each = F.binary_cross_entropy_with_logits(logits, ours.float(), reduction="none")
         kinds = {"same": shown & ours, "other": shown & ~alike, "twin": shown & alike & ~ours}
         parts = {name: each[pairs].mean() if pairs.any() else each.sum() * 0 for name, pairs in kinds.items()}
-        middle = self.middle(features).float()[..., 0]
-        spread = F.binary_cross_entropy_with_logits(middle, labels["middle"], reduction="sum")
-        parts["middle"] = spread / labels["middle"].sum().clamp(min=1)
+        parts["middle"] = middle_loss(self.middle(features), labels["middle"])
         row, stand = self.row(features).float().unflatten(-1, (4, MOST)), labels["row"]
+        missed = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)
         for i, name in ((0, "name"), (2, "kind")):  # those with others like them, and as much the rest
             several, alone = (owner > 0) & (stand[..., i] > 0), (owner > 0) & (stand[..., i] == 0)
-            each = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)[..., i : i + 2]
-            parts[name] = sum(each[which].sum() / which.sum().clamp(min=1) for which in (several, alone)) / 2
+            mine = missed[..., i : i + 2].sum(-1)
+            parts[name] = sum(mine[which].sum() / which.sum().clamp(min=1) for which in (several, alone)) / 2
         right = ((logits > 0) == ours)[kinds["twin"]].float().mean()
         ranked = (row.argmax(-1) == stand)[..., :2].all(-1)[(owner > 0) & (stand[..., 0] > 0)].float().mean()
         return {"apart": sum(parts.values()), "together": right, "ranked": ranked, **parts}
@@ -214,17 +219,17 @@ class Dense(Objective):
         crowded: int = 2,
     ):
         super().__init__()
+        if crowded < 2:
+            raise InputError(f"options.crowded {crowded}: every so many-th scene is crowded; take 2 or more")
         self.segmenter, self.copy, self.apart, self.keep, self.crowded = segmenter, copy, apart, keep, crowded
         vision = segmenter.backbone.model.config.vision_config
         self.size, self.patch, self.width = vision.image_size, vision.patch_size, vision.hidden_size
         self.heads = DenseHeads(self.width, len(pack_of("")))
         self.apart_heads = ApartHeads(self.width) if apart else None
-        self.before = (
-            [deepcopy(segmenter.backbone.tower).requires_grad_(False)] if keep else []
-        )  # not trained, not saved
+        before = deepcopy(segmenter.backbone.tower).requires_grad_(False) if keep else None
+        object.__setattr__(self, "before", before)  # seen, not owned: neither trained nor saved
         if readers:
-            kept = {k: v for k, v in load_file(readers).items() if not k.startswith("segmenter.")}
-            self.load_state_dict(kept, strict=False)
+            self.load_state_dict(kept("readers", readers), strict=False)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return DenseScenes(pack_of(data.config.sprites), self.size, self.patch, seed, length, self.crowded)
@@ -240,9 +245,9 @@ class Dense(Objective):
             found = self.apart_heads(features, batch)
             parts["loss"] = parts["loss"] + self.apart * found["apart"]
             parts |= {name: value.detach() for name, value in found.items()}
-        for tower in self.before:
+        if self.keep:
             with torch.no_grad():
-                known = tower(pixels, output_hidden_states=True).hidden_states[-1].float()
+                known = self.before(pixels, output_hidden_states=True).hidden_states[-1].float()
             moved = (features.float() - known).square().mean() / known.var(dim=(0, 1)).mean()
             parts["loss"] = parts["loss"] + self.keep * moved
             parts["moved"] = moved.detach()

@@ -21,7 +21,7 @@ from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
-from reasonseg.objectives.patches import middles, owners
+from reasonseg.objectives.patches import middle_loss, middles, owners
 from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
@@ -156,8 +156,7 @@ class Properties(Language):
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
         weight = torch.where(things > 0, 1.0, BACKGROUND)
         right = ((logits > 0) == (truth > 0)).all(-1)[things > 0].float().mean()
-        middle = F.binary_cross_entropy_with_logits(self.middle(patches)[..., 0], shares, reduction="sum")
-        middle = middle / shares.sum().clamp(min=1)
+        middle = middle_loss(self.middle(patches), shares)
         return {"shown": (each * weight).sum() / weight.sum(), "facts": right, "middle": middle}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
