@@ -161,6 +161,22 @@ def middle_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
     return each / shares.sum().clamp(min=1)
 
 
+def standing_read(logits: torch.Tensor, stand: torch.Tensor, shown: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Cross entropy of logits `[n, t, 4 * MOST]` with how things stand `[n, t, 4]` (`standing`) where patches show one `[n, t]`.
+
+    `name` and `kind` are means over those with others like them, and as much over the rest; `ranked` is how often both columns
+    of `name` are right among the former.
+    """
+    row, parts = logits.float().unflatten(-1, (4, MOST)), {}
+    missed = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)
+    for i, name in ((0, "name"), (2, "kind")):
+        several, alone = shown & (stand[..., i] > 0), shown & (stand[..., i] == 0)
+        mine = missed[..., i : i + 2].sum(-1)
+        parts[name] = sum(mine[which].sum() / which.sum().clamp(min=1) for which in (several, alone)) / 2
+    right = (row.argmax(-1) == stand)[..., :2].all(-1)
+    return parts | {"ranked": right[shown & (stand[..., 0] > 0)].float().mean()}
+
+
 class ApartHeads(nn.Module):
     """Readers of patch features that tell things apart: which patches are of one thing, where its middle lies, how it stands
     among its like.
@@ -189,15 +205,10 @@ class ApartHeads(nn.Module):
         kinds = {"same": shown & ours, "other": shown & ~alike, "twin": shown & alike & ~ours}
         parts = {name: each[pairs].mean() if pairs.any() else each.sum() * 0 for name, pairs in kinds.items()}
         parts["middle"] = middle_loss(self.middle(features), labels["middle"])
-        row, stand = self.row(features).float().unflatten(-1, (4, MOST)), labels["row"]
-        missed = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)
-        for i, name in ((0, "name"), (2, "kind")):  # those with others like them, and as much the rest
-            several, alone = (owner > 0) & (stand[..., i] > 0), (owner > 0) & (stand[..., i] == 0)
-            mine = missed[..., i : i + 2].sum(-1)
-            parts[name] = sum(mine[which].sum() / which.sum().clamp(min=1) for which in (several, alone)) / 2
+        standing = standing_read(self.row(features), labels["row"], owner > 0)
+        parts |= {name: standing[name] for name in ("name", "kind")}
         right = ((logits > 0) == ours)[kinds["twin"]].float().mean()
-        ranked = (row.argmax(-1) == stand)[..., :2].all(-1)[(owner > 0) & (stand[..., 0] > 0)].float().mean()
-        return {"apart": sum(parts.values()), "together": right, "ranked": ranked, **parts}
+        return {"apart": sum(parts.values()), "together": right, "ranked": standing["ranked"], **parts}
 
 
 class Dense(Objective):

@@ -21,7 +21,8 @@ from reasonseg.config import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
-from reasonseg.objectives.patches import middle_loss, middles, owners
+from reasonseg.objectives.patches import MOST as STANDING
+from reasonseg.objectives.patches import owners, standing, standing_read
 from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
@@ -31,16 +32,15 @@ NOT_ASKED, SWAPPED = -1, "swapped"
 FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
 BACKGROUND = 0.25  # of a foreground patch's weight
 MOST = 8  # things that are told apart in number
-MIDDLE = 0.2  # of the loss of `number`
 
 
 class Known(NamedTuple):
-    """A sample and what is known of it: the thing of each patch (0 background), its share of that one's middle, the property
-    asked for and the number of things asked for (`NOT_ASKED` where it asks for none, or for a single thing)."""
+    """A sample and what is known of it: the thing of each patch (0 background), how that one stands among its like (`standing`),
+    the property asked for and the number of things asked for (`NOT_ASKED` where it asks for none, or for a single thing)."""
 
     sample: Sample
     things: np.ndarray
-    middles: np.ndarray
+    stand: np.ndarray
     about: int
     number: int
 
@@ -51,8 +51,8 @@ class Properties(Language):
     Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
     properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
     taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
-    and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how much of the middle of its thing
-    it shows; where a question for several things ends, one layer higher, how many there are. Other options: see `Language`.
+    and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how its thing stands among its like;
+    where a question for several things ends, one layer higher, how many there are. Other options: see `Language`.
     """
 
     def __init__(
@@ -82,8 +82,7 @@ class Properties(Language):
         self.norm = nn.LayerNorm(width)
         self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
         nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
-        self.middle, self.number = nn.Linear(width, 1), nn.Linear(width, MOST + 1)
-        nn.init.constant_(self.middle.bias, -4.0)
+        self.row, self.number = nn.Linear(width, 4 * STANDING), nn.Linear(width, MOST + 1)
         self.seen: list[torch.Tensor] = []
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
@@ -99,8 +98,8 @@ class Properties(Language):
         return _Known(data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped)
 
     def collate(self, items: list[Known]) -> dict:
-        samples, things, shares, about, number = zip(*items, strict=True)
-        known = {"things": np.stack(things), "middles": np.stack(shares)}
+        samples, things, stand, about, number = zip(*items, strict=True)
+        known = {"things": np.stack(things), "stand": np.stack(stand)}
         return {"samples": list(samples), **known, "about": torch.tensor(about), "number": torch.tensor(number)}
 
     def counts(self, batch: dict) -> dict[str, int]:
@@ -129,7 +128,7 @@ class Properties(Language):
         known = self.known(*(self.norm(states.float()) for states in self.seen), batch)
         self.seen = []
         parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
-        parts["loss"] = parts["loss"] + self.counting * (known["number"] + MIDDLE * known["middle"])
+        parts["loss"] = parts["loss"] + self.counting * sum(known[part] for part in ("number", "name", "kind"))
         return parts | {name: value.detach() for name, value in known.items()}
 
     def known(self, states: torch.Tensor, higher: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
@@ -143,21 +142,19 @@ class Properties(Language):
         shown = torch.from_numpy(batch["things"][first]).to(states.device)
         ends = torch.tensor(self.ends(samples, row, start), device=states.device)
         rows = torch.tensor(row, device=states.device)
-        parts = self.patches_read(patches, shown, torch.from_numpy(batch["middles"][first]).to(states.device))
+        parts = self.patches_read(patches, shown, torch.from_numpy(batch["stand"][first]).to(states.device))
         parts["asked"], parts["heard"] = _chosen(self.asked, states[rows, ends], batch["about"])
         parts["number"], parts["counted"] = _chosen(self.number, higher[rows, ends], batch["number"])
         return parts
 
-    def patches_read(
-        self, patches: torch.Tensor, things: torch.Tensor, shares: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of middles `[n, t]`."""
+    def patches_read(self, patches: torch.Tensor, things: torch.Tensor, stand: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of how those stand `[n, t, 4]`."""
         truth, logits = self.held[things], self.shown(patches)
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
         weight = torch.where(things > 0, 1.0, BACKGROUND)
         right = ((logits > 0) == (truth > 0)).all(-1)[things > 0].float().mean()
-        middle = middle_loss(self.middle(patches), shares)
-        return {"shown": (each * weight).sum() / weight.sum(), "facts": right, "middle": middle}
+        parts = standing_read(self.row(patches), stand, things > 0)
+        return parts | {"shown": (each * weight).sum() / weight.sum(), "facts": right}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
         """Where each prompt ends in its packed row (see `Pack`): the state there begins the answer."""
@@ -209,7 +206,8 @@ class _Known(Dataset):
         rng = np.random.default_rng([self.scenes.config.seed, 6, i])
         if about != NOT_ASKED and rng.random() < self.swapped:
             sample, about = self._swapped(sample, rng), NOT_ASKED
-        return Known(sample, things[owner], middles(scene, owner), about, number)
+        stand = np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])[owner]
+        return Known(sample, things[owner], stand, about, number)
 
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         asker = self.scenes.asker
