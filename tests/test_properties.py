@@ -105,6 +105,23 @@ def test_numbers_are_those_of_the_answers(batch):
             assert stand[:, 0].max() >= min(number, STANDING) - 1
 
 
+def test_masks_yet_to_come_are_counted_down_at_their_marks(batch, objective):
+    backbone, samples = objective.segmenter.backbone, batch["samples"]
+    row = [k // 3 for k in range(len(samples))]
+    start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
+    of, at, count = objective.coming(samples, objective.ends(samples, row, start), batch["number"].tolist())
+    assert count[0] == NOT_ASKED and {samples[k].level for k in of[1:].tolist()} == {"multi"}
+    turns = [(backbone.prompt_ids(s.query), backbone.answer_ids(s.truth.text), 0) for s in samples]
+    packs = [Pack.of(turns[k : k + 3], backbone.image_id, backbone.patches) for k in range(0, len(turns), 3)]
+    for k, sample in enumerate(samples):
+        places = at[1:][of[1:] == k].tolist()
+        marked = [i for i in places if packs[row[k]].ids[i] == backbone.markers.seg]
+        number = len(sample.truth.masks) if sample.level == "multi" else 0
+        assert marked == places[1::2] and [i - 1 for i in marked] == places[::2] and len(marked) == number
+        left = count[1:][of[1:] == k].tolist()
+        assert left[::2] == list(range(number, 0, -1)) and left[1::2] == list(range(number - 1, -1, -1))
+
+
 def test_counting_is_weighed(batch, objective):
     parts = objective(batch)
     objective.counting = 0.5
@@ -112,7 +129,7 @@ def test_counting_is_weighed(batch, objective):
         counted = objective(batch)
     finally:
         objective.counting = 0.0
-    extra = 0.5 * (parts["number"] + parts["name"] + parts["kind"])
+    extra = 0.5 * sum(parts[name] for name in ("number", "coming", "name", "kind"))
     assert counted["loss"].item() == pytest.approx((parts["loss"] + extra).item(), rel=1e-3)
 
 
@@ -128,6 +145,9 @@ def test_what_is_read_is_read_at_its_place(batch, objective):
     higher = torch.full((row[-1] + 1, 700, MOST + 1), -9.0)
     for r, end, number in zip(row, objective.ends(samples, row, start), batch["number"].tolist(), strict=True):
         higher[r, end, max(number, 0)] = 9.0
+    of, at, count = objective.coming(samples, objective.ends(samples, row, start), batch["number"].tolist())
+    for k, place, number in zip(of[1:].tolist(), at[1:].tolist(), count[1:].tolist(), strict=True):
+        higher[row[k], place, number] = 9.0
     kept = objective.shown, objective.asked, objective.number, objective.row
     objective.shown = objective.asked = objective.number = torch.nn.Identity()
     objective.row = torch.nn.LazyLinear(4 * STANDING)  # whatever it says, it is not asked here
@@ -135,8 +155,8 @@ def test_what_is_read_is_read_at_its_place(batch, objective):
         known = objective.known(states, higher, batch)
     finally:
         objective.shown, objective.asked, objective.number, objective.row = kept
-    assert known["facts"] == known["heard"] == known["counted"] == 1
-    assert known["shown"] < 0.01 and known["asked"] < 0.01 and known["number"] < 0.01
+    assert known["facts"] == known["heard"] == known["counted"] == known["followed"] == 1
+    assert all(known[part] < 0.01 for part in ("shown", "asked", "number", "coming"))
 
 
 def test_swapped_questions_are_taught_from_the_colon_on(objective, segmenter):

@@ -32,6 +32,7 @@ NOT_ASKED, SWAPPED = -1, "swapped"
 FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
 BACKGROUND = 0.25  # of a foreground patch's weight
 MOST = 8  # things that are told apart in number
+COUNTED = ("number", "coming", "name", "kind")  # losses that `counting` weighs
 
 
 class Known(NamedTuple):
@@ -52,7 +53,8 @@ class Properties(Language):
     properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
     taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
     and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how its thing stands among its like;
-    where a question for several things ends, one layer higher, how many there are. Other options: see `Language`.
+    one layer higher, where a question for several things ends and about each `<SEG>`, how many masks are yet to come. Other
+    options: see `Language`.
     """
 
     def __init__(
@@ -128,23 +130,25 @@ class Properties(Language):
         known = self.known(*(self.norm(states.float()) for states in self.seen), batch)
         self.seen = []
         parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
-        parts["loss"] = parts["loss"] + self.counting * sum(known[part] for part in ("number", "name", "kind"))
+        parts["loss"] = parts["loss"] + self.counting * sum(known[part] for part in COUNTED)
         return parts | {name: value.detach() for name, value in known.items()}
 
     def known(self, states: torch.Tensor, higher: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
-        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how often `asked` and `number` and
-        all facts `shown` are read rightly."""
+        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how often `asked`, `number`, what is
+        `coming` and all facts `shown` are read rightly."""
         backbone, samples = self.segmenter.backbone, batch["samples"]
         images, row = distinct([s.query.image for s in samples])
         first = [row.index(r) for r in range(len(images))]
         start = backbone.prompt_ids(samples[0].query).index(backbone.image_id)
         patches = states[:, start : start + backbone.patches]
         shown = torch.from_numpy(batch["things"][first]).to(states.device)
-        ends = torch.tensor(self.ends(samples, row, start), device=states.device)
-        rows = torch.tensor(row, device=states.device)
+        places = self.ends(samples, row, start)
+        ends, rows = torch.tensor(places, device=states.device), torch.tensor(row, device=states.device)
         parts = self.patches_read(patches, shown, torch.from_numpy(batch["stand"][first]).to(states.device))
         parts["asked"], parts["heard"] = _chosen(self.asked, states[rows, ends], batch["about"])
         parts["number"], parts["counted"] = _chosen(self.number, higher[rows, ends], batch["number"])
+        of, at, count = self.coming(samples, places, batch["number"].tolist())
+        parts["coming"], parts["followed"] = _chosen(self.number, higher[rows[of], at], count)
         return parts
 
     def patches_read(self, patches: torch.Tensor, things: torch.Tensor, stand: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -167,6 +171,19 @@ class Properties(Language):
             found.append(filled[r] + prompt - 1)
             filled[r] += prompt + len(backbone.answer_ids(sample.truth.text))
         return found
+
+    def coming(self, samples: list[Sample], ends: list[int], numbers: list[int]) -> tuple[torch.Tensor, ...]:
+        """(sample, place in its row, how many masks are yet to come there) for the state before each `<SEG>` and its own."""
+        backbone, found = self.segmenter.backbone, [(0, 0, NOT_ASKED)]  # never empty
+        for k, (sample, end, number) in enumerate(zip(samples, ends, numbers, strict=True)):
+            if number == NOT_ASKED:
+                continue
+            marks = [
+                j for j, token in enumerate(backbone.answer_ids(sample.truth.text)) if token == backbone.markers.seg
+            ]
+            for i, j in enumerate(marks):
+                found += [(k, end + j, max(number - i, 0)), (k, end + j + 1, max(number - i - 1, 0))]
+        return tuple(torch.tensor(column) for column in zip(*found, strict=True))
 
 
 def _chosen(reader: nn.Module, states: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
