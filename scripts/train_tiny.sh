@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean, finer masks, more words. Killed, it goes on where it stopped.
+# Rebuilds the embedded model from nothing: tokenizer, words, examples, both at once, what words mean, finer masks, more words, and how many. Killed, it goes on where it stopped.
 #   scripts/train_tiny.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,9 @@ test -f out/coder/fitted.safetensors || "$bin/python" -m scripts.fit_coder out/t
 "$bin/python" -m scripts.average out/tiny_examples/model out/tiny_wordings/words/finished.safetensors out/tiny_wordings_average
 "$bin/reasonseg" train configs/tiny_hints.yaml
 "$bin/python" -m scripts.average out/tiny_wordings_average out/tiny_hints/hints/finished.safetensors out/tiny_hints_average
-"$bin/python" -m scripts.ship_tiny out/tiny_hints_average
+test -f out/coder/hints.safetensors || "$bin/python" -m scripts.fit_coder out/tiny_hints_average out/coder/hints.safetensors
+"$bin/reasonseg" train configs/tiny_apart.yaml
+"$bin/reasonseg" train configs/tiny_examples.yaml start=out/tiny_apart/model out=out/tiny_apart_examples
+"$bin/python" -m scripts.ship_tiny out/tiny_apart_examples/model
 "$bin/reasonseg" train configs/tiny_seggpt.yaml
 "$bin/python" -m scripts.ship_tiny out/tiny_seggpt/model --as tiny_seggpt
