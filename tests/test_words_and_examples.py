@@ -144,6 +144,16 @@ def test_saved_and_read_again(model, tmp_path):
         assert ours.text == theirs.text and np.array_equal(ours.masks, theirs.masks)
 
 
+def test_labels_leave_no_trace_in_the_saved_tokenizer(tmp_path):
+    """The label's reader shares the language model's tokenizer, and cuts what it reads."""
+    model = built()
+    model.save_pretrained(tmp_path / "fresh")
+    model(Query(picture(1), "", [shown(0, "cat")]))
+    model.save_pretrained(tmp_path / "used")
+    fresh, used = ((tmp_path / name / "backbone" / "tokenizer.json").read_bytes() for name in ("fresh", "used"))
+    assert fresh == used
+
+
 def test_a_backbone_without_a_tower_of_its_own_lends_none(tmp_path):
     from reasonseg.backbones.chat_vlm import Config as ChatConfig
 

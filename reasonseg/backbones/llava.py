@@ -322,6 +322,9 @@ class Llava(Speaker):
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with tokenizer and preprocessing."""
         self.model.save_pretrained(folder)
+        if (fast := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
+            fast.no_truncation()  # how it was last called is not part of it; a prompter that shares it cuts labels
+            fast.no_padding()
         self.tokenizer.save_pretrained(folder)
         self.pixels.save(folder)
 
