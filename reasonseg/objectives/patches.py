@@ -65,7 +65,6 @@ class DenseScenes(Dataset):
             box = [c / side for c in thing.box]
             table.append((self.classes[thing.name], color, int(thing.upside_down), *box))
         rows = np.array(table, np.float32)[owner]
-        stand = np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])
         return {
             "thing": rows[:, 0].astype(np.int64),
             "color": rows[:, 1].astype(np.int64),
@@ -73,7 +72,7 @@ class DenseScenes(Dataset):
             "box": rows[:, 3:],
             "owner": owner,
             "middle": middles(scene, owner),
-            "row": stand[owner],
+            "row": stood(scene, owner),
         }
 
 
@@ -120,6 +119,11 @@ def standing(scene: Scene) -> np.ndarray:
         alike = np.array([[a == b for b in words] for a in words])
         columns += [alike.sum(1) - 1, (alike & (x[None] < x[:, None])).sum(1)]
     return np.stack(columns, 1).clip(max=MOST - 1).astype(np.int64)
+
+
+def stood(scene: Scene, owner: np.ndarray) -> np.ndarray:
+    """How the thing of each patch of `owner` stands, int64 `[t, 4]`: its `standing`, 0 in the background."""
+    return np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])[owner]
 
 
 def corner_pad(image: np.ndarray, size: int, fill: int = 128) -> np.ndarray:
@@ -205,10 +209,10 @@ class ApartHeads(nn.Module):
         kinds = {"same": shown & ours, "other": shown & ~alike, "twin": shown & alike & ~ours}
         parts = {name: each[pairs].mean() if pairs.any() else each.sum() * 0 for name, pairs in kinds.items()}
         parts["middle"] = middle_loss(self.middle(features), labels["middle"])
-        standing = standing_read(self.row(features), labels["row"], owner > 0)
-        parts |= {name: standing[name] for name in ("name", "kind")}
+        read = standing_read(self.row(features), labels["row"], owner > 0)
+        parts |= {name: read[name] for name in ("name", "kind")}
         right = ((logits > 0) == ours)[kinds["twin"]].float().mean()
-        return {"apart": sum(parts.values()), "together": right, "ranked": standing["ranked"], **parts}
+        return {"apart": sum(parts.values()), "together": right, "ranked": read["ranked"], **parts}
 
 
 class Dense(Objective):

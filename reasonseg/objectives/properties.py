@@ -22,7 +22,7 @@ from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
 from reasonseg.objectives.patches import MOST as STANDING
-from reasonseg.objectives.patches import owners, standing, standing_read
+from reasonseg.objectives.patches import owners, standing_read, stood
 from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
@@ -223,8 +223,7 @@ class _Known(Dataset):
         rng = np.random.default_rng([self.scenes.config.seed, 6, i])
         if about != NOT_ASKED and rng.random() < self.swapped:
             sample, about = self._swapped(sample, rng), NOT_ASKED
-        stand = np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])[owner]
-        return Known(sample, things[owner], stand, about, number)
+        return Known(sample, things[owner], stood(scene, owner), about, number)
 
     def _swapped(self, sample: Sample, rng: np.random.Generator) -> Sample:
         asker = self.scenes.asker
