@@ -82,6 +82,14 @@ def add_markers(tokenizer, model: nn.Module | None = None, names: tuple[str, ...
     return Markers.find(tokenizer)
 
 
+def as_new(tokenizer):
+    """The tokenizer without the padding and truncation it was last called with, which a saved one would keep."""
+    if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        fast.no_truncation()
+        fast.no_padding()
+    return tokenizer
+
+
 def pieces(text: str, names: tuple[str, ...]) -> list[str]:
     """`text` cut at the names, which stay as pieces of their own; white space around them goes."""
     parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)

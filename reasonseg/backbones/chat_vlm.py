@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.errors import InputError
 from reasonseg.regions import drawn
-from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, pieces
+from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
 
@@ -153,4 +153,5 @@ class ChatVlm(Speaker):
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with its processor."""
         self.model.save_pretrained(folder)
+        as_new(self.processor.tokenizer)
         self.processor.save_pretrained(folder)

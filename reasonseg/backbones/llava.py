@@ -18,7 +18,7 @@ from reasonseg.llama_pieces import MODEL as PIECES
 from reasonseg.llama_pieces import LlamaPieces
 from reasonseg.pixels import Pixels
 from reasonseg.regions import region
-from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, pieces
+from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
 from reasonseg.stepping import Stepper
 from reasonseg.vocabulary import Query, Sample
 from reasonseg.weights import from_folder
@@ -322,10 +322,7 @@ class Llava(Speaker):
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with tokenizer and preprocessing."""
         self.model.save_pretrained(folder)
-        if (fast := getattr(self.tokenizer, "backend_tokenizer", None)) is not None:
-            fast.no_truncation()  # how it was last called is not part of it; a prompter that shares it cuts labels
-            fast.no_padding()
-        self.tokenizer.save_pretrained(folder)
+        as_new(self.tokenizer).save_pretrained(folder)
         self.pixels.save(folder)
 
 

@@ -26,6 +26,7 @@ from reasonseg.hub import located
 from reasonseg.pixels import Pixels
 from reasonseg.prompt import Prompt
 from reasonseg.regions import region
+from reasonseg.speaking import as_new
 from reasonseg.vocabulary import Reference
 from reasonseg.weights import from_folder
 
@@ -267,7 +268,7 @@ class Vlp(nn.Module):
         if self.config.tower == "backbone":
             return
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(folder)
+            as_new(self.tokenizer).save_pretrained(folder)
         self.pixels.save(folder)
 
     def learned(self) -> dict[str, torch.Tensor]:
