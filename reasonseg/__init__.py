@@ -4,7 +4,7 @@ The nouns load at once; `Segmenter`, which needs torch, loads when it is first t
 """
 
 from reasonseg.errors import InputError
-from reasonseg.vocabulary import Answer, Query, Reference, Sample
+from reasonseg.structures.query import Answer, Query, Reference, Sample
 
 __version__ = "0.1.0"
 __all__ = ["Answer", "InputError", "Query", "Reference", "Sample", "Segmenter", "__version__"]

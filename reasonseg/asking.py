@@ -12,7 +12,7 @@ import torch
 from reasonseg.config import Kind
 from reasonseg.prompt import Prompt
 from reasonseg.speaking import pieces
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.query import Reference
 
 PIXELS = 2**24  # of logits at an image's own size that are laid out at once, as float32
 

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from reasonseg.datasets.folder import PICTURES, Config, Folder
 from reasonseg.errors import InputError
-from reasonseg.images import read_image, read_mask, written_aside
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.images import read_image, read_mask, written_aside
+from reasonseg.structures.query import Reference
 
 FEATURES = ".features"
 BATCH = 16

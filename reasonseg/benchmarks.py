@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.masks import to_rle
+from reasonseg.structures.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
 from reasonseg.phrasing import FORCED
 from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
-from reasonseg.vocabulary import Answer, Sample
+from reasonseg.structures.query import Answer, Sample
 
 BATCH = 16
 WAYS = ("teacher_forced", "generated")

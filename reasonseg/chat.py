@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.serve.session import Session
-from reasonseg.vocabulary import Answer, Reference
+from reasonseg.structures.query import Answer, Reference
 
 HELP = """a line is a question; besides:
   /image FILE             talk about another picture

@@ -22,7 +22,7 @@ from reasonseg.adapters import adapters, fold_adapters
 from reasonseg.config import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
 from reasonseg.hub import place_of, replaced
-from reasonseg.processes import local_index
+from reasonseg.runtime import local_index
 from reasonseg.settings import ModelSettings
 from reasonseg.weights import refuse
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
-from reasonseg.masks import to_rle
+from reasonseg.structures.masks import to_rle
 from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
 from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, ordered, read_predictions, whole_batches
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 BATCH = 16
 BASELINES = ("random_object", "text_only", "true_object")

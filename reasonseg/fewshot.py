@@ -12,7 +12,7 @@ import numpy as np
 
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
-from reasonseg.masks import to_rle
+from reasonseg.structures.masks import to_rle
 from reasonseg.metrics import IGNORE, Counts, count
 from reasonseg.rows import (
     answers_from,
@@ -26,7 +26,7 @@ from reasonseg.rows import (
     rewrite,
     whole_batches,
 )
-from reasonseg.vocabulary import Answer, Sample
+from reasonseg.structures.query import Answer, Sample
 
 BATCH = 16
 DRAWS = 1000  # of the bootstrap

@@ -19,13 +19,13 @@ from reasonseg.config import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
+from reasonseg.structures.images import written_aside
 from reasonseg.objectives import Language
-from reasonseg.processes import many
+from reasonseg.runtime import many
 from reasonseg.quantization import is_quantized
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
-from reasonseg.sheet import save_sheet
+from reasonseg.structures.contact_sheet import save_sheet
 from reasonseg.train import run_stage
 from reasonseg.validation import SHOWN, draw_answers
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reasonseg.cache import BUDGET, ImageCache, digest, version_of
-from reasonseg.images import written_aside
+from reasonseg.structures.images import written_aside
 from reasonseg.sam_family import Features
 
 

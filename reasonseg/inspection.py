@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.sheet import save_sheet
+from reasonseg.structures.contact_sheet import save_sheet
 
 SHOWN, NAMED = 8, 20  # samples drawn, and problems listed, of each split
 

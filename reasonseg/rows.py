@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
-from reasonseg.masks import from_rle
-from reasonseg.processes import first, gathered, processes, share, wait
-from reasonseg.vocabulary import Answer, Sample
+from reasonseg.structures.images import written_aside
+from reasonseg.structures.masks import from_rle
+from reasonseg.runtime import first, gathered, processes, share, wait
+from reasonseg.structures.query import Answer, Sample
 
 
 def kept(out: str | Path | None, key: dict) -> list[dict]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from reasonseg.errors import InputError
-from reasonseg.masks import box_of
+from reasonseg.structures.masks import box_of
 from reasonseg.prompt import Prompt
-from reasonseg.vocabulary import Answer, Query
+from reasonseg.structures.query import Answer, Query
 
 AT_ONCE = 32  # questions
 

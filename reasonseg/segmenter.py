@@ -24,7 +24,7 @@ from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
 from reasonseg.settings import ModelSettings
 from reasonseg.speaking import SEG, Spoken, Taught
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 PREFIXES = 2**30  # bytes of keys and values kept for follow-up questions; LISA-7B's of one image take 150 MiB
 MAX_BATCH = 32  # questions generated at once; more are taken in turns

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from reasonseg.errors import InputError
 from reasonseg.objectives import Objective
-from reasonseg.processes import many, processes
+from reasonseg.runtime import many, processes
 from reasonseg.trainer import SHARDED_OPTIMIZER as OPTIMIZER
 from reasonseg.trainer import WEIGHTS, StageTrainer, changing, like
 

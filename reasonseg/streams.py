@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.query import Sample
 
 PER_PICTURE = 3  # questions on one picture in a row, as LISA has them
 TRIES = 50  # pictures looked at for one with something to ask

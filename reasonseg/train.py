@@ -19,9 +19,9 @@ from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.frozen import FrozenCache
-from reasonseg.images import written_aside
+from reasonseg.structures.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
-from reasonseg.processes import processes
+from reasonseg.runtime import processes
 from reasonseg.runs import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.sharding import ShardedTrainer, whole

@@ -12,11 +12,11 @@ from transformers import TrainerCallback
 
 from reasonseg.benchmarks import WAYS, evaluate_benchmark
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
-from reasonseg.overlay import draw_overlay
-from reasonseg.processes import first
-from reasonseg.sheet import contact_sheet
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.images import written_aside
+from reasonseg.structures.overlay import draw_overlay
+from reasonseg.runtime import first
+from reasonseg.structures.contact_sheet import contact_sheet
+from reasonseg.structures.query import Sample
 
 SHOWN = 12  # samples on a sheet
 LOG, BEST = "validation.jsonl", "best.safetensors"

@@ -33,7 +33,7 @@ from reasonseg.adapters import add_lora, fold_adapters
 from reasonseg.frozen import FrozenCache
 from reasonseg.prompt import Prompt
 from reasonseg.sam_family import Features
-from reasonseg.vocabulary import Answer, Sample
+from reasonseg.structures.query import Answer, Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8
 WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat left of the tree", "something to eat")

@@ -25,7 +25,7 @@ from reasonseg.config import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.fewshot import class_means
-from reasonseg.images import written_aside
+from reasonseg.structures.images import written_aside
 from reasonseg.metrics import count
 from reasonseg.prompters.examples import Config as Examples
 

@@ -15,8 +15,8 @@ def main() -> None:
     quiet_libraries()
     from reasonseg import Query, Segmenter
     from reasonseg.hub import EMBEDDED
-    from reasonseg.images import written_aside
-    from reasonseg.sheet import contact_sheet
+    from reasonseg.structures.images import written_aside
+    from reasonseg.structures.contact_sheet import contact_sheet
 
     pictures = EMBEDDED.parent / "pictures"
     questions = json.loads((pictures / "questions.json").read_text())

@@ -14,9 +14,9 @@ from PIL import Image
 from reasonseg import Sample, Segmenter
 from reasonseg.datasets.scenes import SEVEN, Config
 from reasonseg.hub import EMBEDDED
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.metrics import count
-from reasonseg.vocabulary import Answer, Query
+from reasonseg.structures.query import Answer, Query
 
 RIGHT = 0.7  # the least IoU of a mask that counts as right
 

@@ -15,7 +15,7 @@ from torch import nn
 from reasonseg import Segmenter
 from reasonseg.asking import distinct
 from reasonseg.datasets.scenes import Config
-from reasonseg.images import written_aside
+from reasonseg.structures.images import written_aside
 from reasonseg.objectives.base import framed_masks, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 

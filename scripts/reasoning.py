@@ -21,10 +21,10 @@ from reasonseg.datasets.scenes import Config
 from reasonseg.errors import InputError
 from reasonseg.evaluate import evaluate_scenes
 from reasonseg.finetune import FinetuneSettings, finetune
-from reasonseg.masks import to_rle
+from reasonseg.structures.masks import to_rle
 from reasonseg.runs import read_run
 from reasonseg.train import train
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.query import Sample
 
 SAMPLES = 239  # as LISA's training split of ReasonSeg
 LEVELS = ("function", "novel", "name")

@@ -100,7 +100,7 @@ def indexed(root: Path) -> Path:
 
 def coco(root: Path) -> Path:
     """A COCO file and pictures, with run-length encodings."""
-    from reasonseg.masks import to_rle
+    from reasonseg.structures.masks import to_rle
 
     root.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -126,7 +126,7 @@ def coco(root: Path) -> Path:
 
 def lines(root: Path) -> Path:
     """`samples.jsonl` with masks as files and as run-length encodings."""
-    from reasonseg.masks import to_rle
+    from reasonseg.structures.masks import to_rle
 
     root.mkdir(parents=True, exist_ok=True)
     rows = []

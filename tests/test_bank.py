@@ -9,7 +9,7 @@ from test_vlp import model  # noqa: F401  a small fresh model that takes referen
 
 from reasonseg import InputError
 from reasonseg.bank import FEATURES, Bank, add, remove, similarity
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from reasonseg.benchmarks import evaluate_benchmark, union
 from reasonseg.cli import main
 from reasonseg.datasets import reason, refer
 from reasonseg.errors import InputError
-from reasonseg.masks import to_rle
+from reasonseg.structures.masks import to_rle
 from reasonseg.metrics import count
 
 

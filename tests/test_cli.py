@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reasonseg.cli import main
-from reasonseg.masks import from_rle
+from reasonseg.structures.masks import from_rle
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
 
 
 def test_true_masks_as_predictions_score_one(font, tmp_path):
-    from reasonseg.masks import to_rle
+    from reasonseg.structures.masks import to_rle
 
     data = Config("test", 16, levels=(*SEVEN, "novel")).build()
     lines = []

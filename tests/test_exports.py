@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from reasonseg import Answer, InputError
-from reasonseg.exports import FORMATS, Record, export, polygons, records
-from reasonseg.masks import to_rle
+from reasonseg.structures.export import FORMATS, Record, export, polygons, records
+from reasonseg.structures.masks import to_rle
 
 
 def blob(*boxes, size=(60, 80)):

@@ -16,8 +16,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from reasonseg import InputError, Query
-from reasonseg.images import read_image
-from reasonseg.masks import from_rle
+from reasonseg.structures.images import read_image
+from reasonseg.structures.masks import from_rle
 from reasonseg.serve.fleet import Task, annotate, listing, pictures_of, questions_in
 
 pytestmark = pytest.mark.timeout(900)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.images import read_image, read_mask, written_aside
+from reasonseg.structures.images import read_image, read_mask, written_aside
 
 GREY = Image.fromarray(np.tile(np.arange(0, 250, 10, dtype=np.uint8), (20, 1)))  # 20 x 25
 

@@ -10,7 +10,7 @@ from small_data import refer
 
 from reasonseg.datasets.refer import Config
 from reasonseg.errors import InputError
-from reasonseg.polygons import coco_mask
+from reasonseg.structures.polygons import coco_mask
 
 SPECS = [
     "refcoco|unc|val",

@@ -12,7 +12,7 @@ from reasonseg import Query, Reference, Segmenter
 from reasonseg.clip_dense import text_features_of_ids
 from reasonseg.errors import InputError
 from reasonseg.prompters.vlp import resemblance
-from reasonseg.vocabulary import Reference as Ref
+from reasonseg.structures.query import Reference as Ref
 
 CASES = {"coco_mask": "mask", "coco_box": "box", "pascal_mask": "mask"}
 

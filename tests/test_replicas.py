@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reasonseg import Query
-from reasonseg.masks import from_rle
+from reasonseg.structures.masks import from_rle
 from reasonseg.serve.reading import Limits
 
 pytestmark = pytest.mark.timeout(600)

@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from reasonseg import Answer, Query
-from reasonseg.masks import from_rle
+from reasonseg.structures.masks import from_rle
 from reasonseg.serve.api import make_app
 from reasonseg.serve.engine import Busy, Engine, Late
 from reasonseg.serve.reading import Limits

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasonseg import InputError, Query
-from reasonseg.masks import from_rle
+from reasonseg.structures.masks import from_rle
 from reasonseg.serve.session import Session
 
 

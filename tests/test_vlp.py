@@ -8,7 +8,7 @@ from reasonseg import InputError, Query, Reference, Segmenter
 from reasonseg.config import Kind
 from reasonseg.decoders.sam import Config as SamConfig
 from reasonseg.prompters.vlp import Config, common_label, sine_positions
-from reasonseg.regions import region
+from reasonseg.structures.reference_masks import region
 from reasonseg.settings import ModelSettings
 
 

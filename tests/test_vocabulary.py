@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reasonseg import Answer, InputError, Query, Reference, Sample
-from reasonseg.masks import from_rle
+from reasonseg.structures.masks import from_rle
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import uvicorn
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.overlay import enlargement
+from reasonseg.structures.overlay import enlargement
 from reasonseg.serve.web import brushed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,9 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.errors import InputError
-from reasonseg.regions import drawn
+from reasonseg.structures.reference_masks import drawn
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
-from reasonseg.vocabulary import Query, Sample
+from reasonseg.structures.query import Query, Sample
 from reasonseg.weights import from_folder
 
 TEMPLATE = (  # of the example only; real models bring their own

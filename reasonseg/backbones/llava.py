@@ -17,10 +17,10 @@ from reasonseg.errors import InputError
 from reasonseg.llama_pieces import MODEL as PIECES
 from reasonseg.llama_pieces import LlamaPieces
 from reasonseg.pixels import Pixels
-from reasonseg.regions import region
+from reasonseg.structures.reference_masks import region
 from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
 from reasonseg.stepping import Stepper
-from reasonseg.vocabulary import Query, Sample
+from reasonseg.structures.query import Query, Sample
 from reasonseg.weights import from_folder
 
 IMAGE, REGION = "<image>", "<region>"

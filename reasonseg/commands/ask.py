@@ -41,7 +41,7 @@ def _ask(options) -> None:
     import json
 
     from reasonseg import Query
-    from reasonseg.images import read_image
+    from reasonseg.structures.images import read_image
 
     references = _references(options)
     if not (options.text.strip() or references or options.point or options.box or options.bank):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from reasonseg.commands.shared import Parser, add_model_options, load_model, positive
-from reasonseg.processes import first
+from reasonseg.runtime import first
 
 BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")
 SPLITS = {

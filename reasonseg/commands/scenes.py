@@ -24,7 +24,7 @@ def add_scenes(commands) -> None:
 
 def _scenes_draw(options) -> None:
     from reasonseg.datasets.scenes import SEVEN, Config
-    from reasonseg.sheet import save_sheet
+    from reasonseg.structures.contact_sheet import save_sheet
 
     levels = tuple(options.levels.split(",")) if options.levels else SEVEN
     data = Config(options.split, options.count, options.seed, levels=levels, sprites=options.sprites).build()

@@ -162,7 +162,7 @@ def add_export(commands) -> None:
 
 
 def _export(options) -> None:
-    from reasonseg.exports import export, records
+    from reasonseg.structures.export import export, records
 
     export(records(options.source), options.out, options.format)
     print(f"wrote {options.out}")

@@ -20,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.scenes.drawing import Scene
 from reasonseg.scenes.families import company, draw_alike, union_of
 from reasonseg.scenes.knowledge import Knowledge
 from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
-from reasonseg.vocabulary import Answer, Query, Reference, Sample
+from reasonseg.structures.query import Answer, Query, Reference, Sample
 
 GROUPS = ("withheld", "seen")
 BOUNDARY = 255  # in PASCAL's masks: neither thing nor background

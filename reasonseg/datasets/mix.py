@@ -11,7 +11,7 @@ import numpy as np
 from reasonseg.config import Kind, Room, config_class
 from reasonseg.errors import InputError
 from reasonseg.streams import PER_PICTURE
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.query import Sample
 
 
 @dataclass(frozen=True)

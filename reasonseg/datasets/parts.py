@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.phrasing import FORCED, asked, taught
-from reasonseg.polygons import coco_mask
+from reasonseg.structures.polygons import coco_mask
 from reasonseg.streams import Stream, some
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
     "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),

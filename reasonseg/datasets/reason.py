@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.phrasing import EXPLAIN, FORCED, asked, taught
-from reasonseg.polygons import IGNORED, THING, paint
+from reasonseg.structures.polygons import IGNORED, THING, paint
 from reasonseg.streams import Stream, some
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
 PICTURES = (".jpg", ".jpeg", ".png")

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.phrasing import FORCED, REFUSED, asked, taught
-from reasonseg.polygons import coco_mask
+from reasonseg.structures.polygons import coco_mask
 from reasonseg.streams import Stream, some
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
 PLACES = ("refer_seg", "")  # where the data sets lie below a root

@@ -12,7 +12,7 @@ from reasonseg.scenes.families import draw_family, union_of
 from reasonseg.scenes.knowledge import Knowledge
 from reasonseg.scenes.questions import LEVELS, Asker, Question
 from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
-from reasonseg.vocabulary import Answer, Query, Reference, Sample
+from reasonseg.structures.query import Answer, Query, Reference, Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
 SHOWN = ("alike", "shown")  # levels that come with references

@@ -14,10 +14,10 @@ import yaml
 from PIL import Image
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.phrasing import FORCED, asked, taught
 from reasonseg.streams import Stream, some
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 UNLABELLED = 255
 LAYOUTS = {  # maps, pictures, below LISA's dataset folder

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image
+from reasonseg.structures.images import read_image
 from reasonseg.streams import Stream
-from reasonseg.vocabulary import Answer, Query, Sample
+from reasonseg.structures.query import Answer, Query, Sample
 
 FILE, PICTURES = "llava_dataset/llava_instruct_150k.json", "coco/train2017"
 

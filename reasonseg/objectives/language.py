@@ -12,7 +12,7 @@ from reasonseg.objectives.base import Objective, box_in, click, framed_masks, me
 from reasonseg.objectives.codes import Coder, patch_shares
 from reasonseg.prompt import Prompt
 from reasonseg.segmenter import Segmenter
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.query import Sample
 
 TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`
 

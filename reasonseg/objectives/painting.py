@@ -12,7 +12,7 @@ from reasonseg.datasets.scenes import pack_of
 from reasonseg.decoders.seggpt import block
 from reasonseg.objectives.base import Objective, mean_overlap, resampled
 from reasonseg.objectives.references import Families
-from reasonseg.regions import region
+from reasonseg.structures.reference_masks import region
 from reasonseg.segmenter import Segmenter
 
 SHARPNESS = 2.0  # of the projection with which readers begin

@@ -26,7 +26,7 @@ from reasonseg.objectives.patches import owners, standing_read, stood
 from reasonseg.scenes.questions import FRAMES
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.query import Sample
 
 NOT_ASKED, SWAPPED = -1, "swapped"
 FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this

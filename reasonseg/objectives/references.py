@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 from reasonseg.config import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, mean_overlap
-from reasonseg.regions import region
+from reasonseg.structures.reference_masks import region
 from reasonseg.scenes.drawing import choose_sprites, draw_shape
 from reasonseg.scenes.families import draw_family, union_of
 from reasonseg.scenes.sprites import Sprite
 from reasonseg.segmenter import Segmenter
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.query import Reference
 
 MARKS = ("mask", "boxes", "points", "scribble")
 MARK_CHANCES = (0.7, 0.1, 0.1, 0.1)

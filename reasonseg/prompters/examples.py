@@ -15,8 +15,8 @@ from torch import nn
 from reasonseg.cache import ImageCache
 from reasonseg.errors import InputError
 from reasonseg.prompt import Canvas, Painted, Prompt, palette
-from reasonseg.regions import region
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.reference_masks import region
+from reasonseg.structures.query import Reference
 
 
 @dataclass(frozen=True)

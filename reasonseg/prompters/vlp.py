@@ -25,9 +25,9 @@ from reasonseg.errors import InputError
 from reasonseg.hub import located
 from reasonseg.pixels import Pixels
 from reasonseg.prompt import Prompt
-from reasonseg.regions import region
+from reasonseg.structures.reference_masks import region
 from reasonseg.speaking import as_new
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.query import Reference
 from reasonseg.weights import from_folder
 
 AREA = 0.0005  # added to the area of a mask before its features are averaged, in patches

@@ -40,7 +40,7 @@ from reasonseg.serve.reading import (
     references_of,
 )
 from reasonseg.serve.session import Session
-from reasonseg.vocabulary import Answer
+from reasonseg.structures.query import Answer
 
 log = logging.getLogger("reasonseg.serve")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reasonseg.errors import InputError
-from reasonseg.vocabulary import Answer, Query
+from reasonseg.structures.query import Answer, Query
 
 
 class Busy(RuntimeError):

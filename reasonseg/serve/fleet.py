@@ -20,9 +20,9 @@ import ray
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image, written_aside
-from reasonseg.masks import area_of
-from reasonseg.vocabulary import Answer, Query
+from reasonseg.structures.images import read_image, written_aside
+from reasonseg.structures.masks import area_of
+from reasonseg.structures.query import Answer, Query
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])

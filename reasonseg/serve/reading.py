@@ -16,8 +16,8 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image, read_mask
-from reasonseg.vocabulary import Query, Reference
+from reasonseg.structures.images import read_image, read_mask
+from reasonseg.structures.query import Query, Reference
 
 T = TypeVar("T")
 MAX_REFERENCES = 16

@@ -19,7 +19,7 @@ from ray import serve
 from reasonseg.errors import InputError
 from reasonseg.serve.engine import Busy, Job, Late, renewed
 from reasonseg.serve.reading import Limits
-from reasonseg.vocabulary import Answer, Query
+from reasonseg.structures.query import Answer, Query
 
 LINGER = 0.01  # seconds a batch waits for more
 PER_REPLICA = 2  # batches that a replica has at hand before another is started

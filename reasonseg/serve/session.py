@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import written_aside
-from reasonseg.vocabulary import Answer, Box, Point, Query, Reference
+from reasonseg.structures.images import written_aside
+from reasonseg.structures.query import Answer, Box, Point, Query, Reference
 
 MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # kept of a conversation; earlier turns go
 MAX_REFERENCES = 16

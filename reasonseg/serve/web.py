@@ -16,13 +16,13 @@ import numpy as np
 from fastapi import FastAPI
 
 from reasonseg.errors import InputError
-from reasonseg.images import MAX_PIXELS, read_image
-from reasonseg.overlay import draw_overlay, enlargement
+from reasonseg.structures.images import MAX_PIXELS, read_image
+from reasonseg.structures.overlay import draw_overlay, enlargement
 from reasonseg.serve.conversations import Conversations
 from reasonseg.serve.engine import Busy, Engine, Late
 from reasonseg.serve.reading import Limits
 from reasonseg.serve.session import Session
-from reasonseg.vocabulary import Answer, Reference
+from reasonseg.structures.query import Answer, Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 NOTHING: list[str] = []

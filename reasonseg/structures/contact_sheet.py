@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reasonseg.images import written_aside
-from reasonseg.overlay import draw_overlay
-from reasonseg.vocabulary import Sample
+from reasonseg.structures.images import written_aside
+from reasonseg.structures.overlay import draw_overlay
+from reasonseg.structures.query import Sample
 
 CELL, CAPTION, COLUMNS = 400, 70, 4
 

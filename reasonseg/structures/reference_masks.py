@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from reasonseg.errors import InputError
-from reasonseg.vocabulary import Reference
+from reasonseg.structures.query import Reference
 
 DIMMED = 0.35  # of its light is left of what is not marked, where a reference is drawn
 DISC = 0.03  # radius of a point, as a fraction of the picture's longer side

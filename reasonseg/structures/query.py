@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.images import read_image, read_mask, written_aside
+from reasonseg.structures.images import read_image, read_mask, written_aside
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -197,7 +197,7 @@ class Answer:
 
     def to_dict(self) -> dict:
         """The JSON of `answer.json`: text, status, objects with label, score, box and COCO RLE, references, meta."""
-        from reasonseg.masks import box_of, to_rle
+        from reasonseg.structures.masks import box_of, to_rle
 
         objects = [
             {"label": label, "score": round(float(score), 6), "box": box_of(mask), "segmentation": to_rle(mask)}
@@ -215,7 +215,7 @@ class Answer:
         """The image with every mask in a colour of its own, named and scored. Needs `image`, which answers carry."""
         if self.image is None:
             raise InputError("this answer does not carry its image; set answer.image before drawing")
-        from reasonseg.overlay import draw_overlay
+        from reasonseg.structures.overlay import draw_overlay
 
         return draw_overlay(self.image, self.masks, self.labels, self.scores)
 
@@ -248,7 +248,7 @@ class Answer:
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict:
         """A COCO data set of this one image: `images`, `annotations` (with `score`), `categories`."""
-        from reasonseg.masks import to_rle
+        from reasonseg.structures.masks import to_rle
 
         names = sorted(set(self.labels))
         height, width = self.masks.shape[1:]
