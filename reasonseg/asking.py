@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.prompt import Prompt
 from reasonseg.speaking import pieces
 from reasonseg.structures.query import Reference

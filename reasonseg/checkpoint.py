@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from reasonseg import changes
 from reasonseg import quantization as quant
 from reasonseg.adapters import adapters, fold_adapters
-from reasonseg.config import Kind, config_class, dump, parse
+from reasonseg.config.schema import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
 from reasonseg.hub import place_of, replaced
 from reasonseg.runtime import local_index
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 from reasonseg.weights import refuse
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from transformers import set_seed
 from reasonseg.adapters import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
 from reasonseg.changes import Changes, origin_of
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
@@ -23,7 +23,7 @@ from reasonseg.structures.images import written_aside
 from reasonseg.objectives import Language
 from reasonseg.runtime import many
 from reasonseg.quantization import is_quantized
-from reasonseg.runs import Stage, TrainSettings
+from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet
 from reasonseg.train import run_stage

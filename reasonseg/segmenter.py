@@ -17,12 +17,12 @@ from torch import nn
 from reasonseg import losses, second_looks
 from reasonseg.asking import Asked, Shown, by_label, distinct, finished, fitted, labels_of
 from reasonseg.cache import ImageCache, settled
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
 from reasonseg.frozen import FrozenCache, once
 from reasonseg.phrasing import FORCED
 from reasonseg.prompt import Prompt
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 from reasonseg.speaking import SEG, Spoken, Taught
 from reasonseg.structures.query import Answer, Query, Sample
 

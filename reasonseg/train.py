@@ -22,7 +22,7 @@ from reasonseg.frozen import FrozenCache
 from reasonseg.structures.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
 from reasonseg.runtime import processes
-from reasonseg.runs import Stage, TrainSettings
+from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.sharding import ShardedTrainer, whole
 from reasonseg.trainer import COMPLETE, Marker, StageTrainer, changing, restore

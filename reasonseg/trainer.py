@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 
 from reasonseg.errors import InputError
 from reasonseg.optimizers import MuonAdamW
-from reasonseg.runs import Stage
+from reasonseg.config.training import Stage
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"

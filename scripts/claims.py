@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reasonseg import Query, Reference, Segmenter
 from reasonseg.bank import marked_shares, similarity
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.fewshot import class_means

@@ -26,13 +26,13 @@ from transformers import DynamicCache
 from reasonseg import Query, Segmenter
 from reasonseg.backbones import llava
 from reasonseg.checkpoint import DTYPES
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.decoders import sam
 from reasonseg.hub import EMBEDDED
 from reasonseg.pixels import Pixels
 from reasonseg.planning import LISA, lisa_network
 from reasonseg.prompters import seg_token
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 from scripts.bench import answer_of, environment, forced, image, show, timed
 
 

@@ -16,13 +16,13 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, set_seed
 
 from reasonseg import Segmenter
-from reasonseg.config import override, parse
+from reasonseg.config.schema import override, parse
 from reasonseg.datasets.scenes import Config
 from reasonseg.errors import InputError
 from reasonseg.evaluate import evaluate_scenes
 from reasonseg.finetune import FinetuneSettings, finetune
 from reasonseg.structures.masks import to_rle
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 from reasonseg.train import train
 from reasonseg.structures.query import Sample
 

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from reasonseg import train as training
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 
 
 class Stop(training.Marker):

@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from reasonseg import InputError, config
-from reasonseg.runs import TrainSettings, read_run
-from reasonseg.settings import ModelSettings
+from reasonseg import InputError
+from reasonseg.config.schema import schema as config
+from reasonseg.config.training import TrainSettings, read_run
+from reasonseg.config.model import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from tiny_models import tiny_qwen
 
-from reasonseg import Answer, InputError, Query, Sample, config
+from reasonseg import Answer, InputError, Query, Sample
+from reasonseg.config.schema import schema as config
 from reasonseg.backbones import chat_vlm
 from reasonseg.speaking import Chooser, Markers, Speaker, add_markers, joined, pieces
 

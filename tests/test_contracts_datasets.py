@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from small_data import pairs, parts, reason_seg, refer, semantic, vqa
 
-from reasonseg import InputError, Sample, config
+from reasonseg import InputError, Sample
+from reasonseg.config.schema import schema as config
 from reasonseg.datasets.scenes import Config
 
 KINDS = config.kinds("datasets")

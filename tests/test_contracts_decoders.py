@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonseg import config
+from reasonseg.config.schema import schema as config
 from reasonseg.prompt import Prompt
 
 KINDS = [k for k in config.kinds("decoders") if k != "seggpt"]  # which learns in context: test_seggpt.py

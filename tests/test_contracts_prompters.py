@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from reasonseg import InputError, config
+from reasonseg import InputError
+from reasonseg.config.schema import schema as config
 from reasonseg.prompt import Prompt
 
 KINDS = [

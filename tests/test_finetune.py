@@ -15,7 +15,7 @@ from small_data import pairs
 from reasonseg import Segmenter
 from reasonseg.adapters import add_lora, fold_adapters
 from reasonseg.cli import main
-from reasonseg.config import override, parse
+from reasonseg.config.schema import override, parse
 from reasonseg.errors import InputError
 from reasonseg.finetune import FinetuneSettings, finetune
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reasonseg import config
+from reasonseg.config.schema import schema as config
 from reasonseg.planning import LISA
 from scripts import floor
 

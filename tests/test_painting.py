@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reasonseg import Segmenter
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.decoders.seggpt import block
@@ -14,7 +14,7 @@ from reasonseg.hub import PACKAGED
 from reasonseg.metrics import count
 from reasonseg.objectives.base import resampled
 from reasonseg.objectives.painting import Painting, painted_colors
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 
 CONFIG = "configs/tiny_seggpt.yaml"
 

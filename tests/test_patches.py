@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_model
 
 from reasonseg import InputError
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.objectives import Codes, Dense
 from reasonseg.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing

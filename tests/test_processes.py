@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from small_data import pairs
 
 from reasonseg import InputError
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 from reasonseg.train import train
 
 STEPS = 3

@@ -6,7 +6,7 @@ import torch
 
 from reasonseg import InputError
 from reasonseg.backbones.llava import Pack
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.objectives import Codes, Properties
 from reasonseg.objectives.patches import MOST as STANDING

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from small_data import parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import Segmenter
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 from reasonseg.train import train
 
 

@@ -8,7 +8,7 @@ from conftest import oracle
 from small_data import parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import InputError
-from reasonseg.config import parse
+from reasonseg.config.schema import parse
 from reasonseg.datasets import mix
 from reasonseg.datasets.parts import Config as Parts
 from reasonseg.datasets.reason import Config as Reason

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from reasonseg import InputError, Segmenter
 from reasonseg.hub import EMBEDDED
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 from reasonseg.train import COMPLETE, latest, train
 
 SMALL = [

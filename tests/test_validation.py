@@ -9,7 +9,7 @@ from small_data import pairs
 from test_processes import config
 
 from reasonseg import InputError
-from reasonseg.runs import read_run
+from reasonseg.config.training import read_run
 from reasonseg.train import train
 from reasonseg.validation import BEST, LOG, found
 

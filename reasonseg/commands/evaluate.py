@@ -103,7 +103,7 @@ def _eval_episodes(options) -> None:
 
 def data_of(name: str, root: str, split: str, sentences: str = "first"):
     """The configuration of a data set by the name it has on the command line."""
-    from reasonseg.config import config_class
+    from reasonseg.config.schema import config_class
 
     if name == "reasonseg":
         return config_class("datasets", "reason")(root, split, sentences)

@@ -98,8 +98,8 @@ def _show_config(options) -> None:
     quiet_libraries()
     import yaml
 
-    from reasonseg.config import dump
-    from reasonseg.runs import read_run
+    from reasonseg.config.schema import dump
+    from reasonseg.config.training import read_run
 
     settings = read_run(options.config, options.overrides)
     print(yaml.safe_dump(dump(settings), sort_keys=False, allow_unicode=True), end="")

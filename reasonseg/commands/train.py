@@ -17,7 +17,7 @@ def add_train(commands) -> None:
 
 def _train(options) -> None:
     from reasonseg.libraries import quiet_libraries
-    from reasonseg.runs import read_run
+    from reasonseg.config.training import read_run
 
     settings = read_run(options.config, options.overrides)
     quiet_libraries()
@@ -45,7 +45,7 @@ def add_finetune(commands) -> None:
 
 
 def _finetune(options) -> None:
-    from reasonseg.config import override, parse
+    from reasonseg.config.schema import override, parse
     from reasonseg.finetune import FinetuneSettings, finetune
 
     settings = parse(FinetuneSettings, override({}, options.overrides))

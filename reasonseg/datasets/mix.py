@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from reasonseg.config import Kind, Room, config_class
+from reasonseg.config.schema import Kind, Room, config_class
 from reasonseg.errors import InputError
 from reasonseg.streams import PER_PICTURE
 from reasonseg.structures.query import Sample

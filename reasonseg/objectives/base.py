@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
 from reasonseg.segmenter import Segmenter
 

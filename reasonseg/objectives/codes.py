@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
 from reasonseg.objectives.patches import corner_pad

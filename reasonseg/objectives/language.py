@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg.asking import distinct
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 from reasonseg.prompt import Prompt

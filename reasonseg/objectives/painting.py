@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg import losses
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.decoders.seggpt import block
 from reasonseg.objectives.base import Objective, mean_overlap, resampled

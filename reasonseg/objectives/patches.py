@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.base import Objective, kept, resampled, tower_features

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from reasonseg.asking import distinct
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language

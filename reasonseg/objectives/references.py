@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from reasonseg.config import Kind
+from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, mean_overlap
 from reasonseg.structures.reference_masks import region

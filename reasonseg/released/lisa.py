@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from reasonseg import quantization as quant
-from reasonseg.config import Kind, config_class
+from reasonseg.config.schema import Kind, config_class
 from reasonseg.decoders import sam as sam_room
 from reasonseg.errors import InputError
 from reasonseg.filling import Filling, hollow
@@ -19,7 +19,7 @@ from reasonseg.released import llava, sam
 from reasonseg.released.files import Shards
 from reasonseg.released.layout import Layout
 from reasonseg.segmenter import Segmenter
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 from reasonseg.speaking import REJ, SEG, Markers
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..255

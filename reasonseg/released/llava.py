@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.backbones.llava import SPLICED, Config, Llava
-from reasonseg.config import parse
+from reasonseg.config.schema import parse
 from reasonseg.errors import InputError
 from reasonseg.filling import Filling
 from reasonseg.llama_pieces import ADDED, LlamaPieces

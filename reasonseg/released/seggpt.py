@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import SegGptConfig, SegGptForImageSegmentation
 
-from reasonseg.config import Kind, config_class
+from reasonseg.config.schema import Kind, config_class
 from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
 from reasonseg.errors import InputError
 from reasonseg.filling import Filling, hollow
@@ -17,7 +17,7 @@ from reasonseg.prompters.examples import Config as ExamplesConfig
 from reasonseg.released.files import Shards
 from reasonseg.released.lisa import decoder_from
 from reasonseg.segmenter import Segmenter
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 
 EXACT = {
     "mask_token": "mask_token",

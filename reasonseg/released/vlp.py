@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from reasonseg.config import Kind, config_class
+from reasonseg.config.schema import Kind, config_class
 from reasonseg.errors import InputError
 from reasonseg.filling import Filling, hollow
 from reasonseg.pixels import Pixels
@@ -21,7 +21,7 @@ from reasonseg.prompters.vlp import Config, Vlp
 from reasonseg.released.files import Shards
 from reasonseg.released.lisa import decoder_from
 from reasonseg.segmenter import Segmenter
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 
 FILE = "best_model.pt"
 QUERIES = "transformer_decoder.supp_q_feat.weight"

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from reasonseg.config import Kind, Room, parse, read
+from reasonseg.config.schema import Kind, Room, parse, read
 from reasonseg.errors import InputError
-from reasonseg.settings import ModelSettings
+from reasonseg.config.model import ModelSettings
 
 
 @dataclass(frozen=True)

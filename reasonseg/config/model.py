@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from reasonseg.config import Kind, Room
+from reasonseg.config.schema import Kind, Room
 from reasonseg.errors import InputError
 
 
