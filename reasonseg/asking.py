@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from reasonseg.config.schema import Kind
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.speaking import pieces
 from reasonseg.structures.query import Reference
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reasonseg.adapters import NAME, adapters, add_lora
+from reasonseg.nn.lora import NAME, adapters, add_lora
 from reasonseg.errors import InputError
-from reasonseg.hub import place_of, replaced
-from reasonseg.weights import refuse
+from reasonseg.nn.pretrained import place_of, replaced
+from reasonseg.nn.weights import refuse
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"

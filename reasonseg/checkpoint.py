@@ -17,14 +17,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from reasonseg import changes
-from reasonseg import quantization as quant
-from reasonseg.adapters import adapters, fold_adapters
+from reasonseg.nn import quantization as quant
+from reasonseg.nn.lora import adapters, fold_adapters
 from reasonseg.config.schema import Kind, config_class, dump, parse
 from reasonseg.errors import InputError
-from reasonseg.hub import place_of, replaced
+from reasonseg.nn.pretrained import place_of, replaced
 from reasonseg.runtime import local_index
 from reasonseg.config.model import ModelSettings
-from reasonseg.weights import refuse
+from reasonseg.nn.weights import refuse
 
 if TYPE_CHECKING:
     from reasonseg.segmenter import Segmenter
@@ -39,7 +39,7 @@ def save(segmenter: Segmenter, folder: str | Path, dtype: torch.dtype | None = N
         raise InputError("a quantized model is not saved; load it without quantization to save it")
     if segmenter.backbone is not None and adapters(segmenter.backbone):
         raise InputError(
-            "this model has adapters beside its weights; fold them first (reasonseg.adapters.fold_adapters)"
+            "this model has adapters beside its weights; fold them first (reasonseg.nn.lora.fold_adapters)"
         )
     if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")

@@ -47,7 +47,7 @@ def examine() -> int:
             f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
         )
     from reasonseg.errors import InputError
-    from reasonseg.hub import EMBEDDED
+    from reasonseg.nn.pretrained import EMBEDDED
     from reasonseg.scenes.sprites import emoji_font
 
     try:

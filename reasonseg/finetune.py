@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from transformers import set_seed
 
-from reasonseg.adapters import add_lora, add_rows, fold_adapters
+from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
 from reasonseg.changes import Changes, origin_of
 from reasonseg.config.schema import Kind
@@ -22,7 +22,7 @@ from reasonseg.errors import InputError
 from reasonseg.structures.images import written_aside
 from reasonseg.objectives import Language
 from reasonseg.runtime import many
-from reasonseg.quantization import is_quantized
+from reasonseg.nn.quantization import is_quantized
 from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.segmenter import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet

@@ -30,12 +30,12 @@ from transformers import (
     SamModel,
 )
 
-from reasonseg.adapters import add_lora
+from reasonseg.nn.lora import add_lora
 from reasonseg.changes import FILE
 from reasonseg.changes import read as read_changes
 from reasonseg.errors import InputError
-from reasonseg.filling import hollow
-from reasonseg.hub import place_of
+from reasonseg.nn.meta_init import hollow
+from reasonseg.nn.pretrained import place_of
 
 CONTEXT = 0.6 * 2**30  # what CUDA and its libraries take for themselves
 WORDS, ANSWER = 128, 64  # tokens of a question, and of its answer

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reasonseg.pixels import Pixels
-from reasonseg.prompt import Prompt
+from reasonseg.nn.image_processor import Pixels
+from reasonseg.nn.prompt import Prompt
 
 
 @dataclass

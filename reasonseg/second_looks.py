@@ -9,7 +9,7 @@ import torch
 
 from reasonseg.errors import InputError
 from reasonseg.structures.masks import box_of
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.structures.query import Answer, Query
 
 AT_ONCE = 32  # questions

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonseg import losses, second_looks
+from reasonseg import second_looks
+from reasonseg.nn import losses
 from reasonseg.asking import Asked, Shown, by_label, distinct, finished, fitted, labels_of
-from reasonseg.cache import ImageCache, settled
+from reasonseg.nn.cache import ImageCache, settled
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
-from reasonseg.frozen import FrozenCache, once
+from reasonseg.nn.feature_store import FrozenCache, once
 from reasonseg.phrasing import FORCED
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.config.model import ModelSettings
 from reasonseg.speaking import SEG, Spoken, Taught
 from reasonseg.structures.query import Answer, Query, Sample

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_model, save_file, save_model
 from transformers import TrainingArguments, set_seed
 
-from reasonseg.adapters import add_lora, add_rows, fold_adapters
-from reasonseg.attention import use_products
+from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
+from reasonseg.nn.attention import use_products
 from reasonseg.errors import InputError
-from reasonseg.frozen import FrozenCache
+from reasonseg.nn.feature_store import FrozenCache
 from reasonseg.structures.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
 from reasonseg.runtime import processes

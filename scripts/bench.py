@@ -29,9 +29,9 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter, speaking
-from reasonseg.adapters import add_lora, fold_adapters
-from reasonseg.frozen import FrozenCache
-from reasonseg.prompt import Prompt
+from reasonseg.nn.lora import add_lora, fold_adapters
+from reasonseg.nn.feature_store import FrozenCache
+from reasonseg.nn.prompt import Prompt
 from reasonseg.sam_family import Features
 from reasonseg.structures.query import Answer, Sample
 
@@ -292,7 +292,7 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of the difference over the norm)."""
     from segment_anything import sam_model_registry
 
-    from reasonseg.filling import Filling, hollow
+    from reasonseg.nn.meta_init import Filling, hollow
     from reasonseg.released import lisa, sam
 
     gpu = torch.cuda.is_available()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from transformers import SegGptConfig
 from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
-from reasonseg.attention import attend
+from reasonseg.nn.attention import attend
 from reasonseg.decoders.seggpt import attend as placed
 
 RUNS = 8

@@ -21,8 +21,8 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from reasonseg import Query, Segmenter
-from reasonseg.filling import Filling, hollow
-from reasonseg.llama_pieces import LlamaPieces
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.scenes.knowledge import Knowledge
 
 WIDTH, INNER, HEADS, ROWS = 4096, 11008, 32, 32003

@@ -14,7 +14,7 @@ def main() -> None:
     out = parser.parse_args().folder
     quiet_libraries()
     from reasonseg import Query, Segmenter
-    from reasonseg.hub import EMBEDDED
+    from reasonseg.nn.pretrained import EMBEDDED
     from reasonseg.structures.images import written_aside
     from reasonseg.structures.contact_sheet import contact_sheet
 

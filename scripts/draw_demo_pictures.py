@@ -13,7 +13,7 @@ from PIL import Image
 
 from reasonseg import Sample, Segmenter
 from reasonseg.datasets.scenes import SEVEN, Config
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.structures.images import read_image
 from reasonseg.metrics import count
 from reasonseg.structures.query import Answer, Query

@@ -28,8 +28,8 @@ from reasonseg.backbones import llava
 from reasonseg.checkpoint import DTYPES
 from reasonseg.config.schema import Kind
 from reasonseg.decoders import sam
-from reasonseg.hub import EMBEDDED
-from reasonseg.pixels import Pixels
+from reasonseg.nn.pretrained import EMBEDDED
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.planning import LISA, lisa_network
 from reasonseg.prompters import seg_token
 from reasonseg.config.model import ModelSettings

@@ -9,7 +9,7 @@ from transformers import SamConfig, SamModel
 from reasonseg import Segmenter
 from reasonseg.decoders.sam import SamDecoder
 from reasonseg.objectives.base import resampled
-from reasonseg.pixels import Pixels
+from reasonseg.nn.image_processor import Pixels
 
 
 def grown(decoder: SamDecoder, side: int) -> SamDecoder:

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {"name": 0.85, "attribute": 0.80, "relation": 0.70, "compare": 0.70, "function": 0.75, "multi": 0.70}

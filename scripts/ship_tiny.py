@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 
 LIMIT = 24_000_000
 

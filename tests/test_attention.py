@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from reasonseg.attention import NAME, use_products
+from reasonseg.nn.attention import NAME, use_products
 
 
 def test_the_same_hidden_states(segmenter, picture):
@@ -24,7 +24,7 @@ def test_the_same_hidden_states(segmenter, picture):
 
 
 def test_a_bool_mask_hides(segmenter):
-    from reasonseg.attention import attend
+    from reasonseg.nn.attention import attend
 
     q, k, v = (torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
     mask = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])[None, None]

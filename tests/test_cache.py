@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reasonseg import Query
-from reasonseg.cache import ImageCache
+from reasonseg.nn.cache import ImageCache
 from reasonseg.sam_family import Features
 
 
@@ -95,7 +95,7 @@ def test_a_prefix_is_that_of_its_weights(model, scenes):
 
 def test_folded_adapters_are_other_weights(model, scenes):
     """peft writes into a weight without telling its counter."""
-    from reasonseg.adapters import add_lora, fold_adapters
+    from reasonseg.nn.lora import add_lora, fold_adapters
 
     query = scenes[0].query
     model(query), model(query)

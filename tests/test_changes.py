@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from small_data import pairs
 
 from reasonseg import InputError, Query, Segmenter
-from reasonseg.adapters import adapters, add_lora, add_rows, fold_adapters
+from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.changes import Changes
 from reasonseg.cli import main
 from reasonseg.config.schema import override, parse

@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from reasonseg import InputError, Segmenter
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def test_a_user_cannot_speak_in_markers(backbone, samples):
 def test_markers_are_added_once(tmp_path):
     from transformers import AutoTokenizer
 
-    from reasonseg.hub import EMBEDDED
+    from reasonseg.nn.pretrained import EMBEDDED
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "backbone")
     size = len(tokenizer)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reasonseg.config.schema import schema as config
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 
 KINDS = [k for k in config.kinds("decoders") if k != "seggpt"]  # which learns in context: test_seggpt.py
 SIZES = [(50, 40), (33, 64), (64, 64), (1, 7)]

@@ -3,7 +3,7 @@ import torch
 
 from reasonseg import InputError
 from reasonseg.config.schema import schema as config
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 
 KINDS = [
     k for k in config.kinds("prompters") if k not in ("vlp", "examples")

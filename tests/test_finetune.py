@@ -13,7 +13,7 @@ import torch
 from small_data import pairs
 
 from reasonseg import Segmenter
-from reasonseg.adapters import add_lora, fold_adapters
+from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.cli import main
 from reasonseg.config.schema import override, parse
 from reasonseg.errors import InputError

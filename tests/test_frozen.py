@@ -6,7 +6,7 @@ from small_data import pairs
 
 from reasonseg import Segmenter
 from reasonseg.datasets.folder import Config
-from reasonseg.frozen import FrozenCache, still
+from reasonseg.nn.feature_store import FrozenCache, still
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from conftest import oracle
 
 from reasonseg.errors import InputError
-from reasonseg.llama_pieces import LlamaPieces
+from reasonseg.nn.llama_tokenizer import LlamaPieces
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from conftest import oracle
 
-from reasonseg import losses
+from reasonseg.nn import losses
 
 
 def test_mask_losses_equal_lisa():

@@ -10,7 +10,7 @@ from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.decoders.seggpt import block
 from reasonseg.fewshot import class_means
-from reasonseg.hub import PACKAGED
+from reasonseg.nn.pretrained import PACKAGED
 from reasonseg.metrics import count
 from reasonseg.objectives.base import resampled
 from reasonseg.objectives.painting import Painting, painted_colors

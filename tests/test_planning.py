@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from reasonseg import InputError, Segmenter
 from reasonseg.cli import main
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.planning import Living, card, fused_attention, parts_of, peak_of, plan
 
 

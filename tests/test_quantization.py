@@ -5,7 +5,7 @@ from conftest import oracle
 
 from reasonseg import Segmenter
 from reasonseg.errors import InputError
-from reasonseg.quantization import is_quantized
+from reasonseg.nn.quantization import is_quantized
 
 pytest.importorskip("bitsandbytes")
 PER_LAYER = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -12,7 +12,7 @@ from conftest import close, oracle
 from PIL import Image
 
 from reasonseg import Answer, Query, Sample, Segmenter
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.released import llava, sam
 
 EVALS = ["eval_0", "eval_1", "eval_2", "eval_3", "eval_4_truncated"]

@@ -9,7 +9,7 @@ import torch
 from conftest import close, oracle
 
 from reasonseg import Query, Reference, Segmenter
-from reasonseg.clip_dense import text_features_of_ids
+from reasonseg.nn.clip_features import text_features_of_ids
 from reasonseg.errors import InputError
 from reasonseg.prompters.vlp import resemblance
 from reasonseg.structures.query import Reference as Ref

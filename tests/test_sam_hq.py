@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from reasonseg.decoders import sam
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 
 
 @torch.no_grad()

@@ -11,10 +11,11 @@ from conftest import close, oracle
 from PIL import Image
 from transformers import SegGptForImageSegmentation
 
-from reasonseg import InputError, Query, Reference, Segmenter, losses
+from reasonseg import InputError, Query, Reference, Segmenter
+from reasonseg.nn import losses
 from reasonseg.decoders import seggpt
 from reasonseg.decoders.seggpt import Config, arranged, restored
-from reasonseg.prompt import Canvas, Painted, Prompt, palette
+from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
 from reasonseg.prompters.examples import Config as ExamplesConfig
 
 CANVAS, FRAME = 3e-4, 0.02  # tolerances the oracle suggests

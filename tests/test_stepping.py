@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from reasonseg import InputError, Query, Segmenter, stepping
-from reasonseg.hub import EMBEDDED
+from reasonseg import InputError, Query, Segmenter
+from reasonseg.nn import generation as stepping
+from reasonseg.nn.pretrained import EMBEDDED
 
 FALLS_BACK = """
 import sys, warnings

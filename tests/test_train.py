@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from reasonseg import InputError, Segmenter
-from reasonseg.hub import EMBEDDED
+from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.config.training import read_run
 from reasonseg.train import COMPLETE, latest, train
 

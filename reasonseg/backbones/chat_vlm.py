@@ -16,7 +16,7 @@ from reasonseg.errors import InputError
 from reasonseg.structures.reference_masks import drawn
 from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
 from reasonseg.structures.query import Query, Sample
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 TEMPLATE = (  # of the example only; real models bring their own
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from transformers import AutoTokenizer, Cache, DynamicCache, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.errors import InputError
-from reasonseg.llama_pieces import MODEL as PIECES
-from reasonseg.llama_pieces import LlamaPieces
-from reasonseg.pixels import Pixels
+from reasonseg.nn.llama_tokenizer import MODEL as PIECES
+from reasonseg.nn.llama_tokenizer import LlamaPieces
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.structures.reference_masks import region
 from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
-from reasonseg.stepping import Stepper
+from reasonseg.nn.generation import Stepper
 from reasonseg.structures.query import Query, Sample
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 IMAGE, REGION = "<image>", "<region>"
 SPLICED = -200  # stands for the image where the vocabulary has no `<image>`; the embedding never sees it

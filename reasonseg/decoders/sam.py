@@ -13,10 +13,10 @@ from torch import nn
 from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 
 from reasonseg.errors import InputError
-from reasonseg.hub import located
-from reasonseg.pixels import Pixels
+from reasonseg.nn.pretrained import located
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel}
 

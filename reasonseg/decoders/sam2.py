@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig, Sam2Config, Sam2Model
 
 from reasonseg.errors import InputError
-from reasonseg.hub import located
-from reasonseg.pixels import Pixels
+from reasonseg.nn.pretrained import located
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.sam_family import Features, SamDecoderBase
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 
 @dataclass(frozen=True)

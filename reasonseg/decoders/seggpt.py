@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, SegGptConfig, SegGptForImageSegmentation
 
-from reasonseg.attention import attend as plain
+from reasonseg.nn.attention import attend as plain
 from reasonseg.errors import InputError
-from reasonseg.pixels import Pixels
-from reasonseg.prompt import Canvas, Prompt
+from reasonseg.nn.image_processor import Pixels
+from reasonseg.nn.prompt import Canvas, Prompt
 from reasonseg.sam_family import Features
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 THRESHOLD = 128 / 255  # a painted value above it is the thing (the released video code's rule)
 STEEPNESS = 12.0  # of logits: white is 6 above the threshold

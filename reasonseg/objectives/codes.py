@@ -11,7 +11,7 @@ from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
 from reasonseg.objectives.patches import corner_pad
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.scenes.drawing import draw_scene
 from reasonseg.segmenter import Segmenter
 

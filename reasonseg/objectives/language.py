@@ -10,7 +10,7 @@ from reasonseg.asking import distinct
 from reasonseg.config.schema import Kind
 from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 from reasonseg.segmenter import Segmenter
 from reasonseg.structures.query import Sample
 

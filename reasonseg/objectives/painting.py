@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg import losses
+from reasonseg.nn import losses
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.decoders.seggpt import block

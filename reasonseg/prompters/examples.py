@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonseg.cache import ImageCache
+from reasonseg.nn.cache import ImageCache
 from reasonseg.errors import InputError
-from reasonseg.prompt import Canvas, Painted, Prompt, palette
+from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
 from reasonseg.structures.reference_masks import region
 from reasonseg.structures.query import Reference
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from reasonseg.prompt import Prompt
+from reasonseg.nn.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from reasonseg.cache import ImageCache
-from reasonseg.clip_dense import TEMPLATE, attention_map, dense_features, text_features
+from reasonseg.nn.cache import ImageCache
+from reasonseg.nn.clip_features import TEMPLATE, attention_map, dense_features, text_features
 from reasonseg.errors import InputError
-from reasonseg.hub import located
-from reasonseg.pixels import Pixels
-from reasonseg.prompt import Prompt
+from reasonseg.nn.pretrained import located
+from reasonseg.nn.image_processor import Pixels
+from reasonseg.nn.prompt import Prompt
 from reasonseg.structures.reference_masks import region
 from reasonseg.speaking import as_new
 from reasonseg.structures.query import Reference
-from reasonseg.weights import from_folder
+from reasonseg.nn.weights import from_folder
 
 AREA = 0.0005  # added to the area of a mask before its features are averaged, in patches
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from reasonseg.errors import InputError
-from reasonseg.hub import download
-from reasonseg.prompt import Prompt
+from reasonseg.nn.pretrained import download
+from reasonseg.nn.prompt import Prompt
 from reasonseg.released import lisa
 from reasonseg.released.files import Shards
 from reasonseg.released.layout import Layout, recognise

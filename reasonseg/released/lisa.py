@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from reasonseg import quantization as quant
+from reasonseg.nn import quantization as quant
 from reasonseg.config.schema import Kind, config_class
 from reasonseg.decoders import sam as sam_room
 from reasonseg.errors import InputError
-from reasonseg.filling import Filling, hollow
-from reasonseg.pixels import Pixels
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.prompters.seg_token import Config as SegTokenConfig
 from reasonseg.released import llava, sam
 from reasonseg.released.files import Shards
@@ -127,7 +127,7 @@ def hub_decoder(path: Path, source: str, device, dtype, allow):
     """(kind, decoder) from a folder in transformers' layout; the room's files say which model types they read."""
     from transformers import AutoConfig
 
-    from reasonseg.hub import download
+    from reasonseg.nn.pretrained import download
 
     folder = path if path.is_dir() else download(source, None, "give a .pth file or a transformers folder")
     if not (folder / "config.json").is_file():

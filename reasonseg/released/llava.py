@@ -12,9 +12,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from reasonseg.backbones.llava import SPLICED, Config, Llava
 from reasonseg.config.schema import parse
 from reasonseg.errors import InputError
-from reasonseg.filling import Filling
-from reasonseg.llama_pieces import ADDED, LlamaPieces
-from reasonseg.pixels import Pixels
+from reasonseg.nn.meta_init import Filling
+from reasonseg.nn.llama_tokenizer import ADDED, LlamaPieces
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.released.files import Shards
 from reasonseg.released.layout import Layout
 
@@ -84,7 +84,7 @@ def tower_folder(layout: Layout, clip: str | None) -> Path:
         if (place / "config.json").is_file():
             return place
     if not clip and re.fullmatch(r"[\w.-]+/[\w.-]+", said):
-        from reasonseg.hub import download
+        from reasonseg.nn.pretrained import download
 
         return download(said, None, "the vision tower is not in LISA's files; give its folder as clip (--clip)")
     raise InputError(

@@ -12,7 +12,7 @@ from transformers import SegGptConfig, SegGptForImageSegmentation
 from reasonseg.config.schema import Kind, config_class
 from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
 from reasonseg.errors import InputError
-from reasonseg.filling import Filling, hollow
+from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.prompters.examples import Config as ExamplesConfig
 from reasonseg.released.files import Shards
 from reasonseg.released.lisa import decoder_from

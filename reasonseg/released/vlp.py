@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
 from reasonseg.config.schema import Kind, config_class
 from reasonseg.errors import InputError
-from reasonseg.filling import Filling, hollow
-from reasonseg.pixels import Pixels
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.image_processor import Pixels
 from reasonseg.prompters.vlp import Config, Vlp
 from reasonseg.released.files import Shards
 from reasonseg.released.lisa import decoder_from

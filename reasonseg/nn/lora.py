@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reasonseg.errors import InputError
-from reasonseg.quantization import is_quantized
+from reasonseg.nn.quantization import is_quantized
 
 TARGETS = ("q_proj", "v_proj")
 NAME = "default"  # peft's, of the one adapter a layer has

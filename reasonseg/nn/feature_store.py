@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reasonseg.cache import BUDGET, ImageCache, digest, version_of
+from reasonseg.nn.cache import BUDGET, ImageCache, digest, version_of
 from reasonseg.structures.images import written_aside
 from reasonseg.sam_family import Features
 
