@@ -48,7 +48,7 @@ def examine() -> int:
         )
     from reasonseg.errors import InputError
     from reasonseg.nn.pretrained import EMBEDDED
-    from reasonseg.scenes.sprites import emoji_font
+    from reasonseg.datasets.synthetic.sprites import emoji_font
 
     try:
         print(f"  emoji font: {emoji_font()}")

@@ -21,7 +21,7 @@ from reasonseg.nn.cache import ImageCache, settled
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
 from reasonseg.nn.feature_store import FrozenCache, once
-from reasonseg.phrasing import FORCED
+from reasonseg.datasets.phrasing import FORCED
 from reasonseg.nn.prompt import Prompt
 from reasonseg.config.model import ModelSettings
 from reasonseg.speaking import SEG, Spoken, Taught

@@ -3,7 +3,7 @@
 import argparse
 
 from reasonseg.datasets.scenes import Config
-from reasonseg.scenes.knowledge import Knowledge
+from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.tokens import make_tokenizer
 
 

@@ -21,7 +21,7 @@ def segmenter():
 def font():
     """Scenes need the colour-emoji font."""
     from reasonseg.errors import InputError
-    from reasonseg.scenes.sprites import emoji_font
+    from reasonseg.datasets.synthetic.sprites import emoji_font
 
     try:
         return emoji_font()

@@ -11,7 +11,7 @@ from reasonseg import Answer, InputError
 from reasonseg.datasets.episodes import COCO, PASCAL, Config
 from reasonseg.fewshot import class_means, evaluate_episodes
 from reasonseg.metrics import Counts, count, mean_iou
-from reasonseg.scenes.knowledge import Knowledge
+from reasonseg.datasets.synthetic.knowledge import Knowledge
 
 
 def test_the_same_query_and_first_reference_for_every_k(font):
@@ -46,7 +46,7 @@ def test_copies_look_otherwise(font):
 
 
 def test_a_foreign_pack_counts_as_withheld(font, tmp_path):
-    from reasonseg.scenes.sprites import render_pack
+    from reasonseg.datasets.synthetic.sprites import render_pack
 
     render_pack(tmp_path / "pack")
     assert len(Config(count=4, sprites=str(tmp_path / "pack"), group="seen", size=96).build()) == 0

@@ -10,7 +10,7 @@ from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.objectives import Codes, Dense
 from reasonseg.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
-from reasonseg.scenes.drawing import draw_scene
+from reasonseg.datasets.synthetic.drawing import draw_scene
 
 GRID = 14
 

@@ -11,7 +11,7 @@ from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.objectives import Codes, Properties
 from reasonseg.objectives.patches import MOST as STANDING
 from reasonseg.objectives.properties import MOST, NOT_ASKED, facts_of
-from reasonseg.scenes.knowledge import Knowledge
+from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.speaking import IGNORED
 
 LEVELS = ("function", "missing", "name", "alike", "multi")

@@ -7,10 +7,10 @@ from PIL import Image
 
 from reasonseg import InputError
 from reasonseg.datasets.scenes import Config, Scenes
-from reasonseg.scenes.drawing import MIN_VISIBLE, draw_scene
-from reasonseg.scenes.knowledge import Knowledge, pairing_split
-from reasonseg.scenes.questions import LEVELS, REJ, SEG, Asker
-from reasonseg.scenes.sprites import HUES, color_of, default_pack, load_pack, main_hue, turn_hue
+from reasonseg.datasets.synthetic.drawing import MIN_VISIBLE, draw_scene
+from reasonseg.datasets.synthetic.knowledge import Knowledge, pairing_split
+from reasonseg.datasets.synthetic.questions import LEVELS, REJ, SEG, Asker
+from reasonseg.datasets.synthetic.sprites import HUES, color_of, default_pack, load_pack, main_hue, turn_hue
 
 KNOWLEDGE = Knowledge.load()
 
@@ -200,7 +200,7 @@ def test_a_broken_pack_names_the_entry(tmp_path, changes, words):
 
 
 def test_a_missing_font_names_the_package(monkeypatch):
-    from reasonseg.scenes import sprites as module
+    from reasonseg.datasets.synthetic import sprites as module
 
     monkeypatch.setattr(module, "FONT_PLACES", ("/nowhere.ttf",))
     monkeypatch.delenv("REASONSEG_EMOJI_FONT", raising=False)

@@ -15,8 +15,8 @@ from reasonseg.datasets.reason import Config as Reason
 from reasonseg.datasets.refer import Config as Refer
 from reasonseg.datasets.semantic import Config as Semantic
 from reasonseg.datasets.vqa import Config as Vqa
-from reasonseg.phrasing import ANSWERS, PHRASES
-from reasonseg.streams import PER_PICTURE, some
+from reasonseg.datasets.phrasing import ANSWERS, PHRASES
+from reasonseg.datasets.base import PER_PICTURE, some
 
 WRITERS = {
     "reason": (reason_seg, lambda root: Reason(root, "val")),

@@ -200,7 +200,7 @@ def test_questions_that_go_with_references(font):
 
 
 def test_withheld_things_can_be_asked_about(font):
-    from reasonseg.scenes.knowledge import Knowledge
+    from reasonseg.datasets.synthetic.knowledge import Knowledge
 
     data, knowledge = (
         ScenesConfig("val", 4, size=96, levels=("alike",), shown=1, withheld=True).build(),

@@ -35,7 +35,7 @@ def _scenes_draw(options) -> None:
 def _scenes_sprites(options) -> None:
     from pathlib import Path
 
-    from reasonseg.scenes.sprites import render_pack
+    from reasonseg.datasets.synthetic.sprites import render_pack
 
     print(f"wrote {render_pack(Path(options.out))} sprites and index.json to {options.out}")
 

@@ -21,10 +21,10 @@ from PIL import Image
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.scenes.drawing import Scene
-from reasonseg.scenes.families import company, draw_alike, union_of
-from reasonseg.scenes.knowledge import Knowledge
-from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
+from reasonseg.datasets.synthetic.drawing import Scene
+from reasonseg.datasets.synthetic.families import company, draw_alike, union_of
+from reasonseg.datasets.synthetic.knowledge import Knowledge
+from reasonseg.datasets.synthetic.sprites import Sprite, default_pack, load_pack
 from reasonseg.structures.query import Answer, Query, Reference, Sample
 
 GROUPS = ("withheld", "seen")

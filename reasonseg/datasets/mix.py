@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonseg.config.schema import Kind, Room, config_class
 from reasonseg.errors import InputError
-from reasonseg.streams import PER_PICTURE
+from reasonseg.datasets.base import PER_PICTURE
 from reasonseg.structures.query import Sample
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.phrasing import EXPLAIN, FORCED, asked, taught
+from reasonseg.datasets.phrasing import EXPLAIN, FORCED, asked, taught
 from reasonseg.structures.polygons import IGNORED, THING, paint
-from reasonseg.streams import Stream, some
+from reasonseg.datasets.base import Stream, some
 from reasonseg.structures.query import Answer, Query, Sample
 
 PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root

@@ -13,9 +13,9 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.phrasing import FORCED, REFUSED, asked, taught
+from reasonseg.datasets.phrasing import FORCED, REFUSED, asked, taught
 from reasonseg.structures.polygons import coco_mask
-from reasonseg.streams import Stream, some
+from reasonseg.datasets.base import Stream, some
 from reasonseg.structures.query import Answer, Query, Sample
 
 NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.scenes.drawing import Scene, choose_sprites, draw_scene, draw_shape
-from reasonseg.scenes.families import draw_family, union_of
-from reasonseg.scenes.knowledge import Knowledge
-from reasonseg.scenes.questions import LEVELS, Asker, Question
-from reasonseg.scenes.sprites import Sprite, default_pack, load_pack
+from reasonseg.datasets.synthetic.drawing import Scene, choose_sprites, draw_scene, draw_shape
+from reasonseg.datasets.synthetic.families import draw_family, union_of
+from reasonseg.datasets.synthetic.knowledge import Knowledge
+from reasonseg.datasets.synthetic.questions import LEVELS, Asker, Question
+from reasonseg.datasets.synthetic.sprites import Sprite, default_pack, load_pack
 from reasonseg.structures.query import Answer, Query, Reference, Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}

@@ -15,8 +15,8 @@ from PIL import Image
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.phrasing import FORCED, asked, taught
-from reasonseg.streams import Stream, some
+from reasonseg.datasets.phrasing import FORCED, asked, taught
+from reasonseg.datasets.base import Stream, some
 from reasonseg.structures.query import Answer, Query, Sample
 
 UNLABELLED = 255

@@ -10,7 +10,7 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.streams import Stream
+from reasonseg.datasets.base import Stream
 from reasonseg.structures.query import Answer, Query, Sample
 
 FILE, PICTURES = "llava_dataset/llava_instruct_150k.json", "coco/train2017"

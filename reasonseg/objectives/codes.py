@@ -12,7 +12,7 @@ from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
 from reasonseg.objectives.patches import corner_pad
 from reasonseg.nn.prompt import Prompt
-from reasonseg.scenes.drawing import draw_scene
+from reasonseg.datasets.synthetic.drawing import draw_scene
 from reasonseg.segmenter import Segmenter
 
 SHARP = 2.0  # of `align`

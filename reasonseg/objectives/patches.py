@@ -20,8 +20,8 @@ from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.errors import InputError
 from reasonseg.objectives.base import Objective, kept, resampled, tower_features
-from reasonseg.scenes.drawing import Scene, draw_scene
-from reasonseg.scenes.sprites import HUES, Sprite
+from reasonseg.datasets.synthetic.drawing import Scene, draw_scene
+from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 from reasonseg.segmenter import Segmenter
 
 COLORS = tuple(HUES)

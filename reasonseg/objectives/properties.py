@@ -23,8 +23,8 @@ from reasonseg.errors import InputError
 from reasonseg.objectives.language import Language
 from reasonseg.objectives.patches import MOST as STANDING
 from reasonseg.objectives.patches import owners, standing_read, stood
-from reasonseg.scenes.questions import FRAMES
-from reasonseg.scenes.sprites import Sprite
+from reasonseg.datasets.synthetic.questions import FRAMES
+from reasonseg.datasets.synthetic.sprites import Sprite
 from reasonseg.segmenter import Segmenter
 from reasonseg.structures.query import Sample
 

@@ -11,9 +11,9 @@ from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.objectives.base import Objective, mean_overlap
 from reasonseg.structures.reference_masks import region
-from reasonseg.scenes.drawing import choose_sprites, draw_shape
-from reasonseg.scenes.families import draw_family, union_of
-from reasonseg.scenes.sprites import Sprite
+from reasonseg.datasets.synthetic.drawing import choose_sprites, draw_shape
+from reasonseg.datasets.synthetic.families import draw_family, union_of
+from reasonseg.datasets.synthetic.sprites import Sprite
 from reasonseg.segmenter import Segmenter
 from reasonseg.structures.query import Reference
 

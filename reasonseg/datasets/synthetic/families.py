@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from reasonseg.scenes.drawing import Placement, Scene, draw_shape, lay_out, paint_scene
-from reasonseg.scenes.sprites import HUES, Sprite
+from reasonseg.datasets.synthetic.drawing import Placement, Scene, draw_shape, lay_out, paint_scene
+from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
 TURN = 75.0  # degrees to either side
 TURNS = (60.0, 120.0, 180.0, 240.0, 300.0)  # of hues, where a thing has no colour of its own to change

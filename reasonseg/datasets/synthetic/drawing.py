@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from reasonseg.scenes.sprites import HUES, Sprite
+from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
 SCALES = (0.22, 0.46)  # the longer side of a sprite
 MIN_VISIBLE = 0.6  # of a sprite's pixels; one more covered is left out

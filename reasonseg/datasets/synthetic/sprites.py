@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from reasonseg.errors import InputError
-from reasonseg.scenes.knowledge import Knowledge
+from reasonseg.datasets.synthetic.knowledge import Knowledge
 
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",

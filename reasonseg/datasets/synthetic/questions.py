@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonseg.scenes.drawing import Scene, SceneObject
-from reasonseg.scenes.knowledge import Knowledge, Property
-from reasonseg.scenes.sprites import HUES, Sprite
+from reasonseg.datasets.synthetic.drawing import Scene, SceneObject
+from reasonseg.datasets.synthetic.knowledge import Knowledge, Property
+from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
 SEG, REJ = "<SEG>", "<REJ>"
 FRAMES = (  # around any noun phrase
