@@ -11,7 +11,7 @@ import torch
 
 from reasonseg.config.schema import Kind
 from reasonseg.nn.prompt import Prompt
-from reasonseg.speaking import pieces
+from reasonseg.backbones.base import pieces
 from reasonseg.structures.query import Reference
 
 PIXELS = 2**24  # of logits at an image's own size that are laid out at once, as float32

@@ -24,7 +24,7 @@ from reasonseg.nn.feature_store import FrozenCache, once
 from reasonseg.datasets.phrasing import FORCED
 from reasonseg.nn.prompt import Prompt
 from reasonseg.config.model import ModelSettings
-from reasonseg.speaking import SEG, Spoken, Taught
+from reasonseg.backbones.base import SEG, Spoken, Taught
 from reasonseg.structures.query import Answer, Query, Sample
 
 PREFIXES = 2**30  # bytes of keys and values kept for follow-up questions; LISA-7B's of one image take 150 MiB

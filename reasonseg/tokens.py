@@ -10,7 +10,7 @@ from pathlib import Path
 import sentencepiece
 from transformers import LlamaTokenizer
 
-from reasonseg.speaking import REJ, SEG, add_markers
+from reasonseg.backbones.base import REJ, SEG, add_markers
 
 
 def make_tokenizer(sentences: Iterable[str], size: int, folder: str | Path) -> LlamaTokenizer:

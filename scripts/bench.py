@@ -28,7 +28,8 @@ import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from reasonseg import Query, Segmenter, speaking
+from reasonseg import Query, Segmenter
+from reasonseg.backbones import base as speaking
 from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.nn.feature_store import FrozenCache
 from reasonseg.nn.prompt import Prompt

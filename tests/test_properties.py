@@ -12,7 +12,7 @@ from reasonseg.objectives import Codes, Properties
 from reasonseg.objectives.patches import MOST as STANDING
 from reasonseg.objectives.properties import MOST, NOT_ASKED, facts_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
-from reasonseg.speaking import IGNORED
+from reasonseg.backbones.base import IGNORED
 
 LEVELS = ("function", "missing", "name", "alike", "multi")
 

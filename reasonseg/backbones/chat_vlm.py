@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.errors import InputError
 from reasonseg.structures.reference_masks import drawn
-from reasonseg.speaking import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
+from reasonseg.backbones.base import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
 from reasonseg.structures.query import Query, Sample
 from reasonseg.nn.weights import from_folder
 

@@ -18,7 +18,7 @@ from reasonseg.nn.llama_tokenizer import MODEL as PIECES
 from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.nn.image_processor import Pixels
 from reasonseg.structures.reference_masks import region
-from reasonseg.speaking import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
+from reasonseg.backbones.base import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
 from reasonseg.nn.generation import Stepper
 from reasonseg.structures.query import Query, Sample
 from reasonseg.nn.weights import from_folder

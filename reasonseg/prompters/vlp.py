@@ -26,7 +26,7 @@ from reasonseg.nn.pretrained import located
 from reasonseg.nn.image_processor import Pixels
 from reasonseg.nn.prompt import Prompt
 from reasonseg.structures.reference_masks import region
-from reasonseg.speaking import as_new
+from reasonseg.backbones.base import as_new
 from reasonseg.structures.query import Reference
 from reasonseg.nn.weights import from_folder
 

@@ -20,7 +20,7 @@ from reasonseg.released.files import Shards
 from reasonseg.released.layout import Layout
 from reasonseg.segmenter import Segmenter
 from reasonseg.config.model import ModelSettings
-from reasonseg.speaking import REJ, SEG, Markers
+from reasonseg.backbones.base import REJ, SEG, Markers
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..255
 

@@ -66,7 +66,7 @@ class Markers:
         vocabulary = tokenizer.get_vocab()
         seg = next((name for name in SEG_NAMES if name in vocabulary), None)
         if seg is None:
-            raise InputError("the tokenizer has no <SEG>; add it with reasonseg.speaking.add_markers(tokenizer)")
+            raise InputError("the tokenizer has no <SEG>; add it with reasonseg.backbones.base.add_markers(tokenizer)")
         ids = tokenizer.encode(seg, add_special_tokens=False)
         if vocabulary[seg] not in ids or len([i for i in ids if i != vocabulary[seg]]) > 1:
             raise InputError(f"the tokenizer cuts {seg} into {ids}; it must be one token ({vocabulary[seg]})")
