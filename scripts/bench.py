@@ -33,7 +33,7 @@ from reasonseg.backbones import base as speaking
 from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.nn.feature_store import FrozenCache
 from reasonseg.nn.prompt import Prompt
-from reasonseg.sam_family import Features
+from reasonseg.decoders.base import Features
 from reasonseg.structures.query import Answer, Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8

@@ -8,7 +8,7 @@ import torch
 
 from reasonseg import Query
 from reasonseg.nn.cache import ImageCache
-from reasonseg.sam_family import Features
+from reasonseg.decoders.base import Features
 
 
 @pytest.fixture

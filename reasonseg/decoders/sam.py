@@ -15,7 +15,7 @@ from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import located
 from reasonseg.nn.image_processor import Pixels
-from reasonseg.sam_family import Features, SamDecoderBase
+from reasonseg.decoders.base import Features, SamDecoderBase
 from reasonseg.nn.weights import from_folder
 
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel}

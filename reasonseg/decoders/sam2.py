@@ -14,7 +14,7 @@ from transformers import AutoConfig, Sam2Config, Sam2Model
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import located
 from reasonseg.nn.image_processor import Pixels
-from reasonseg.sam_family import Features, SamDecoderBase
+from reasonseg.decoders.base import Features, SamDecoderBase
 from reasonseg.nn.weights import from_folder
 
 

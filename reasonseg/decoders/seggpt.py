@@ -24,7 +24,7 @@ from reasonseg.nn.attention import attend as plain
 from reasonseg.errors import InputError
 from reasonseg.nn.image_processor import Pixels
 from reasonseg.nn.prompt import Canvas, Prompt
-from reasonseg.sam_family import Features
+from reasonseg.decoders.base import Features
 from reasonseg.nn.weights import from_folder
 
 THRESHOLD = 128 / 255  # a painted value above it is the thing (the released video code's rule)

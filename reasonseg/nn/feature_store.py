@@ -14,7 +14,7 @@ from torch import nn
 
 from reasonseg.nn.cache import BUDGET, ImageCache, digest, version_of
 from reasonseg.structures.images import written_aside
-from reasonseg.sam_family import Features
+from reasonseg.decoders.base import Features
 
 
 class FrozenCache:
