@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.benchmarks import evaluate_benchmark
-from reasonseg.changes import Changes, origin_of
+from reasonseg.checkpoints.delta import Changes, origin_of
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig

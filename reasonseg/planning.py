@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from reasonseg.nn.lora import add_lora
-from reasonseg.changes import FILE
-from reasonseg.changes import read as read_changes
+from reasonseg.checkpoints.delta import FILE
+from reasonseg.checkpoints.delta import read as read_changes
 from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import hollow
 from reasonseg.nn.pretrained import place_of
@@ -177,8 +177,8 @@ def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
 
 
 def _released(place: Path) -> tuple[nn.Module, nn.Module]:
-    from reasonseg.released import lisa, llava
-    from reasonseg.released.layout import recognise
+    from reasonseg.checkpoints.released import lisa, llava
+    from reasonseg.checkpoints.released.layout import recognise
 
     layout = recognise(place)
     if layout is None or not layout.is_lisa:

@@ -94,20 +94,20 @@ class Segmenter(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path | None = None, **options) -> Segmenter:
-        """A model from a folder, a hub id, or (None) the embedded one; see `reasonseg.checkpoint.load`."""
-        from reasonseg.checkpoint import load
+        """A model from a folder, a hub id, or (None) the embedded one; see `reasonseg.checkpoints.folder.load`."""
+        from reasonseg.checkpoints.folder import load
 
         return load(cls, source, **options)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes a folder that `from_pretrained` reads; see `reasonseg.checkpoint.save`."""
-        from reasonseg.checkpoint import save
+        """Writes a folder that `from_pretrained` reads; see `reasonseg.checkpoints.folder.save`."""
+        from reasonseg.checkpoints.folder import save
 
         save(self, folder, dtype)
 
     def push_to_hub(self, repo_id: str, **options) -> None:
         """Uploads the folder to the Hugging Face hub."""
-        from reasonseg.checkpoint import push
+        from reasonseg.checkpoints.folder import push
 
         push(self, repo_id, **options)
 

@@ -294,7 +294,7 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     from segment_anything import sam_model_registry
 
     from reasonseg.nn.meta_init import Filling, hollow
-    from reasonseg.released import lisa, sam
+    from reasonseg.checkpoints.released import lisa, sam
 
     gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32

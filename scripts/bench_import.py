@@ -111,9 +111,9 @@ def write(folder: Path, layers: int) -> int:
 
 def prove_shapes() -> None:
     """Fills a hollow LISA-7B with tensors that have only shapes; raises where one is missing, left over or reshaped."""
-    from reasonseg.released import llava, sam
-    from reasonseg.released.layout import Layout
-    from reasonseg.released.lisa import hollow_sam
+    from reasonseg.checkpoints.released import llava, sam
+    from reasonseg.checkpoints.released.layout import Layout
+    from reasonseg.checkpoints.released.lisa import hollow_sam
 
     class Shapes:
         of = shapes(32)

@@ -25,7 +25,7 @@ from transformers import DynamicCache
 
 from reasonseg import Query, Segmenter
 from reasonseg.backbones import llava
-from reasonseg.checkpoint import DTYPES
+from reasonseg.checkpoints.folder import DTYPES
 from reasonseg.config.schema import Kind
 from reasonseg.decoders import sam
 from reasonseg.nn.pretrained import EMBEDDED

@@ -12,7 +12,7 @@ from conftest import oracle
 from reasonseg import Query, Segmenter
 from reasonseg.cli import main
 from reasonseg.errors import InputError
-from reasonseg.released.files import Shards
+from reasonseg.checkpoints.released.files import Shards
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_import_and_verify(clip, tmp_path, capsys):
 
 
 def test_verify_sees_a_difference(clip, monkeypatch):
-    from reasonseg.released import importing
+    from reasonseg.checkpoints.released import importing
 
     layout, model = importing.read_to_import(str(oracle("A_lisa", "checkpoint")), clip=clip)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from reasonseg import Answer, Query, Sample, Segmenter
 from reasonseg.nn.prompt import Prompt
-from reasonseg.released import llava, sam
+from reasonseg.checkpoints.released import llava, sam
 
 EVALS = ["eval_0", "eval_1", "eval_2", "eval_3", "eval_4_truncated"]
 
@@ -218,7 +218,7 @@ def test_own_format_answers_the_same(folder, models, tmp_path):
 def test_safetensors_and_another_name_are_read_alike(folder, models, tmp_path):
     from safetensors.torch import save_file
 
-    from reasonseg.released.files import Shards
+    from reasonseg.checkpoints.released.files import Shards
 
     place = tmp_path / "my-weights"
     shutil.copytree(folder / "checkpoint", place, ignore=shutil.ignore_patterns("pytorch_model*"))

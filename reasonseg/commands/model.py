@@ -30,8 +30,8 @@ def _import(options) -> None:
     from reasonseg.libraries import quiet_libraries
 
     quiet_libraries()
-    from reasonseg.checkpoint import DTYPES
-    from reasonseg.released.importing import differences, read_to_import
+    from reasonseg.checkpoints.folder import DTYPES
+    from reasonseg.checkpoints.released.verify import differences, read_to_import
 
     layout, segmenter = read_to_import(
         options.source, revision=options.revision, dtype=DTYPES.get(options.dtype), clip=options.clip,
@@ -67,7 +67,7 @@ def _merge(options) -> None:
 
     quiet_libraries()
     from reasonseg import Segmenter
-    from reasonseg.changes import FILE
+    from reasonseg.checkpoints.delta import FILE
 
     if not (Path(options.source) / FILE).is_file():
         raise InputError(

@@ -11,10 +11,10 @@ import torch
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import download
 from reasonseg.nn.prompt import Prompt
-from reasonseg.released import lisa
-from reasonseg.released.files import Shards
-from reasonseg.released.layout import Layout, recognise
-from reasonseg.released.sam import DECODER_HEADS
+from reasonseg.checkpoints.released import lisa
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.layout import Layout, recognise
+from reasonseg.checkpoints.released.sam import DECODER_HEADS
 from reasonseg.segmenter import Segmenter
 
 INSIDE = "model.visual_model."  # LISA's name for its SAM

@@ -16,7 +16,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from reasonseg import changes
+from reasonseg.checkpoints import delta as changes
 from reasonseg.nn import quantization as quant
 from reasonseg.nn.lora import adapters, fold_adapters
 from reasonseg.config.schema import Kind, config_class, dump, parse
@@ -92,8 +92,8 @@ def load(
 ) -> Segmenter:
     """A model from a folder, a hub id (`owner/name`) or, for None, the embedded one.
 
-    A folder of changes is read with the model it changes (`reasonseg.changes`), one of LISA's, VLP-SAM's or SegGPT's as it was
-    released (`reasonseg.released`), LLaVA v1 and VLP-SAM with a `sam` beside them; beside SegGPT a `sam` is its refiner.
+    A folder of changes is read with the model it changes (`reasonseg.checkpoints.delta`), one of LISA's, VLP-SAM's or SegGPT's as it was
+    released (`reasonseg.checkpoints.released`), LLaVA v1 and VLP-SAM with a `sam` beside them; beside SegGPT a `sam` is its refiner.
     `device` None takes CUDA where there is one; `dtype` None is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`,
     `nf4`) is of the language model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
     decoder to use instead (.pth, folder or hub id). `read` says which state prompts the decoder (`predicting` or `at`),
@@ -166,7 +166,7 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
         n: k.config.load(folder / n, allow, dtype=dtype) for n, k in decoders.items() if k and not (sam and n == place)
     }
     if sam is not None:
-        from reasonseg.released.lisa import decoder_from
+        from reasonseg.checkpoints.released.lisa import decoder_from
 
         kind, drawn[place] = decoder_from(sam, device, dtype, allow)
         settings = replace(settings, **{place: Kind(kind, config_class("decoders", kind)())})
@@ -186,8 +186,8 @@ def _parts(cls, folder: Path, settings: ModelSettings, *, device, dtype, quantiz
 
 
 def _released(place: Path, options: dict) -> Segmenter:
-    from reasonseg.released import lisa, seggpt, vlp
-    from reasonseg.released.layout import recognise
+    from reasonseg.checkpoints.released import lisa, seggpt, vlp
+    from reasonseg.checkpoints.released.layout import recognise
 
     for reader in (vlp, seggpt):
         if (found := reader.recognise(place)) is None:

@@ -14,8 +14,8 @@ from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
 from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.prompters.examples import Config as ExamplesConfig
-from reasonseg.released.files import Shards
-from reasonseg.released.lisa import decoder_from
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.lisa import decoder_from
 from reasonseg.segmenter import Segmenter
 from reasonseg.config.model import ModelSettings
 

@@ -18,8 +18,8 @@ from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.nn.image_processor import Pixels
 from reasonseg.prompters.vlp import Config, Vlp
-from reasonseg.released.files import Shards
-from reasonseg.released.lisa import decoder_from
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.lisa import decoder_from
 from reasonseg.segmenter import Segmenter
 from reasonseg.config.model import ModelSettings
 

@@ -15,9 +15,9 @@ from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.nn.image_processor import Pixels
 from reasonseg.prompters.seg_token import Config as SegTokenConfig
-from reasonseg.released import llava, sam
-from reasonseg.released.files import Shards
-from reasonseg.released.layout import Layout
+from reasonseg.checkpoints.released import llava, sam
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.layout import Layout
 from reasonseg.segmenter import Segmenter
 from reasonseg.config.model import ModelSettings
 from reasonseg.backbones.base import REJ, SEG, Markers

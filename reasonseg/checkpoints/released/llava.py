@@ -15,8 +15,8 @@ from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import Filling
 from reasonseg.nn.llama_tokenizer import ADDED, LlamaPieces
 from reasonseg.nn.image_processor import Pixels
-from reasonseg.released.files import Shards
-from reasonseg.released.layout import Layout
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.layout import Layout
 
 LISA_TOKENS = ("[SEG]", "<im_start>", "<im_end>")  # in the order in which LISA's training adds them
 LLAMA = (

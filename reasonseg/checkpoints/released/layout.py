@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from reasonseg.errors import InputError
-from reasonseg.released.files import SUFFIXES, Shards
+from reasonseg.checkpoints.released.files import SUFFIXES, Shards
 
 WRAPPED = "base_model.model."  # what peft puts before every name
 SKIPPED = re.compile(
