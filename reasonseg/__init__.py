@@ -12,7 +12,7 @@ __all__ = ["Answer", "InputError", "Query", "Reference", "Sample", "Segmenter", 
 
 def __getattr__(name: str):
     if name == "Segmenter":
-        from reasonseg.segmenter import Segmenter
+        from reasonseg.segmenters.embedding import Segmenter
 
         return Segmenter
     raise AttributeError(f"module 'reasonseg' has no attribute {name!r}")

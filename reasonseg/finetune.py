@@ -24,7 +24,7 @@ from reasonseg.objectives import Language
 from reasonseg.runtime import many
 from reasonseg.nn.quantization import is_quantized
 from reasonseg.config.training import Stage, TrainSettings
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet
 from reasonseg.train import run_stage
 from reasonseg.validation import SHOWN, draw_answers

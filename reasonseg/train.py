@@ -23,7 +23,7 @@ from reasonseg.structures.images import written_aside
 from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
 from reasonseg.runtime import processes
 from reasonseg.config.training import Stage, TrainSettings
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.sharding import ShardedTrainer, whole
 from reasonseg.trainer import COMPLETE, Marker, StageTrainer, changing, restore
 from reasonseg.validation import BEST, Validation

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from reasonseg import Segmenter
-from reasonseg.asking import distinct
+from reasonseg.segmenters.prompting import distinct
 from reasonseg.datasets.scenes import Config
 from reasonseg.structures.images import written_aside
 from reasonseg.objectives.base import framed_masks, tower_features

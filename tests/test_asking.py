@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonseg import asking
+from reasonseg.segmenters import prompting as asking
 
 
 @pytest.mark.parametrize("score", ["predicted", "foreground"])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from reasonseg import InputError, Query, Reference, Segmenter
-from reasonseg.asking import labels_of
+from reasonseg.segmenters.prompting import labels_of
 
 
 def same(a, b, flips=4):

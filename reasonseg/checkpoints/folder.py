@@ -27,7 +27,7 @@ from reasonseg.config.model import ModelSettings
 from reasonseg.nn.weights import refuse
 
 if TYPE_CHECKING:
-    from reasonseg.segmenter import Segmenter
+    from reasonseg.segmenters.embedding import Segmenter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 
 
 class Objective(nn.Module):

@@ -13,7 +13,7 @@ from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, res
 from reasonseg.objectives.patches import corner_pad
 from reasonseg.nn.prompt import Prompt
 from reasonseg.datasets.synthetic.drawing import draw_scene
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 
 SHARP = 2.0  # of `align`
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.asking import distinct
+from reasonseg.segmenters.prompting import distinct
 from reasonseg.config.schema import Kind
 from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
 from reasonseg.objectives.codes import Coder, patch_shares
 from reasonseg.nn.prompt import Prompt
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.query import Sample
 
 TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`

@@ -13,7 +13,7 @@ from reasonseg.decoders.seggpt import block
 from reasonseg.objectives.base import Objective, mean_overlap, resampled
 from reasonseg.objectives.references import Families
 from reasonseg.structures.reference_masks import region
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 
 SHARPNESS = 2.0  # of the projection with which readers begin
 MAX_THINGS = 3  # of a family that are painted

@@ -22,7 +22,7 @@ from reasonseg.errors import InputError
 from reasonseg.objectives.base import Objective, kept, resampled, tower_features
 from reasonseg.datasets.synthetic.drawing import Scene, draw_scene
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 
 COLORS = tuple(HUES)
 BACKGROUND = -1  # in `color` and `upside_down`: nothing to say

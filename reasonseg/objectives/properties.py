@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.asking import distinct
+from reasonseg.segmenters.prompting import distinct
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
@@ -25,7 +25,7 @@ from reasonseg.objectives.patches import MOST as STANDING
 from reasonseg.objectives.patches import owners, standing_read, stood
 from reasonseg.datasets.synthetic.questions import FRAMES
 from reasonseg.datasets.synthetic.sprites import Sprite
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.query import Sample
 
 NOT_ASKED, SWAPPED = -1, "swapped"

@@ -14,7 +14,7 @@ from reasonseg.structures.reference_masks import region
 from reasonseg.datasets.synthetic.drawing import choose_sprites, draw_shape
 from reasonseg.datasets.synthetic.families import draw_family, union_of
 from reasonseg.datasets.synthetic.sprites import Sprite
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.query import Reference
 
 MARKS = ("mask", "boxes", "points", "scribble")

@@ -18,7 +18,7 @@ from reasonseg.prompters.seg_token import Config as SegTokenConfig
 from reasonseg.checkpoints.released import llava, sam
 from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.layout import Layout
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.config.model import ModelSettings
 from reasonseg.backbones.base import REJ, SEG, Markers
 

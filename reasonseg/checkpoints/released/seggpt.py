@@ -16,7 +16,7 @@ from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.prompters.examples import Config as ExamplesConfig
 from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.lisa import decoder_from
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.config.model import ModelSettings
 
 EXACT = {

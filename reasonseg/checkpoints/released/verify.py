@@ -15,7 +15,7 @@ from reasonseg.checkpoints.released import lisa
 from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.layout import Layout, recognise
 from reasonseg.checkpoints.released.sam import DECODER_HEADS
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 
 INSIDE = "model.visual_model."  # LISA's name for its SAM
 

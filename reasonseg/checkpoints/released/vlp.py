@@ -20,7 +20,7 @@ from reasonseg.nn.image_processor import Pixels
 from reasonseg.prompters.vlp import Config, Vlp
 from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.lisa import decoder_from
-from reasonseg.segmenter import Segmenter
+from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.config.model import ModelSettings
 
 FILE = "best_model.pt"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from reasonseg import second_looks
+from reasonseg.segmenters import refinement as second_looks
 from reasonseg.nn import losses
-from reasonseg.asking import Asked, Shown, by_label, distinct, finished, fitted, labels_of
+from reasonseg.segmenters.prompting import Asked, Shown, by_label, distinct, finished, fitted, labels_of
 from reasonseg.nn.cache import ImageCache, settled
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
