@@ -13,7 +13,7 @@ import torch
 from transformers import set_seed
 
 from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
-from reasonseg.benchmarks import evaluate_benchmark
+from reasonseg.evaluation.benchmarks import evaluate_benchmark
 from reasonseg.checkpoints.delta import Changes, origin_of
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.folder import VALIDATION, Folder, check

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_model
 from transformers import TrainerCallback
 
-from reasonseg.benchmarks import WAYS, evaluate_benchmark
+from reasonseg.evaluation.benchmarks import WAYS, evaluate_benchmark
 from reasonseg.errors import InputError
 from reasonseg.structures.images import written_aside
 from reasonseg.structures.overlay import draw_overlay

@@ -24,9 +24,9 @@ from reasonseg.bank import marked_shares, similarity
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
-from reasonseg.fewshot import class_means
+from reasonseg.evaluation.few_shot import class_means
 from reasonseg.structures.images import written_aside
-from reasonseg.metrics import count
+from reasonseg.evaluation.metrics import count
 from reasonseg.prompters.examples import Config as Examples
 
 GROUPS = ("few-shot", "composed", "selection", "ensembles")

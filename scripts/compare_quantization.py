@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from reasonseg import Answer, Sample, Segmenter
 from reasonseg.datasets.scenes import Config
-from reasonseg.metrics import count
+from reasonseg.evaluation.metrics import count
 
 BATCH = 32
 

@@ -15,7 +15,7 @@ from reasonseg import Sample, Segmenter
 from reasonseg.datasets.scenes import SEVEN, Config
 from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.structures.images import read_image
-from reasonseg.metrics import count
+from reasonseg.evaluation.metrics import count
 from reasonseg.structures.query import Answer, Query
 
 RIGHT = 0.7  # the least IoU of a mask that counts as right

@@ -19,7 +19,7 @@ from reasonseg import Segmenter
 from reasonseg.config.schema import override, parse
 from reasonseg.datasets.scenes import Config
 from reasonseg.errors import InputError
-from reasonseg.evaluate import evaluate_scenes
+from reasonseg.evaluation.scenes import evaluate_scenes
 from reasonseg.finetune import FinetuneSettings, finetune
 from reasonseg.structures.masks import to_rle
 from reasonseg.config.training import read_run

@@ -9,8 +9,8 @@ from PIL import Image
 
 from reasonseg import Answer, InputError
 from reasonseg.datasets.episodes import COCO, PASCAL, Config
-from reasonseg.fewshot import class_means, evaluate_episodes
-from reasonseg.metrics import Counts, count, mean_iou
+from reasonseg.evaluation.few_shot import class_means, evaluate_episodes
+from reasonseg.evaluation.metrics import Counts, count, mean_iou
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from reasonseg import InputError
 from reasonseg.datasets.scenes import SEVEN, Config
-from reasonseg.evaluate import evaluate_scenes, overlaps, summarise
+from reasonseg.evaluation.scenes import evaluate_scenes, overlaps, summarise
 
 ARGUMENTS = {"limit": 16, "levels": (*SEVEN, "novel"), "progress": False}
 

@@ -6,7 +6,7 @@ from small_data import pairs, reason_seg, refer
 
 from reasonseg.cli import main
 from reasonseg.datasets import folder, reason
-from reasonseg.inspection import inspect
+from reasonseg.evaluation.dataset_report import inspect
 
 
 def test_what_is_there_and_what_is_not(tmp_path, capsys):

@@ -3,7 +3,7 @@ import pytest
 from conftest import oracle
 
 from reasonseg import InputError
-from reasonseg.metrics import Counts, bootstrap, bootstrap_mean, count, mean_iou, refusals
+from reasonseg.evaluation.metrics import Counts, bootstrap, bootstrap_mean, count, mean_iou, refusals
 
 
 def brute(mask, truth):

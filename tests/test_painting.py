@@ -9,9 +9,9 @@ from reasonseg.config.schema import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.decoders.seggpt import block
-from reasonseg.fewshot import class_means
+from reasonseg.evaluation.few_shot import class_means
 from reasonseg.nn.pretrained import PACKAGED
-from reasonseg.metrics import count
+from reasonseg.evaluation.metrics import count
 from reasonseg.objectives.base import resampled
 from reasonseg.objectives.painting import Painting, painted_colors
 from reasonseg.config.training import read_run

@@ -119,7 +119,7 @@ def test_references_are_refused_plainly_where_they_were_not_taught(segmenter, pi
 def test_the_embedded_model_finds_what_an_example_shows(segmenter, font):
     """Things withheld from all training, each shown once: far better than everything that is not background."""
     from reasonseg.datasets.episodes import Config
-    from reasonseg.fewshot import evaluate_episodes
+    from reasonseg.evaluation.few_shot import evaluate_episodes
 
     found = evaluate_episodes(segmenter, Config(count=24, size=224), groups=("withheld",), progress=False)
     assert found["withheld"]["miou"] > 0.6
@@ -129,7 +129,7 @@ def test_words_beside_an_example_say_which(segmenter, font):
     from dataclasses import replace
 
     from reasonseg.datasets.scenes import Config
-    from reasonseg.metrics import count
+    from reasonseg.evaluation.metrics import count
 
     data = Config("val", 30, size=224, levels=("alike",), shown=1).build()
     samples = [data[i] for i in range(30)]

@@ -81,7 +81,7 @@ def _eval_episodes(options) -> None:
     import json
 
     from reasonseg.datasets.episodes import Config
-    from reasonseg.fewshot import evaluate_episodes
+    from reasonseg.evaluation.few_shot import evaluate_episodes
 
     config = Config(
         options.root, options.benchmark, options.fold, options.shots, options.prompt, count=options.limit,
@@ -96,7 +96,7 @@ def _eval_episodes(options) -> None:
     if options.json:
         print(json.dumps(summary))
     else:
-        from reasonseg.tables import print_episodes
+        from reasonseg.evaluation.tables import print_episodes
 
         print_episodes(options.benchmark, summary)
 
@@ -120,7 +120,7 @@ def _eval_benchmark(options) -> None:
     quiet_libraries()
     import json
 
-    from reasonseg.benchmarks import evaluate_benchmark
+    from reasonseg.evaluation.benchmarks import evaluate_benchmark
 
     config = data_of(options.name, options.root, options.split, getattr(options, "sentences", "first"))
     summary = evaluate_benchmark(
@@ -132,7 +132,7 @@ def _eval_benchmark(options) -> None:
     if options.json:
         print(json.dumps(summary))
     else:
-        from reasonseg.tables import print_benchmark
+        from reasonseg.evaluation.tables import print_benchmark
 
         print_benchmark(options.name, summary)
 
@@ -143,7 +143,7 @@ def _eval_scenes(options) -> None:
     quiet_libraries()
     import json
 
-    from reasonseg.evaluate import SEVEN, evaluate_scenes
+    from reasonseg.evaluation.scenes import SEVEN, evaluate_scenes
 
     levels = tuple(options.levels.split(",")) if options.levels else (*SEVEN, "novel")
     segmenter = None if options.predictions else load_model(options)
@@ -156,7 +156,7 @@ def _eval_scenes(options) -> None:
     if options.json:
         print(json.dumps(summary))
     else:
-        from reasonseg.tables import print_scenes
+        from reasonseg.evaluation.tables import print_scenes
 
         print_scenes(summary)
 
@@ -177,7 +177,7 @@ def add_data(commands) -> None:
 
 
 def _data_check(options) -> int:
-    from reasonseg.inspection import inspect
+    from reasonseg.evaluation.dataset_report import inspect
 
     splits = [options.split] if options.split else SPLITS.get(options.name, SPLITS["refcoco"])
     splits = ["train"] if options.name in WHOLE else splits

@@ -106,7 +106,7 @@ def _show_config(options) -> None:
 
 
 def _show_model(options) -> None:
-    from reasonseg.tables import print_model
+    from reasonseg.evaluation.tables import print_model
 
     print_model(load_model(options, notice=False))
 
@@ -127,7 +127,7 @@ def _doctor(options) -> int:
 
     if options.plan:
         quiet_libraries()
-        from reasonseg.tables import print_plan
+        from reasonseg.evaluation.tables import print_plan
 
         print_plan(options.plan)
         return 0

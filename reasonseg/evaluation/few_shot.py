@@ -13,8 +13,8 @@ import numpy as np
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
 from reasonseg.structures.masks import to_rle
-from reasonseg.metrics import IGNORE, Counts, count
-from reasonseg.rows import (
+from reasonseg.evaluation.metrics import IGNORE, Counts, count
+from reasonseg.evaluation.runner import (
     answers_from,
     batched,
     collect,

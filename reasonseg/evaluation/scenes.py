@@ -16,8 +16,8 @@ import numpy as np
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.structures.masks import to_rle
-from reasonseg.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, ordered, read_predictions, whole_batches
+from reasonseg.evaluation.metrics import Counts, bootstrap_mean, count, refusals
+from reasonseg.evaluation.runner import answers_from, batched, collect, finish, kept, maker, ordered, read_predictions, whole_batches
 from reasonseg.structures.query import Answer, Query, Sample
 
 BATCH = 16

@@ -17,9 +17,9 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.structures.masks import to_rle
-from reasonseg.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
+from reasonseg.evaluation.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
 from reasonseg.datasets.phrasing import FORCED
-from reasonseg.rows import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
+from reasonseg.evaluation.runner import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
 from reasonseg.structures.query import Answer, Sample
 
 BATCH = 16
