@@ -16,8 +16,8 @@ from reasonseg import Segmenter
 from reasonseg.segmenters.prompting import distinct
 from reasonseg.datasets.scenes import Config
 from reasonseg.structures.images import written_aside
-from reasonseg.objectives.base import framed_masks, tower_features
-from reasonseg.objectives.codes import Coder, patch_shares
+from reasonseg.training.objectives.base import framed_masks, tower_features
+from reasonseg.training.objectives.codes import Coder, patch_shares
 
 BATCH = 120
 RIDGE = 1e-3  # normalised features add up to 0, so one direction is empty

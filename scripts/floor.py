@@ -30,7 +30,7 @@ from reasonseg.config.schema import Kind
 from reasonseg.decoders import sam
 from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.nn.image_processor import Pixels
-from reasonseg.planning import LISA, lisa_network
+from reasonseg.training.memory import LISA, lisa_network
 from reasonseg.prompters import seg_token
 from reasonseg.config.model import ModelSettings
 from scripts.bench import answer_of, environment, forced, image, show, timed

@@ -8,7 +8,7 @@ from transformers import SamConfig, SamModel
 
 from reasonseg import Segmenter
 from reasonseg.decoders.sam import SamDecoder
-from reasonseg.objectives.base import resampled
+from reasonseg.training.objectives.base import resampled
 from reasonseg.nn.image_processor import Pixels
 
 

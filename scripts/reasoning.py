@@ -20,10 +20,10 @@ from reasonseg.config.schema import override, parse
 from reasonseg.datasets.scenes import Config
 from reasonseg.errors import InputError
 from reasonseg.evaluation.scenes import evaluate_scenes
-from reasonseg.finetune import FinetuneSettings, finetune
+from reasonseg.training.finetune import FinetuneSettings, finetune
 from reasonseg.structures.masks import to_rle
 from reasonseg.config.training import read_run
-from reasonseg.train import train
+from reasonseg.training.run import train
 from reasonseg.structures.query import Sample
 
 SAMPLES = 239  # as LISA's training split of ReasonSeg

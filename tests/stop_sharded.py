@@ -6,7 +6,7 @@ import sys
 import torch
 from torch.distributed.tensor import DTensor
 
-from reasonseg import train as training
+from reasonseg.training import run as training
 from reasonseg.config.training import read_run
 
 

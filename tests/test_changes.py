@@ -13,7 +13,7 @@ from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.checkpoints.delta import Changes
 from reasonseg.cli import main
 from reasonseg.config.schema import override, parse
-from reasonseg.finetune import FinetuneSettings, finetune
+from reasonseg.training.finetune import FinetuneSettings, finetune
 
 FEW = ["train.max_steps=4", "train.batch=4", "train.save_every=2", "train.lr=1e-3", "data.share=0.25"]
 

@@ -17,7 +17,7 @@ from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.cli import main
 from reasonseg.config.schema import override, parse
 from reasonseg.errors import InputError
-from reasonseg.finetune import FinetuneSettings, finetune
+from reasonseg.training.finetune import FinetuneSettings, finetune
 
 FEW = ["train.max_steps=6", "train.batch=4", "train.save_every=2", "data.share=0.2"]
 

@@ -1,6 +1,6 @@
 import torch
 
-from reasonseg.objectives.codes import Coder
+from reasonseg.training.objectives.codes import Coder
 from scripts.fit_coder import fitted
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reasonseg.config.schema import schema as config
-from reasonseg.planning import LISA
+from reasonseg.training.memory import LISA
 from scripts import floor
 
 STAGES = {

@@ -12,8 +12,8 @@ from reasonseg.decoders.seggpt import block
 from reasonseg.evaluation.few_shot import class_means
 from reasonseg.nn.pretrained import PACKAGED
 from reasonseg.evaluation.metrics import count
-from reasonseg.objectives.base import resampled
-from reasonseg.objectives.painting import Painting, painted_colors
+from reasonseg.training.objectives.base import resampled
+from reasonseg.training.objectives.painting import Painting, painted_colors
 from reasonseg.config.training import read_run
 
 CONFIG = "configs/tiny_seggpt.yaml"

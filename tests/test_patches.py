@@ -8,8 +8,8 @@ from safetensors.torch import save_model
 from reasonseg import InputError
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
-from reasonseg.objectives import Codes, Dense
-from reasonseg.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
+from reasonseg.training.objectives import Codes, Dense
+from reasonseg.training.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
 from reasonseg.datasets.synthetic.drawing import draw_scene
 
 GRID = 14

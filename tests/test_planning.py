@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from reasonseg import InputError, Segmenter
 from reasonseg.cli import main
 from reasonseg.nn.pretrained import EMBEDDED
-from reasonseg.planning import Living, card, fused_attention, parts_of, peak_of, plan
+from reasonseg.training.memory import Living, card, fused_attention, parts_of, peak_of, plan
 
 
 def step(model: torch.nn.Module, states: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ def test_quantized_weights_take_what_bitsandbytes_takes(kind):
     states = [s for t in tensors if (s := getattr(t, "quant_state", None)) is not None]
     held += sum(s.absmax.numel() * s.absmax.element_size() for s in states)
     parts = parts_of(str(EMBEDDED))
-    from reasonseg.planning import STORED
+    from reasonseg.training.memory import STORED
 
     assert parts.weights(STORED[kind]) == pytest.approx(held, rel=0.02)
 

@@ -14,7 +14,7 @@ from small_data import pairs
 
 from reasonseg import InputError
 from reasonseg.config.training import read_run
-from reasonseg.train import train
+from reasonseg.training.run import train
 
 STEPS = 3
 
@@ -79,7 +79,7 @@ def losses(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def start():
     from reasonseg import Segmenter
-    from reasonseg.objectives import Language
+    from reasonseg.training.objectives import Language
 
     return Language(Segmenter.from_pretrained(device="cpu", dtype="float32")).state_dict()
 
@@ -154,7 +154,7 @@ def test_what_sharding_does_not_go_with(root, tmp_path, change, words):
 
 def test_losses_of_parts_are_those_of_the_whole(root, segmenter):
     from reasonseg.datasets.folder import Config
-    from reasonseg.objectives import Language
+    from reasonseg.training.objectives import Language
 
     stream = Config(root, absent=0.5).training(8, 0)
     samples = [stream[i] for i in range(8)]

@@ -8,9 +8,9 @@ from reasonseg import InputError
 from reasonseg.backbones.llava import Pack
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
-from reasonseg.objectives import Codes, Properties
-from reasonseg.objectives.patches import MOST as STANDING
-from reasonseg.objectives.properties import MOST, NOT_ASKED, facts_of
+from reasonseg.training.objectives import Codes, Properties
+from reasonseg.training.objectives.patches import MOST as STANDING
+from reasonseg.training.objectives.properties import MOST, NOT_ASKED, facts_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.backbones.base import IGNORED
 

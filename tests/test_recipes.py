@@ -9,7 +9,7 @@ from small_data import parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import Segmenter
 from reasonseg.config.training import read_run
-from reasonseg.train import train
+from reasonseg.training.run import train
 
 
 def test_lisa_is_lisa():

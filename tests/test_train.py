@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from reasonseg import InputError, Segmenter
 from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.config.training import read_run
-from reasonseg.train import COMPLETE, latest, train
+from reasonseg.training.run import COMPLETE, latest, train
 
 SMALL = [
     f"model.backbone.tokenizer={EMBEDDED}/backbone",

@@ -10,8 +10,8 @@ from test_processes import config
 
 from reasonseg import InputError
 from reasonseg.config.training import read_run
-from reasonseg.train import train
-from reasonseg.validation import BEST, LOG, found
+from reasonseg.training.run import train
+from reasonseg.training.validation import BEST, LOG, found
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_best_checkpoint_is_kept(root, tmp_path):
 
 
 def test_a_run_that_was_cut_off_scores_what_is_left(root, tmp_path, monkeypatch):
-    from reasonseg import validation
+    from reasonseg.training import validation
 
     train(settings(tmp_path / "a", root))
     draw, calls = validation.draw_answers, []

@@ -21,7 +21,7 @@ def _train(options) -> None:
 
     settings = read_run(options.config, options.overrides)
     quiet_libraries()
-    from reasonseg.train import train
+    from reasonseg.training.run import train
 
     train(settings)
     print(f"wrote {settings.out}/model")
@@ -46,7 +46,7 @@ def add_finetune(commands) -> None:
 
 def _finetune(options) -> None:
     from reasonseg.config.schema import override, parse
-    from reasonseg.finetune import FinetuneSettings, finetune
+    from reasonseg.training.finetune import FinetuneSettings, finetune
 
     settings = parse(FinetuneSettings, override({}, options.overrides))
     summary = finetune(load_model(options), options.folder, options.out, settings, options.skip_bad)

@@ -94,7 +94,7 @@ def print_model(segmenter) -> None:
 
 def print_plan(model: str) -> None:
     """What a model takes of a GPU, and the smallest usual one that has it."""
-    from reasonseg.planning import QUESTIONS, card, plan
+    from reasonseg.training.memory import QUESTIONS, card, plan
 
     table = Table(title=f"{model}: GiB of a GPU")
     for name in ("language model in", "weights", "answer", "LoRA", "all of it"):

@@ -10,8 +10,8 @@ from reasonseg.nn import losses
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.decoders.seggpt import block
-from reasonseg.objectives.base import Objective, mean_overlap, resampled
-from reasonseg.objectives.references import Families
+from reasonseg.training.objectives.base import Objective, mean_overlap, resampled
+from reasonseg.training.objectives.references import Families
 from reasonseg.structures.reference_masks import region
 from reasonseg.segmenters.embedding import Segmenter
 

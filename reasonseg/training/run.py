@@ -20,13 +20,13 @@ from reasonseg.nn.attention import use_products
 from reasonseg.errors import InputError
 from reasonseg.nn.feature_store import FrozenCache
 from reasonseg.structures.images import written_aside
-from reasonseg.objectives import OBJECTIVES, Codes, Language, Objective
+from reasonseg.training.objectives import OBJECTIVES, Codes, Language, Objective
 from reasonseg.runtime import processes
 from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.segmenters.embedding import Segmenter
-from reasonseg.sharding import ShardedTrainer, whole
-from reasonseg.trainer import COMPLETE, Marker, StageTrainer, changing, restore
-from reasonseg.validation import BEST, Validation
+from reasonseg.training.fsdp import ShardedTrainer, whole
+from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing, restore
+from reasonseg.training.validation import BEST, Validation
 
 TRAINED = "trained.safetensors"  # of a sharded stage: what it ended with, not yet folded
 

@@ -5,13 +5,13 @@ corridor, `properties` the same with what the words mean spelled out, `reference
 `painting` SegGPT. Where released weights are fine-tuned, `language` and `references` are enough.
 """
 
-from reasonseg.objectives.base import Objective
-from reasonseg.objectives.codes import Codes
-from reasonseg.objectives.language import Language
-from reasonseg.objectives.painting import Painting
-from reasonseg.objectives.patches import Dense
-from reasonseg.objectives.properties import Properties
-from reasonseg.objectives.references import References
+from reasonseg.training.objectives.base import Objective
+from reasonseg.training.objectives.codes import Codes
+from reasonseg.training.objectives.language import Language
+from reasonseg.training.objectives.painting import Painting
+from reasonseg.training.objectives.patches import Dense
+from reasonseg.training.objectives.properties import Properties
+from reasonseg.training.objectives.references import References
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "dense": Dense,

@@ -14,10 +14,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from reasonseg.errors import InputError
-from reasonseg.objectives import Objective
+from reasonseg.training.objectives import Objective
 from reasonseg.runtime import many, processes
-from reasonseg.trainer import SHARDED_OPTIMIZER as OPTIMIZER
-from reasonseg.trainer import WEIGHTS, StageTrainer, changing, like
+from reasonseg.training.trainer import SHARDED_OPTIMIZER as OPTIMIZER
+from reasonseg.training.trainer import WEIGHTS, StageTrainer, changing, like
 
 SCHEDULER = "scheduler.pt"
 

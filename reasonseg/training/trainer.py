@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
 from reasonseg.errors import InputError
-from reasonseg.optimizers import MuonAdamW
+from reasonseg.training.optimizers import MuonAdamW
 from reasonseg.config.training import Stage
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last

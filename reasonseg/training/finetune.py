@@ -20,14 +20,14 @@ from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
 from reasonseg.structures.images import written_aside
-from reasonseg.objectives import Language
+from reasonseg.training.objectives import Language
 from reasonseg.runtime import many
 from reasonseg.nn.quantization import is_quantized
 from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet
-from reasonseg.train import run_stage
-from reasonseg.validation import SHOWN, draw_answers
+from reasonseg.training.run import run_stage
+from reasonseg.training.validation import SHOWN, draw_answers
 
 DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trained beside the language model
 

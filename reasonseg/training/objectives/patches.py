@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.errors import InputError
-from reasonseg.objectives.base import Objective, kept, resampled, tower_features
+from reasonseg.training.objectives.base import Objective, kept, resampled, tower_features
 from reasonseg.datasets.synthetic.drawing import Scene, draw_scene
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 from reasonseg.segmenters.embedding import Segmenter

@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
-from reasonseg.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
-from reasonseg.objectives.patches import corner_pad
+from reasonseg.training.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
+from reasonseg.training.objectives.patches import corner_pad
 from reasonseg.nn.prompt import Prompt
 from reasonseg.datasets.synthetic.drawing import draw_scene
 from reasonseg.segmenters.embedding import Segmenter

@@ -20,9 +20,9 @@ from reasonseg.segmenters.prompting import distinct
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
 from reasonseg.errors import InputError
-from reasonseg.objectives.language import Language
-from reasonseg.objectives.patches import MOST as STANDING
-from reasonseg.objectives.patches import owners, standing_read, stood
+from reasonseg.training.objectives.language import Language
+from reasonseg.training.objectives.patches import MOST as STANDING
+from reasonseg.training.objectives.patches import owners, standing_read, stood
 from reasonseg.datasets.synthetic.questions import FRAMES
 from reasonseg.datasets.synthetic.sprites import Sprite
 from reasonseg.segmenters.embedding import Segmenter

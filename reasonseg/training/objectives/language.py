@@ -8,8 +8,8 @@ from torch.utils.data import Dataset
 
 from reasonseg.segmenters.prompting import distinct
 from reasonseg.config.schema import Kind
-from reasonseg.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
-from reasonseg.objectives.codes import Coder, patch_shares
+from reasonseg.training.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
+from reasonseg.training.objectives.codes import Coder, patch_shares
 from reasonseg.nn.prompt import Prompt
 from reasonseg.segmenters.embedding import Segmenter
 from reasonseg.structures.query import Sample

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
-from reasonseg.objectives.base import Objective, mean_overlap
+from reasonseg.training.objectives.base import Objective, mean_overlap
 from reasonseg.structures.reference_masks import region
 from reasonseg.datasets.synthetic.drawing import choose_sprites, draw_shape
 from reasonseg.datasets.synthetic.families import draw_family, union_of
