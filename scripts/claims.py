@@ -20,7 +20,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from reasonseg import Query, Reference, Segmenter
-from reasonseg.bank import marked_shares, similarity
+from reasonseg.serving.reference_bank import marked_shares, similarity
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes

@@ -228,7 +228,7 @@ async def slow(address: str, seen: Counter) -> None:
 
 def good(address: str) -> dict:
     """A request that everybody may send."""
-    from reasonseg.serve.web import PICTURES
+    from reasonseg.serving.page import PICTURES
 
     with (PICTURES / "name.png").open("rb") as file:
         return httpx.post(

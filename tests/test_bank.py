@@ -8,7 +8,7 @@ from small_data import pairs
 from test_vlp import model  # noqa: F401  a small fresh model that takes references
 
 from reasonseg import InputError
-from reasonseg.bank import FEATURES, Bank, add, remove, similarity
+from reasonseg.serving.reference_bank import FEATURES, Bank, add, remove, similarity
 from reasonseg.structures.images import read_image
 
 

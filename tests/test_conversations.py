@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from reasonseg import Answer, Query
-from reasonseg.serve import session
-from reasonseg.serve.conversations import Conversations
-from reasonseg.serve.session import Session
+from reasonseg.serving import session
+from reasonseg.serving.conversations import Conversations
+from reasonseg.serving.session import Session
 
 SIDE = 20
 PICTURE = SIDE * SIDE * 3
@@ -38,7 +38,7 @@ def test_the_one_unused_for_longest_goes_first():
 
 def test_those_left_alone_go(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("reasonseg.serve.conversations.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("reasonseg.serving.conversations.time.monotonic", lambda: clock[0])
     kept = Conversations(seconds=10)
     name = kept.open(talk())
     clock[0] = 9.0

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from reasonseg import InputError, Query
 from reasonseg.structures.images import read_image
 from reasonseg.structures.masks import from_rle
-from reasonseg.serve.fleet import Task, annotate, listing, pictures_of, questions_in
+from reasonseg.serving.ray_annotate import Task, annotate, listing, pictures_of, questions_in
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -134,7 +134,7 @@ def test_killed_three_times_it_ends_the_same(whole, folder, tmp_path):
 
 
 def test_a_bank_instead_of_words(cluster, folder, tmp_path):
-    from reasonseg.bank import add
+    from reasonseg.serving.reference_bank import add
 
     image = read_image(folder / "0.png")
     mask = np.zeros(image.shape[:2], np.uint8)

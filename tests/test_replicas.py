@@ -11,7 +11,7 @@ from PIL import Image
 
 from reasonseg import Query
 from reasonseg.structures.masks import from_rle
-from reasonseg.serve.reading import Limits
+from reasonseg.serving.requests import Limits
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -21,7 +21,7 @@ def address():
     import ray
     from ray import serve
 
-    from reasonseg.serve.replicas import run
+    from reasonseg.serving.ray_serve import run
 
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 
 from reasonseg import Answer, Query
 from reasonseg.structures.masks import from_rle
-from reasonseg.serve.api import make_app
-from reasonseg.serve.engine import Busy, Engine, Late
-from reasonseg.serve.reading import Limits
+from reasonseg.serving.api import make_app
+from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.requests import Limits
 
 
 def png(image):

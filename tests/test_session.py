@@ -7,7 +7,7 @@ import pytest
 
 from reasonseg import InputError, Query
 from reasonseg.structures.masks import from_rle
-from reasonseg.serve.session import Session
+from reasonseg.serving.session import Session
 
 
 @pytest.fixture

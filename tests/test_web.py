@@ -15,7 +15,7 @@ from PIL import Image
 
 from reasonseg import InputError
 from reasonseg.structures.overlay import enlargement
-from reasonseg.serve.web import brushed
+from reasonseg.serving.page import brushed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = Path(os.environ.get("REASONSEG_SHOTS", "")) if os.environ.get("REASONSEG_SHOTS") else None
@@ -23,8 +23,8 @@ SHOTS = Path(os.environ.get("REASONSEG_SHOTS", "")) if os.environ.get("REASONSEG
 
 @pytest.fixture(scope="module")
 def address(segmenter):
-    from reasonseg.serve.api import make_app
-    from reasonseg.serve.web import mount
+    from reasonseg.serving.api import make_app
+    from reasonseg.serving.page import mount
 
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -103,7 +103,7 @@ def _chosen(options, segmenter, image) -> list:
     """Examples from the bank, as many for each --label as --shots says."""
     import sys
 
-    from reasonseg.bank import Bank
+    from reasonseg.serving.reference_bank import Bank
 
     bank, chosen = Bank(options.bank), []
     for label in options.label or [None]:
@@ -128,7 +128,7 @@ def add_chat(commands) -> None:
 
 
 def _chat(options) -> None:
-    from reasonseg.chat import converse
+    from reasonseg.serving.terminal import converse
 
     converse(lambda: load_model(options), options.image, options.out)
 

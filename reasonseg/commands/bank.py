@@ -27,13 +27,13 @@ def add_bank(commands) -> None:
 
 
 def _add(options) -> None:
-    from reasonseg.bank import add
+    from reasonseg.serving.reference_bank import add
 
     print(f"added {add(options.folder, options.image, options.mask, options.label)}")
 
 
 def _list(options) -> None:
-    from reasonseg.bank import Bank
+    from reasonseg.serving.reference_bank import Bank
 
     bank = Bank(options.folder)
     for i in range(len(bank)):
@@ -42,7 +42,7 @@ def _list(options) -> None:
 
 
 def _remove(options) -> None:
-    from reasonseg.bank import remove
+    from reasonseg.serving.reference_bank import remove
 
     remove(options.folder, options.id)
     print(f"removed {options.id}")

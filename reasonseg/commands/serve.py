@@ -47,7 +47,7 @@ def _serve(options) -> None:
     try:
         import uvicorn
 
-        from reasonseg.serve.api import make_app
+        from reasonseg.serving.api import make_app
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'reasonseg[serve]'") from None
     if options.fleet:
@@ -63,7 +63,7 @@ def _serve(options) -> None:
     mount = None
     if not options.no_page:
         try:
-            from reasonseg.serve.web import mount
+            from reasonseg.serving.page import mount
         except ImportError as error:
             raise InputError(
                 f"the page needs {error.name}: pip install 'reasonseg[serve]', or leave it out with --no-page"
@@ -79,7 +79,7 @@ def _serve(options) -> None:
 
 def _guards(options) -> tuple[Any, str | None]:
     """(limits, token) of a server."""
-    from reasonseg.serve.reading import Limits
+    from reasonseg.serving.requests import Limits
 
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
     return limits, options.token or os.environ.get("REASONSEG_TOKEN") or None
@@ -87,7 +87,7 @@ def _guards(options) -> tuple[Any, str | None]:
 
 def _fleet(options) -> None:
     try:
-        from reasonseg.serve.replicas import run
+        from reasonseg.serving.ray_serve import run
     except ImportError as error:
         raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
     from reasonseg.commands.shared import model_keywords
@@ -131,7 +131,7 @@ def add_annotate(commands) -> None:
 
 def _annotate(options) -> None:
     try:
-        from reasonseg.serve.fleet import Task, annotate, questions_in
+        from reasonseg.serving.ray_annotate import Task, annotate, questions_in
     except ImportError as error:
         raise InputError(f"annotate needs {error.name}: pip install 'reasonseg[fleet]'") from None
     from reasonseg.commands.shared import model_keywords

@@ -98,7 +98,7 @@ class Annotator:
         import torch
 
         from reasonseg import Segmenter
-        from reasonseg.bank import Bank
+        from reasonseg.serving.reference_bank import Bank
         from reasonseg.libraries import quiet_libraries
 
         quiet_libraries()

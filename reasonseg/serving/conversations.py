@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from reasonseg.serve.session import Session
+from reasonseg.serving.session import Session
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image
-from reasonseg.serve.session import Session
+from reasonseg.serving.session import Session
 from reasonseg.structures.query import Answer, Reference
 
 HELP = """a line is a question; besides:

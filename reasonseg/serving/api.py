@@ -23,9 +23,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reasonseg import __version__
 from reasonseg.errors import InputError
-from reasonseg.serve.conversations import Conversations
-from reasonseg.serve.engine import Busy, Engine, Late
-from reasonseg.serve.reading import (
+from reasonseg.serving.conversations import Conversations
+from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.requests import (
     Ask,
     Limits,
     Segment,
@@ -39,10 +39,10 @@ from reasonseg.serve.reading import (
     query_of,
     references_of,
 )
-from reasonseg.serve.session import Session
+from reasonseg.serving.session import Session
 from reasonseg.structures.query import Answer
 
-log = logging.getLogger("reasonseg.serve")
+log = logging.getLogger("reasonseg.serving")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 GRACE = 1.0  # seconds a late answer is still waited for
 GUARDED = (

@@ -17,8 +17,8 @@ import ray
 from ray import serve
 
 from reasonseg.errors import InputError
-from reasonseg.serve.engine import Busy, Job, Late, renewed
-from reasonseg.serve.reading import Limits
+from reasonseg.serving.engine import Busy, Job, Late, renewed
+from reasonseg.serving.requests import Limits
 from reasonseg.structures.query import Answer, Query
 
 LINGER = 0.01  # seconds a batch waits for more
@@ -142,12 +142,12 @@ class Door:
 
     async def __serve_build_asgi_app__(self):
         """The app of `serve/api.py`, with the page."""
-        from reasonseg.serve.api import make_app
+        from reasonseg.serving.api import make_app
 
         about = await self.model.about.remote()
         app = make_app(None, limits=self.limits, token=self.token, engine=Remote(self.model, about, self.waiting))
         if self.page:
-            from reasonseg.serve.web import mount
+            from reasonseg.serving.page import mount
 
             app = mount(app, self.token)
         return app

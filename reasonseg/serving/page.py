@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from reasonseg.errors import InputError
 from reasonseg.structures.images import MAX_PIXELS, read_image
 from reasonseg.structures.overlay import draw_overlay, enlargement
-from reasonseg.serve.conversations import Conversations
-from reasonseg.serve.engine import Busy, Engine, Late
-from reasonseg.serve.reading import Limits
-from reasonseg.serve.session import Session
+from reasonseg.serving.conversations import Conversations
+from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.requests import Limits
+from reasonseg.serving.session import Session
 from reasonseg.structures.query import Answer, Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
