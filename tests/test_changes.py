@@ -11,7 +11,7 @@ from small_data import pairs
 from reasonseg import InputError, Query, Segmenter
 from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.checkpoints.delta import Changes
-from reasonseg.cli import main
+from reasonseg.cli.main import main
 from reasonseg.config.schema import override, parse
 from reasonseg.training.finetune import FinetuneSettings, finetune
 

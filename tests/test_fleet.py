@@ -110,7 +110,7 @@ def test_killed_three_times_it_ends_the_same(whole, folder, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "reasonseg.cli",
+        "reasonseg.cli.main",
         "annotate",
         str(folder),
         str(out),

@@ -4,7 +4,7 @@ import shutil
 
 from small_data import pairs, reason_seg, refer
 
-from reasonseg.cli import main
+from reasonseg.cli.main import main
 from reasonseg.datasets import folder, reason
 from reasonseg.evaluation.dataset_report import inspect
 

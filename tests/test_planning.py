@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from reasonseg import InputError, Segmenter
-from reasonseg.cli import main
+from reasonseg.cli.main import main
 from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.training.memory import Living, card, fused_attention, parts_of, peak_of, plan
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reasonseg.cli import main, read_arguments
+from reasonseg.cli.main import main, read_arguments
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

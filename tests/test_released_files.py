@@ -10,7 +10,7 @@ import torch
 from conftest import oracle
 
 from reasonseg import Query, Segmenter
-from reasonseg.cli import main
+from reasonseg.cli.main import main
 from reasonseg.errors import InputError
 from reasonseg.checkpoints.released.files import Shards
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from reasonseg.cli import build_parser
+from reasonseg.cli.main import build_parser
 from scripts.reproduce import at, read, verdict
 
 ROWS = read("models", "dataset")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from reasonseg.commands.shared import Parser, add_model_options, load_model, positive
+from reasonseg.cli.options import Parser, add_model_options, load_model, positive
 from reasonseg.runtime import first
 
 BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.commands.shared import add_model_options, load_model
+from reasonseg.cli.options import add_model_options, load_model
 
 
 def add_train(commands) -> None:

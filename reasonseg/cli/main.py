@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from reasonseg import __version__
-from reasonseg.commands import ask, bank, evaluate, model, scenes, serve, train
-from reasonseg.commands.shared import Parser
+from reasonseg.cli.main import ask, bank, evaluate, model, scenes, serve, train
+from reasonseg.cli.options import Parser
 from reasonseg.errors import InputError
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.commands.shared import Parser, positive
+from reasonseg.cli.options import Parser, positive
 
 
 def add_scenes(commands) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.commands.shared import Parser
+from reasonseg.cli.options import Parser
 
 
 def add_bank(commands) -> None:

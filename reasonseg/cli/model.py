@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.commands.shared import Parser, add_model_options, load_model
+from reasonseg.cli.options import Parser, add_model_options, load_model
 
 
 def add_import(commands) -> None:
@@ -131,7 +131,7 @@ def _doctor(options) -> int:
 
         print_plan(options.plan)
         return 0
-    from reasonseg.doctor import examine
+    from reasonseg.cli.doctor import examine
 
     return examine()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.commands.shared import add_model_options, box, load_model, point, positive
+from reasonseg.cli.options import add_model_options, box, load_model, point, positive
 from reasonseg.errors import InputError
 
 

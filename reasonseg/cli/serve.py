@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from reasonseg.commands.shared import add_model_options, load_model, positive
+from reasonseg.cli.options import add_model_options, load_model, positive
 from reasonseg.errors import InputError
 
 
@@ -90,7 +90,7 @@ def _fleet(options) -> None:
         from reasonseg.serving.ray_serve import run
     except ImportError as error:
         raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
-    from reasonseg.commands.shared import model_keywords
+    from reasonseg.cli.options import model_keywords
 
     if options.tls_cert or options.tls_key:
         raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
@@ -134,7 +134,7 @@ def _annotate(options) -> None:
         from reasonseg.serving.ray_annotate import Task, annotate, questions_in
     except ImportError as error:
         raise InputError(f"annotate needs {error.name}: pip install 'reasonseg[fleet]'") from None
-    from reasonseg.commands.shared import model_keywords
+    from reasonseg.cli.options import model_keywords
 
     questions = (*options.ask, *(questions_in(options.queries) if options.queries else ()))
     bank = os.path.abspath(options.bank) if options.bank else ""
