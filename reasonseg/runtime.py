@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -54,3 +56,15 @@ def wait() -> None:
     """Until all have come here."""
     if many():
         processes().wait_for_everyone()
+
+
+def quiet_libraries() -> None:
+    """No progress bars for loading two files, no advice meant for developers."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses kernels for things we do not do
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()

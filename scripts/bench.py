@@ -30,11 +30,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter
 from reasonseg.backbones import base as speaking
+from reasonseg.nn.feature_store import FeatureStore
+from reasonseg.nn.features import Features
 from reasonseg.nn.lora import add_lora, fold_adapters
-from reasonseg.nn.feature_store import FrozenCache
 from reasonseg.nn.prompt import Prompt
-from reasonseg.decoders.base import Features
-from reasonseg.structures.query import Answer, Sample
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.sample import Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8
 WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat left of the tree", "something to eat")
@@ -267,20 +268,20 @@ def training(segmenter: Segmenter, runs: int) -> dict:
         parameter.requires_grad_(True)
     losses = {}
 
-    def step(kept: FrozenCache | None, name: str) -> None:
-        segmenter.frozen = kept
+    def step(kept: FeatureStore | None, name: str) -> None:
+        segmenter.feature_store = kept
         segmenter.zero_grad()
         loss = segmenter.loss(samples)["loss"]
         loss.backward()
         losses[name] = float(loss.detach())
 
     with tempfile.TemporaryDirectory() as folder:
-        kept = FrozenCache(Path(folder))
+        kept = FeatureStore(Path(folder))
         works = {"encoders at every step": lambda: step(None, "every"), "kept": lambda: step(kept, "kept")}
         step(kept, "kept")
         seconds = paired(works, runs)
     fold_adapters(segmenter.backbone.layers)
-    segmenter.frozen = None
+    segmenter.feature_store = None
     found = {"seconds": {k: statistics.median(v) for k, v in seconds.items()}}
     return found | {
         "ratio": ratio(seconds, "encoders at every step", "kept"),
@@ -293,8 +294,8 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of the difference over the norm)."""
     from segment_anything import sam_model_registry
 
-    from reasonseg.nn.meta_init import Filling, hollow
     from reasonseg.checkpoints.released import lisa, sam
+    from reasonseg.nn.meta_init import Filling, hollow
 
     gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from transformers import SegGptConfig
 from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
-from reasonseg.nn.attention import attend
 from reasonseg.decoders.seggpt import attend as placed
+from reasonseg.nn.attention import attend
 
 RUNS = 8
 

@@ -21,9 +21,9 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from reasonseg import Query, Segmenter
-from reasonseg.nn.meta_init import Filling, hollow
-from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.datasets.synthetic.knowledge import Knowledge
+from reasonseg.nn.llama_tokenizer import LlamaPieces
+from reasonseg.nn.meta_init import Filling, hollow
 
 WIDTH, INNER, HEADS, ROWS = 4096, 11008, 32, 32003
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from reasonseg.libraries import quiet_libraries
+from reasonseg.runtime import quiet_libraries
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     quiet_libraries()
     from reasonseg import Query, Segmenter
     from reasonseg.nn.pretrained import EMBEDDED
-    from reasonseg.structures.images import written_aside
     from reasonseg.structures.contact_sheet import contact_sheet
+    from reasonseg.structures.images import written_aside
 
     pictures = EMBEDDED.parent / "pictures"
     questions = json.loads((pictures / "questions.json").read_text())

@@ -13,10 +13,11 @@ from PIL import Image
 
 from reasonseg import Sample, Segmenter
 from reasonseg.datasets.scenes import SEVEN, Config
-from reasonseg.nn.pretrained import EMBEDDED
-from reasonseg.structures.images import read_image
 from reasonseg.evaluation.metrics import count
-from reasonseg.structures.query import Answer, Query
+from reasonseg.nn.pretrained import EMBEDDED
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.images import read_image
+from reasonseg.structures.query import Query
 
 RIGHT = 0.7  # the least IoU of a mask that counts as right
 

@@ -2,7 +2,7 @@
 
     python -m scripts.reasoning
 
-Trains `configs/tiny_plain.yaml` (no question about functions; killed, it goes on where it stopped), writes 239 questions about
+Trains `recipes/embedded/configs/plain.yaml` (no question about functions; killed, it goes on where it stopped), writes 239 questions about
 functions as a folder, runs `reasonseg finetune` on it, and asks the test split before and after. Paper: gIoU 44.4 -> 52.9.
 """
 
@@ -17,14 +17,14 @@ from transformers import LlavaForConditionalGeneration, set_seed
 
 from reasonseg import Segmenter
 from reasonseg.config.schema import override, parse
+from reasonseg.config.training import read_run
 from reasonseg.datasets.scenes import Config
 from reasonseg.errors import InputError
 from reasonseg.evaluation.scenes import evaluate_scenes
-from reasonseg.training.finetune import FinetuneSettings, finetune
 from reasonseg.structures.masks import to_rle
-from reasonseg.config.training import read_run
+from reasonseg.structures.sample import Sample
+from reasonseg.training.finetune import FinetuneSettings, finetune
 from reasonseg.training.run import train
-from reasonseg.structures.query import Sample
 
 SAMPLES = 239  # as LISA's training split of ReasonSeg
 LEVELS = ("function", "novel", "name")
@@ -82,7 +82,7 @@ def main() -> None:
     start, plain, folder = options.out / "start", options.out / "plain", options.out / "samples"
     if not (start / "settings.yaml").is_file():
         without_words().save_pretrained(start)
-    train(read_run("configs/tiny_plain.yaml", [f"start={start}", f"out={plain}"]))
+    train(read_run("recipes/embedded/configs/plain.yaml", [f"start={start}", f"out={plain}"]))
     if not (folder / "samples.jsonl").is_file():
         write_samples(folder, SAMPLES)
     how = ["train.lora=0", "train.max_steps=240", "train.batch=16", "train.lr=1e-3", "data.absent=0", "data.share=0.02"]

@@ -32,7 +32,7 @@ def read(models: str, data: str) -> list[dict]:
 def measure(arguments: list[str], out: Path) -> dict | None:
     """The summary of a `reasonseg` command, run or gone on with in a folder of its own; None where it ends with an error."""
     place = out / hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:12]
-    command = [sys.executable, "-m", "reasonseg.cli.main", *arguments, "--out", str(place), "--json"]
+    command = [sys.executable, "-m", "reasonseg.cli", *arguments, "--out", str(place), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         print(f"{shlex.join(command)} ended with {done.returncode}", file=sys.stderr)

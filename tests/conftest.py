@@ -20,8 +20,8 @@ def segmenter():
 @pytest.fixture(scope="session")
 def font():
     """Scenes need the colour-emoji font."""
-    from reasonseg.errors import InputError
     from reasonseg.datasets.synthetic.sprites import emoji_font
+    from reasonseg.errors import InputError
 
     try:
         return emoji_font()

@@ -6,8 +6,8 @@ import sys
 import torch
 from torch.distributed.tensor import DTensor
 
-from reasonseg.training import run as training
 from reasonseg.config.training import read_run
+from reasonseg.training import run as training
 
 
 class Stop(training.Marker):

@@ -7,12 +7,12 @@ import pytest
 from small_data import reason_seg
 from small_data import refer as write_refer
 
-from reasonseg.evaluation.benchmarks import evaluate_benchmark, union
 from reasonseg.cli.main import main
 from reasonseg.datasets import reason, refer
 from reasonseg.errors import InputError
-from reasonseg.structures.masks import to_rle
+from reasonseg.evaluation.benchmarks import evaluate_benchmark, union
 from reasonseg.evaluation.metrics import count
+from reasonseg.structures.masks import to_rle
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from reasonseg import Query
 from reasonseg.nn.cache import ImageCache
-from reasonseg.decoders.base import Features
+from reasonseg.nn.features import Features
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from small_data import pairs
 
 from reasonseg import InputError, Query, Segmenter
-from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.checkpoints.delta import Changes
 from reasonseg.cli.main import main
 from reasonseg.config.schema import override, parse
+from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.training.finetune import FinetuneSettings, finetune
 
 FEW = ["train.max_steps=4", "train.batch=4", "train.save_every=2", "train.lr=1e-3", "data.share=0.25"]

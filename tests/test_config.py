@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from reasonseg import InputError
+from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import schema as config
 from reasonseg.config.training import TrainSettings, read_run
-from reasonseg.config.model import ModelSettings
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.yaml"))

@@ -6,9 +6,10 @@ import torch
 from tiny_models import tiny_qwen
 
 from reasonseg import Answer, InputError, Query, Sample
-from reasonseg.config.schema import schema as config
 from reasonseg.backbones import chat_vlm
-from reasonseg.backbones.base import Chooser, Markers, Speaker, add_markers, joined, pieces
+from reasonseg.backbones.base import Chooser, Speaker
+from reasonseg.config.schema import schema as config
+from reasonseg.structures.markers import Markers, add_markers, joined, pieces
 
 KINDS = config.kinds("backbones")
 HOW = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0, "force_seg": False, "absent_threshold": 0.5}

@@ -9,9 +9,9 @@ from PIL import Image
 
 from reasonseg import Answer, InputError
 from reasonseg.datasets.episodes import COCO, PASCAL, Config
+from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.evaluation.few_shot import class_means, evaluate_episodes
 from reasonseg.evaluation.metrics import Counts, count, mean_iou
-from reasonseg.datasets.synthetic.knowledge import Knowledge
 
 
 def test_the_same_query_and_first_reference_for_every_k(font):

@@ -13,10 +13,10 @@ import torch
 from small_data import pairs
 
 from reasonseg import Segmenter
-from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.cli.main import main
 from reasonseg.config.schema import override, parse
 from reasonseg.errors import InputError
+from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.training.finetune import FinetuneSettings, finetune
 
 FEW = ["train.max_steps=6", "train.batch=4", "train.save_every=2", "data.share=0.2"]
@@ -54,7 +54,7 @@ def test_it_learns_shapes_it_never_saw(root, tmp_path):
 
 def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
     finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "a", settings(*FEW))
-    command = [sys.executable, "-m", "reasonseg.cli.main", "finetune", root, "--out", str(tmp_path / "b"), *FEW]
+    command = [sys.executable, "-m", "reasonseg.cli", "finetune", root, "--out", str(tmp_path / "b"), *FEW]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 200
     while (

@@ -1,7 +1,7 @@
 import torch
 
-from reasonseg.training.objectives.codes import Coder
-from scripts.fit_coder import fitted
+from recipes.embedded.codes import Coder
+from recipes.embedded.fit_coder import fitted
 
 
 def test_a_coder_is_found_again_from_what_it_said():

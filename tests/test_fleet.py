@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from reasonseg import InputError, Query
+from reasonseg.serving.ray_annotate import Task, annotate, listing, pictures_of, questions_in
 from reasonseg.structures.images import read_image
 from reasonseg.structures.masks import from_rle
-from reasonseg.serving.ray_annotate import Task, annotate, listing, pictures_of, questions_in
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -110,7 +110,7 @@ def test_killed_three_times_it_ends_the_same(whole, folder, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "reasonseg.cli.main",
+        "reasonseg.cli",
         "annotate",
         str(folder),
         str(out),

@@ -6,17 +6,17 @@ import torch
 
 from reasonseg import Segmenter
 from reasonseg.config.schema import Kind
+from reasonseg.config.training import read_run
 from reasonseg.datasets.episodes import Config as Episodes
 from reasonseg.datasets.scenes import Config as Scenes
 from reasonseg.decoders.seggpt import block
 from reasonseg.evaluation.few_shot import class_means
-from reasonseg.nn.pretrained import PACKAGED
 from reasonseg.evaluation.metrics import count
+from reasonseg.nn.pretrained import PACKAGED
 from reasonseg.training.objectives.base import resampled
 from reasonseg.training.objectives.painting import Painting, painted_colors
-from reasonseg.config.training import read_run
 
-CONFIG = "configs/tiny_seggpt.yaml"
+CONFIG = "recipes/embedded/configs/seggpt.yaml"
 
 
 @pytest.fixture(scope="module")

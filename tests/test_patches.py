@@ -8,9 +8,9 @@ from safetensors.torch import save_model
 from reasonseg import InputError
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
-from reasonseg.training.objectives import Codes, Dense
-from reasonseg.training.objectives.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
 from reasonseg.datasets.synthetic.drawing import draw_scene
+from reasonseg.training.objectives import Codes, Dense
+from recipes.embedded.patches import MOST, ApartHeads, DenseScenes, middles, owners, standing
 
 GRID = 14
 

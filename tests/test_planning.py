@@ -96,10 +96,10 @@ def test_the_command(capsys, tmp_path):
 def test_sam2_and_other_backbones(tmp_path):
     """A model of the two newer rooms, as the package saves it."""
     from reasonseg.backbones.chat_vlm import Config as ChatVlm
+    from reasonseg.config.model import ModelSettings
     from reasonseg.config.schema import Kind
     from reasonseg.decoders.sam2 import Config as Sam2
     from reasonseg.prompters.seg_token import Config as SegToken
-    from reasonseg.config.model import ModelSettings
 
     parts = Kind("sam2", Sam2.example()), Kind("chat_vlm", ChatVlm.example()), Kind("seg_token", SegToken())
     Segmenter.build(ModelSettings(*parts)).save_pretrained(tmp_path / "model")

@@ -66,7 +66,7 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "
 
 def run(launch: list[str], *arguments: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launch, "-m", "reasonseg.cli.main", *arguments]
+    command = [*launch, "-m", "reasonseg.cli", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done

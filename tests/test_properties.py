@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from reasonseg import InputError
+from reasonseg.backbones.base import IGNORED
 from reasonseg.backbones.llava import Pack
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
-from reasonseg.training.objectives import Codes, Properties
-from reasonseg.training.objectives.patches import MOST as STANDING
-from reasonseg.training.objectives.properties import MOST, NOT_ASKED, facts_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
-from reasonseg.backbones.base import IGNORED
+from reasonseg.training.objectives import Codes, Properties
+from recipes.embedded.patches import MOST as STANDING
+from recipes.embedded.properties import MOST, NOT_ASKED, facts_of
 
 LEVELS = ("function", "missing", "name", "alike", "multi")
 

@@ -10,9 +10,9 @@ import torch
 from conftest import oracle
 
 from reasonseg import Query, Segmenter
+from reasonseg.checkpoints.released.files import Shards
 from reasonseg.cli.main import main
 from reasonseg.errors import InputError
-from reasonseg.checkpoints.released.files import Shards
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from conftest import close, oracle
 from PIL import Image
 
 from reasonseg import Answer, Query, Sample, Segmenter
-from reasonseg.nn.prompt import Prompt
 from reasonseg.checkpoints.released import llava, sam
+from reasonseg.nn.prompt import Prompt
 
 EVALS = ["eval_0", "eval_1", "eval_2", "eval_3", "eval_4_truncated"]
 

@@ -7,10 +7,10 @@ from conftest import close, oracle
 from PIL import Image
 
 from reasonseg import Segmenter
-from reasonseg.errors import InputError
-from reasonseg.nn.prompt import Prompt
 from reasonseg.checkpoints.released.lisa import decoder_from
 from reasonseg.checkpoints.released.sam import config_of
+from reasonseg.errors import InputError
+from reasonseg.nn.prompt import Prompt
 
 CPU = torch.device("cpu")
 
@@ -107,8 +107,8 @@ def test_hub_folders_are_decoders_too(decoder, tmp_path):
 def test_sizes_of_the_three_released_models(monkeypatch):
     """vit_b, vit_l and vit_h as segment-anything builds them, on the meta device: every tensor finds its place."""
     registry = pytest.importorskip("segment_anything").sam_model_registry
-    from reasonseg.nn.meta_init import Filling, hollow
     from reasonseg.checkpoints.released import lisa, sam
+    from reasonseg.nn.meta_init import Filling, hollow
 
     for name, expected in {"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16), "vit_h": (1280, 32, 16)}.items():
         with torch.device("meta"):

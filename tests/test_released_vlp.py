@@ -9,8 +9,8 @@ import torch
 from conftest import close, oracle
 
 from reasonseg import Query, Reference, Segmenter
-from reasonseg.nn.clip_features import text_features_of_ids
 from reasonseg.errors import InputError
+from reasonseg.nn.clip_features import text_features_of_ids
 from reasonseg.prompters.vlp import resemblance
 from reasonseg.structures.query import Reference as Ref
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from reasonseg import Query
-from reasonseg.structures.masks import from_rle
 from reasonseg.serving.requests import Limits
+from reasonseg.structures.masks import from_rle
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -12,9 +12,9 @@ from PIL import Image
 from transformers import SegGptForImageSegmentation
 
 from reasonseg import InputError, Query, Reference, Segmenter
-from reasonseg.nn import losses
 from reasonseg.decoders import seggpt
 from reasonseg.decoders.seggpt import Config, arranged, restored
+from reasonseg.nn import losses
 from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
 from reasonseg.prompters.examples import Config as ExamplesConfig
 

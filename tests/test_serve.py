@@ -12,10 +12,10 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from reasonseg import Answer, Query
-from reasonseg.structures.masks import from_rle
 from reasonseg.serving.api import make_app
 from reasonseg.serving.engine import Busy, Engine, Late
 from reasonseg.serving.requests import Limits
+from reasonseg.structures.masks import from_rle
 
 
 def png(image):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from reasonseg import InputError, Query
-from reasonseg.structures.masks import from_rle
 from reasonseg.serving.session import Session
+from reasonseg.structures.masks import from_rle
 
 
 @pytest.fixture

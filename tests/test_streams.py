@@ -10,13 +10,12 @@ from small_data import parts, reason_seg, refer, semantic, vqa
 from reasonseg import InputError
 from reasonseg.config.schema import parse
 from reasonseg.datasets import mix
+from reasonseg.datasets.base import ANSWERS, PER_PICTURE, PHRASES, some
 from reasonseg.datasets.parts import Config as Parts
 from reasonseg.datasets.reason import Config as Reason
 from reasonseg.datasets.refer import Config as Refer
 from reasonseg.datasets.semantic import Config as Semantic
 from reasonseg.datasets.vqa import Config as Vqa
-from reasonseg.datasets.phrasing import ANSWERS, PHRASES
-from reasonseg.datasets.base import PER_PICTURE, some
 
 WRITERS = {
     "reason": (reason_seg, lambda root: Reason(root, "val")),

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from reasonseg import InputError, Segmenter
-from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.config.training import read_run
+from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.training.run import COMPLETE, latest, train
 
 SMALL = [
@@ -33,7 +33,7 @@ def overrides(out):
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(font, tmp_path):
     train(read_run("configs/tiny.yaml", overrides(tmp_path / "a")))
-    command = [sys.executable, "-m", "reasonseg.cli.main", "train", "configs/tiny.yaml", *overrides(tmp_path / "b")]
+    command = [sys.executable, "-m", "reasonseg.cli", "train", "configs/tiny.yaml", *overrides(tmp_path / "b")]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     deadline = time.time() + 240

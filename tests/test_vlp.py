@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from reasonseg import InputError, Query, Reference, Segmenter
+from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.decoders.sam import Config as SamConfig
 from reasonseg.prompters.vlp import Config, common_label, sine_positions
 from reasonseg.structures.reference_masks import region
-from reasonseg.config.model import ModelSettings
 
 
 @pytest.fixture(scope="module")

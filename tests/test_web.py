@@ -14,8 +14,8 @@ import uvicorn
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.structures.overlay import enlargement
 from reasonseg.serving.page import brushed
+from reasonseg.structures.overlay import enlargement
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOTS = Path(os.environ.get("REASONSEG_SHOTS", "")) if os.environ.get("REASONSEG_SHOTS") else None

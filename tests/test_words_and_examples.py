@@ -8,12 +8,12 @@ import torch
 
 from reasonseg import Answer, InputError, Query, Reference, Sample, Segmenter
 from reasonseg.backbones.llava import Config as LlavaConfig
+from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config as ScenesConfig
 from reasonseg.decoders.sam import Config as SamConfig
 from reasonseg.prompters.seg_token import Config as SegTokenConfig
 from reasonseg.prompters.vlp import Config as VlpConfig
-from reasonseg.config.model import ModelSettings
 
 TEXT = {
     "model_type": "clip_text_model",

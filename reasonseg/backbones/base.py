@@ -1,29 +1,37 @@
-"""What backbones share: markers, generation that keeps the states it passes through, and what teaching returns."""
+"""What a backbone is, what backbones share, and what they return.
+
+A backbone is a vision-language model that has learned the marker tokens: it generates an answer and keeps the state that
+predicted each token, or runs a true answer (teacher forcing) and returns its cross entropy and the states of its `<SEG>`.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from reasonseg.errors import InputError
+from reasonseg.nn.features import PatchEncoder
+from reasonseg.nn.generation import MarkerLogitsProcessor, last_states
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.structures.markers import Markers, joined
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
-SEG, REJ = "<SEG>", "<REJ>"
-SEG_NAMES, REJ_NAMES = (SEG, "[SEG]"), (REJ, "[REJ]")  # LISA's and GSVA's spellings are read as they are
-IGNORED = -100  # the label of a token that is not taught
+IGNORED = -100  # the label of a token that no loss counts
+State = Literal["predicting", "at"]  # which state of `<SEG>` is read: the one that predicts it (LISA's rule), or the one at it
 
 
 @dataclass
-class Spoken:
-    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`, `probabilities[t]` its share.
+class GeneratedOutput:
+    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`, `probabilities[t]` its probability.
 
-    `states` holds one more where the answer was read `at` its tokens: the state after the last.
+    Where the states `at` the tokens are wanted, `states` holds one more: the state after the last token.
     """
 
     text: str
@@ -33,148 +41,128 @@ class Spoken:
 
 
 @dataclass
-class Taught:
-    """Teacher-forced samples: summed cross entropy, its number of tokens, and the states of every `<SEG>` in order.
+class TeacherForcedOutput:
+    """True answers run through a backbone: summed cross entropy, its number of tokens, and the states of every `<SEG>`.
 
-    `states` `[m, width]`; `of[m]` says which sample each belongs to. `correct` counts tokens predicted right.
+    `states` `[m, width]` are in the order of the samples; `sample_index[m]` says which sample each belongs to. `correct` counts
+    the tokens that were predicted right.
     """
 
     cross_entropy: torch.Tensor
     tokens: int
     states: torch.Tensor
-    of: list[int]
+    sample_index: list[int]
     correct: torch.Tensor
 
 
-@dataclass(frozen=True)
-class Markers:
-    """Ids of `<SEG>` and `<REJ>` in a tokenizer; `rej` is None where the model was never taught to refuse."""
+class Backbone(Protocol):
+    """A vision-language model that says `<SEG>`. `LanguageBackbone` implements what kinds share."""
 
-    seg: int
-    rej: int | None
-    seg_text: str
-    rej_text: str
+    config: Any
+    model: Any
+    tokenizer: Any
+    markers: Markers
+    keeps_prefixes: bool
 
     @property
-    def ids(self) -> list[int]:
-        """Of those there are."""
-        return [self.seg] if self.rej is None else [self.seg, self.rej]
+    def reads_references(self) -> bool:
+        """Whether the language model reads references beside words."""
 
-    @classmethod
-    def find(cls, tokenizer) -> Markers:
-        """Reads the ids from the vocabulary. Raises `InputError` where `<SEG>` is not a single token."""
-        vocabulary = tokenizer.get_vocab()
-        seg = next((name for name in SEG_NAMES if name in vocabulary), None)
-        if seg is None:
-            raise InputError("the tokenizer has no <SEG>; add it with reasonseg.backbones.base.add_markers(tokenizer)")
-        ids = tokenizer.encode(seg, add_special_tokens=False)
-        if vocabulary[seg] not in ids or len([i for i in ids if i != vocabulary[seg]]) > 1:
-            raise InputError(f"the tokenizer cuts {seg} into {ids}; it must be one token ({vocabulary[seg]})")
-        rej = next((name for name in REJ_NAMES if name in vocabulary), None)
-        return cls(vocabulary[seg], vocabulary[rej] if rej else None, seg, rej or REJ)
+    @property
+    def width(self) -> int:
+        """Width of the states."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The language model's layers, which LoRA and quantization work on."""
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The modules that `encode` runs; none where a kind cannot encode an image apart from words."""
+
+    @property
+    def pixels(self) -> ImageProcessor:
+        """How images enter, where there are encoders."""
+
+    @property
+    def patch_encoder(self) -> PatchEncoder | None:
+        """The vision tower as others may use it; None where it cannot be run alone."""
+
+    def encode(self, images: list) -> Any:
+        """What the language model sees of uint8 `[h, w, 3]` images: `[b, patches, width]`, where there are encoders."""
+
+    def check(self, query: Query) -> None:
+        """Raises `InputError` for a question that is longer than the model reads."""
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of a true answer with its end."""
+
+    def regions(self, queries: list[Query], patch_features: Callable | None = None) -> Any:
+        """What the language model reads of each query's references, `[r, width]`; only where it `reads_references`."""
+
+    def prefix(self, features: torch.Tensor) -> torch.Tensor:
+        """Keys and values of what every prompt about an image begins with; only where it `keeps_prefixes`."""
+
+    def prefix_in(self, cache: Any) -> torch.Tensor:
+        """The same, cut out of the keys and values of whole prompts."""
+
+    def generate(
+        self, queries: list[Query], features: torch.Tensor | None = None, regions: list | None = None,
+        prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
+        absent_threshold: float, state: State = "predicting", on_cache: Callable[[Any], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[GeneratedOutput]:  # fmt: skip
+        """Answers to several questions, the same as one by one."""
+
+    def teach(
+        self, samples: list[Sample], state: State = "predicting", features: torch.Tensor | None = None
+    ) -> TeacherForcedOutput:
+        """Runs true answers through the model."""
+
+    def compile(self) -> None:
+        """Makes the step of each token faster after a first, slow one. Raises `InputError` where a kind cannot."""
+
+    def save(self, folder: Path) -> None:
+        """Writes a transformers folder with tokenizer or processor."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-def add_markers(tokenizer, model: nn.Module | None = None, names: tuple[str, ...] = (SEG, REJ)) -> Markers:
-    """Adds the markers to any tokenizer (those it lacks) and grows the model's embeddings; returns their ids."""
-    tokenizer.add_tokens([name for name in names if name not in tokenizer.get_vocab()], special_tokens=False)
-    if model is not None and model.get_input_embeddings().num_embeddings < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer))
-    return Markers.find(tokenizer)
+class LanguageBackbone(nn.Module):
+    """What kinds share: generation that keeps the states it passes through, and defaults for what a kind may leave out.
 
-
-def as_new(tokenizer):
-    """The tokenizer without the padding and truncation it was last called with, which a saved one would keep."""
-    if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-        fast.no_truncation()
-        fast.no_padding()
-    return tokenizer
-
-
-def pieces(text: str, names: tuple[str, ...]) -> list[str]:
-    """`text` cut at the names, which stay as pieces of their own; white space around them goes."""
-    parts = re.split("(" + "|".join(map(re.escape, names)) + ")", text)
-    return [p for p in (part.strip() for part in parts) if p]
-
-
-def joined(parts: list[str]) -> str:
-    """Pieces as a sentence: a space between them, none before punctuation."""
-    text = ""
-    for part in parts:
-        text += part if not text or part[0] in ".,:;!?" else " " + part
-    return text
-
-
-class Chooser(LogitsProcessor):
-    """Rules of the answer, one row a question: where to refuse, and that a mask is asked for in any case.
-
-    Where the likeliest token is a marker, `<REJ>` wins if its share of the two is at least `absent_threshold`.
-    With `force_seg` no `<REJ>` is said, and an answer that would end without `<SEG>` says it first. A temperature above 0
-    adds Gumbel noise from a generator of the row's own, so that a batch samples what one by one would.
+    A kind gives `model` (a transformers image-text-to-text model), `tokenizer`, `markers`, `prompt_inputs(queries)` (the keyword
+    arguments of `model.generate`, padded on the left), `length`, `answer_ids`, `teach` and `save`.
     """
 
-    def __init__(
-        self, markers: Markers, ends: set[int], rows: int, *,
-        limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, chosen: Callable | None = None,
-    ):  # fmt: skip
-        self.chosen = chosen
-        self.markers, self.ends, self.limit = markers, ends, limit
-        self.temperature, self.force_seg, self.absent_threshold = temperature, force_seg, absent_threshold
-        self.noise = [torch.Generator().manual_seed(seed) for _ in range(rows)]
-        self.steps = 0
-        self.said_seg = torch.zeros(rows, dtype=torch.bool)
-        self.probabilities: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores in which the chosen token of each row is the greatest, as `generate` wants them."""
-        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
-
-    def choose(self, scores: torch.Tensor) -> torch.Tensor:
-        """The next token of each row `[b]`, from scores `[b, vocabulary]`."""
-        scores = scores.float()
-        shares = scores.softmax(-1)
-        choice = self._drawn(scores).argmax(-1) if self.temperature > 0 else scores.argmax(-1)
-        seg, rej = self.markers.seg, self.markers.rej
-        if rej is not None:
-            at_marker = (choice == seg) | (choice == rej)
-            refuse = shares[:, rej] >= self.absent_threshold * (shares[:, seg] + shares[:, rej])
-            refuse &= not self.force_seg
-            choice = torch.where(at_marker, torch.where(refuse, rej, seg), choice)
-        self.steps += 1
-        if self.force_seg:
-            ending = torch.tensor([int(c) in self.ends for c in choice]) | (self.steps == self.limit)
-            choice = torch.where((ending & ~self.said_seg).to(choice.device), seg, choice)
-            self.said_seg |= (choice == seg).cpu()
-        self.probabilities.append(shares.gather(1, choice[:, None])[:, 0])
-        if self.chosen is not None:
-            self.chosen(choice.tolist())
-        return choice
-
-    def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.noise]).to(scores.device)
-        return scores / self.temperature - torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
-
-
-@contextmanager
-def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language model's head: `[b, width]` of the last position, once a step."""
-    caught: list[torch.Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0][:, -1]))
-    try:
-        yield caught
-    finally:
-        hook.remove()
-
-
-class Speaker(nn.Module):
-    """A backbone. A kind gives `model`, `tokenizer`, `prompt_inputs` and `answer_inputs`; speaking is shared.
-
-    `model` is a transformers image-text-to-text model; `prompt_inputs(queries)` are the keyword arguments of its
-    `generate`, padded on the left; `teach(samples)` runs true answers through it.
-    """
-
-    model: nn.Module
-    tokenizer: object
+    model: Any
+    tokenizer: Any
     markers: Markers
+    config: Any
+    pixels: ImageProcessor
+    keeps_prefixes = False
+
+    @property
+    def reads_references(self) -> bool:
+        """Whether the language model reads references beside words."""
+        return False
+
+    @property
+    def patch_encoder(self) -> PatchEncoder | None:
+        """The vision tower as others may use it; None where it cannot be run alone."""
+        return None
+
+    def regions(self, queries: list[Query], patch_features: Callable | None = None) -> list[torch.Tensor]:
+        """What the language model reads of each query's references; see `Backbone.regions`."""
+        raise NotImplementedError
+
+    def prefix(self, features: torch.Tensor) -> torch.Tensor:
+        """Keys and values of what every prompt about an image begins with; see `Backbone.prefix`."""
+        raise NotImplementedError
+
+    def prefix_in(self, cache: Any) -> torch.Tensor:
+        """The same, cut out of the keys and values of whole prompts."""
+        raise NotImplementedError
 
     @property
     def width(self) -> int:
@@ -207,17 +195,23 @@ class Speaker(nn.Module):
         """What the language model sees of each image, `[b, ...]`, where there are encoders."""
         return None
 
-    def length(self, query) -> int:
+    def length(self, query: Query) -> int:
         """Tokens of a query's prompt, at least; no image is encoded for that."""
         raise NotImplementedError
 
-    def check(self, query) -> None:
+    def check(self, query: Query) -> None:
         """Raises `InputError` for a question that is longer than the model reads."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and (length := self.length(query)) >= limit:
             raise InputError(f"the question and its history are {length} tokens long; this model reads {limit}")
 
-    def prompt_inputs(self, queries: list, features: torch.Tensor | None = None, regions: list | None = None) -> dict:
+    def prompt_inputs(
+        self,
+        queries: list[Query],
+        features: torch.Tensor | None = None,
+        regions: list | None = None,
+        prefixes: torch.Tensor | None = None,
+    ) -> dict:
         """Keyword arguments of `model.generate` for the questions, padded on the left.
 
         `features` come from `encode`, `regions` from a kind's own reading of references.
@@ -225,38 +219,38 @@ class Speaker(nn.Module):
         raise NotImplementedError
 
     def compile(self) -> None:
-        """From now on a word is a compiled step over keys and values that stay in place: faster, after a first, slow one.
-
-        Raises `InputError` where a kind cannot.
-        """
-        raise InputError("compile is for backbone llava; this one speaks through transformers' generate; leave it out")
+        """Makes the step of each token faster after a first, slow one. Raises `InputError` where a kind cannot."""
+        raise InputError("compile is for backbone llava; this one runs transformers' generate; leave it out")
 
     @torch.inference_mode()
-    def speak(
-        self, queries: list, features: torch.Tensor | None = None, regions: list | None = None,
+    def generate(
+        self, queries: list[Query], features: torch.Tensor | None = None, regions: list | None = None,
         prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
-        absent_threshold: float, at: bool = False, cached: Callable[[Any], None] | None = None,
-        heard: Callable[[int, str], None] | None = None,
-    ) -> list[Spoken]:  # fmt: skip
+        absent_threshold: float, state: State = "predicting", on_cache: Callable[[Any], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[GeneratedOutput]:  # fmt: skip
         """Answers to several questions, generated as one batch; the same as one by one.
 
-        `prefixes` are what a kind keeps of images it has read before; `cached` is given the keys and values when all is said.
-        `at` feeds the last token too, so that the state at it is known even where the limit ends the answer. `heard(i, text)`
-        is called with what has been said to question i so far, whenever that grows.
+        `features` are `encode` of the images, `regions` what is read of references, `prefixes` what is kept of images that were
+        read before. With `state` `at` the last token is fed too, so that the state at it is known even where the limit ends
+        the answer. `on_cache` is given the keys and values at the end; `on_text(i, text)` is called with the answer to question i
+        so far, whenever it grows.
         """
         given = {} if prefixes is None else {"prefixes": prefixes}
         inputs = self.prompt_inputs(queries, features, regions, **given)
-        chooser = Chooser(
+        at = state == "at"
+        processor = MarkerLogitsProcessor(
             self.markers, self.ends, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,
-            force_seg=force_seg, absent_threshold=absent_threshold, chosen=heard and self._listener(len(queries), heard),
+            force_seg=force_seg, absent_threshold=absent_threshold,
+            on_tokens=self._listener(len(queries), on_text) if on_text is not None else None,
         )  # fmt: skip
-        ids, states, cache = self.say(inputs, chooser, max_new_tokens + at)
-        if cached is not None:
-            cached(cache)
-        shares = torch.stack(chooser.probabilities, 1).tolist()
-        return [self._spoken(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
+        ids, states, cache = self.say(inputs, processor, max_new_tokens + at)
+        if on_cache is not None:
+            on_cache(cache)
+        shares = torch.stack(processor.probabilities, 1).tolist()
+        return [self._output(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
 
-    def say(self, inputs: dict, chooser: Chooser, limit: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    def say(self, inputs: dict, processor: MarkerLogitsProcessor, limit: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Up to `limit` tokens: ids `[b, n]`, the states that predicted them `[b, n, width]`, and the keys and values.
 
         `inputs` are those of `prompt_inputs`. By `generate`, which knows what each family of models wants; a kind that
@@ -266,13 +260,13 @@ class Speaker(nn.Module):
         with last_states(self.model.get_output_embeddings()) as caught:
             made = self.model.generate(
                 **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True,
-                logits_processor=LogitsProcessorList([chooser]), pad_token_id=self.tokenizer.pad_token_id,
+                logits_processor=LogitsProcessorList([processor]), pad_token_id=self.tokenizer.pad_token_id,
                 eos_token_id=sorted(self.ends), return_dict_in_generate=True,
             )  # fmt: skip
         return made.sequences[:, length:], torch.stack(caught, 1), made.past_key_values
 
-    def _listener(self, rows: int, heard: Callable[[int, str], None]) -> Callable[[list[int]], None]:
-        """Takes the tokens of a step and tells `heard` whose text has grown."""
+    def _listener(self, rows: int, on_text: Callable[[int, str], None]) -> Callable[[list[int]], None]:
+        """Takes the tokens of a step and calls `on_text` for each text that has grown."""
         ids: list[list[int]] = [[] for _ in range(rows)]
         texts = [""] * rows
 
@@ -284,13 +278,13 @@ class Speaker(nn.Module):
                 text = self.decode(ids[i])
                 if text != texts[i] and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                     texts[i] = text
-                    heard(i, text)
+                    on_text(i, text)
 
         return chosen
 
-    def _spoken(self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool) -> Spoken:
+    def _output(self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool) -> GeneratedOutput:
         length = next((t + 1 for t, i in enumerate(ids) if i in self.ends), len(ids))
-        return Spoken(self.decode(ids[:length]), ids[:length], states[: length + at], shares[:length])
+        return GeneratedOutput(self.decode(ids[:length]), ids[:length], states[: length + at], shares[:length])
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids with the markers in it, ends left out."""

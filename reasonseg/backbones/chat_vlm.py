@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from reasonseg.backbones.base import IGNORED, LanguageBackbone, State, TeacherForcedOutput
 from reasonseg.errors import InputError
+from reasonseg.nn.pretrained import from_folder
+from reasonseg.structures.markers import Markers, add_markers, as_new, pieces
+from reasonseg.structures.query import Query
 from reasonseg.structures.reference_masks import drawn
-from reasonseg.backbones.base import IGNORED, Markers, Speaker, Taught, add_markers, as_new, pieces
-from reasonseg.structures.query import Query, Sample
-from reasonseg.nn.weights import from_folder
+from reasonseg.structures.sample import Sample
 
 TEMPLATE = (  # of the example only; real models bring their own
     "{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
@@ -73,7 +75,7 @@ class Config:
         return cls(folder, network)
 
 
-class ChatVlm(Speaker):
+class ChatVlm(LanguageBackbone):
     """A chat model with `<SEG>`. Images enter as its processor wants them."""
 
     def __init__(self, model: nn.Module, processor, config: Config):
@@ -108,7 +110,7 @@ class ChatVlm(Speaker):
                 turns.append({"role": "assistant", "content": [{"type": "text", "text": query.history[i][1]}]})
         return turns
 
-    def prompt_inputs(self, queries: list[Query], features=None, regions=None) -> dict:
+    def prompt_inputs(self, queries: list[Query], features=None, regions=None, prefixes=None) -> dict:
         """Keyword arguments of `generate`, padded on the left."""
         texts = [self.processor.apply_chat_template(self.messages(q), add_generation_prompt=True) for q in queries]
         images = [[q.image, *map(drawn, q.references)] for q in queries]
@@ -130,7 +132,7 @@ class ChatVlm(Speaker):
             ids += [marker] if marker is not None else self.tokenizer.encode(piece, add_special_tokens=False)
         return [*ids, self.tokenizer.eos_token_id]
 
-    def teach(self, samples: list[Sample], at: str = "predicting", features=None) -> Taught:
+    def teach(self, samples: list[Sample], state: State = "predicting", features=None) -> TeacherForcedOutput:
         """Runs true answers through the model, one row a sample: prompt padded on the left, answer on the right."""
         inputs = self.prompt_inputs([s.query for s in samples])
         answers = [self.answer_ids(s.truth.text) for s in samples]
@@ -147,8 +149,8 @@ class ChatVlm(Speaker):
         loss = F.cross_entropy(logits, rows[there], reduction="sum")
         correct = (logits.argmax(-1) == rows[there]).sum()
         row, column = (rows == self.markers.seg).nonzero(as_tuple=True)
-        states = hidden[row, column + (at == "at")]
-        return Taught(loss, int(there.sum()), states, row.tolist(), correct)
+        states = hidden[row, column + (state == "at")]
+        return TeacherForcedOutput(loss, int(there.sum()), states, row.tolist(), correct)
 
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with its processor."""

@@ -13,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, Cache, DynamicCache, LlavaConfig, LlavaForConditionalGeneration
 
+from reasonseg.backbones.base import IGNORED, LanguageBackbone, State, TeacherForcedOutput
 from reasonseg.errors import InputError
+from reasonseg.nn.features import PatchEncoder
+from reasonseg.nn.generation import MarkerLogitsProcessor, Stepper
+from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.llama_tokenizer import MODEL as PIECES
 from reasonseg.nn.llama_tokenizer import LlamaPieces
-from reasonseg.nn.image_processor import Pixels
+from reasonseg.nn.pretrained import from_folder
+from reasonseg.structures.markers import SEG, Markers, as_new, pieces
+from reasonseg.structures.query import Query
 from reasonseg.structures.reference_masks import region
-from reasonseg.backbones.base import IGNORED, SEG, Chooser, Markers, Speaker, Taught, as_new, pieces
-from reasonseg.nn.generation import Stepper
-from reasonseg.structures.query import Query, Sample
-from reasonseg.nn.weights import from_folder
+from reasonseg.structures.sample import Sample
 
 IMAGE, REGION = "<image>", "<region>"
 SPLICED = -200  # stands for the image where the vocabulary has no `<image>`; the embedding never sees it
@@ -57,7 +60,7 @@ class Config:
         network = dict(self.network)
         text = {**network.pop("text_config", {}), "vocab_size": len(tokenizer)}
         config = LlavaConfig(text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), **network)
-        pixels = Pixels(**{"size": config.vision_config.image_size, **self.pixels})
+        pixels = ImageProcessor(**{"size": config.vision_config.image_size, **self.pixels})
         return Llava(LlavaForConditionalGeneration(config), tokenizer, pixels, self)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Llava:
@@ -65,7 +68,7 @@ class Config:
         model = from_folder(LlavaForConditionalGeneration, folder, allow, **options)
         released = (folder / PIECES).is_file() and not (folder / "tokenizer.json").is_file()
         tokenizer = (LlamaPieces if released else AutoTokenizer).from_pretrained(folder)
-        pixels = Pixels.load(folder, size=model.config.vision_config.image_size, resample="bicubic", aspect="crop")
+        pixels = ImageProcessor.load(folder, size=model.config.vision_config.image_size, resample="bicubic", aspect="crop")
         return Llava(model, tokenizer, pixels, self)
 
     @classmethod
@@ -97,10 +100,12 @@ def conversation(template: str, question: str, history: tuple = ()) -> str:
     return SYSTEMS[template] + text
 
 
-class Llava(Speaker):
+class Llava(LanguageBackbone):
     """`LlavaForConditionalGeneration` with `<SEG>`."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, tokenizer, pixels: Pixels, config: Config):
+    keeps_prefixes = True
+
+    def __init__(self, model: LlavaForConditionalGeneration, tokenizer, pixels: ImageProcessor, config: Config):
         super().__init__()
         self.model, self.tokenizer, self.pixels, self.config = model, tokenizer, pixels, config
         self.markers, self.stepper = Markers.find(tokenizer), Stepper(model)
@@ -127,12 +132,18 @@ class Llava(Speaker):
         return self.tower, self.model.model.multi_modal_projector
 
     @property
-    def look_width(self) -> int:
-        """Width of what `look` gives."""
-        return self.model.config.vision_config.hidden_size
+    def reads_references(self) -> bool:
+        """Whether the language model was taught to read references beside words."""
+        return self.config.examples
 
-    def look(self, images: list[np.ndarray]) -> torch.Tensor:
-        """What the tower makes of each patch of the images, before the projector: `[b, grid * grid, look_width]`."""
+    @property
+    def patch_encoder(self) -> PatchEncoder:
+        """The vision tower, before the projector."""
+        width = self.model.config.vision_config.hidden_size
+        return PatchEncoder(self.tower, self.patch_features, self.pixels, self.grid, width)
+
+    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
+        """What the tower makes of each patch of uint8 `[h, w, 3]` images: `[b, grid * grid, width of the tower]`."""
         weight = self.model.model.multi_modal_projector.linear_1.weight
         pixels = self.pixels.batch(images, weight.device, weight.dtype)
         states = self.tower(pixels, output_hidden_states=True).hidden_states[self.model.config.vision_feature_layer]
@@ -145,17 +156,17 @@ class Llava(Speaker):
         features = getattr(features, "pooler_output", features)
         return features if isinstance(features, torch.Tensor) else torch.stack(list(features))
 
-    def regions(self, queries: list[Query], looked: Callable | None = None) -> list[torch.Tensor]:
+    def regions(self, queries: list[Query], patch_features: Callable | None = None) -> list[torch.Tensor]:
         """What the language model sees of each query's references: `[r, width]`, none where it was not taught to.
 
-        `looked` is `look` with a memory.
+        `patch_features` may stand for the method of that name, with a cache.
         """
         projector = self.model.model.multi_modal_projector
         marked = [r for q in queries for r in q.references if self.config.examples and q.text.strip()]
         if not marked:
             return [projector.linear_1.weight.new_zeros(0, self.width) for _ in queries]
         pictures = {id(r.image): r.image for r in marked}
-        seen = dict(zip(pictures, (looked or self.look)(list(pictures.values())), strict=True))
+        seen = dict(zip(pictures, (patch_features or self.patch_features)(list(pictures.values())), strict=True))
         masks = torch.stack([self.pixels.mask(region(r)) for r in marked])
         shares = F.adaptive_avg_pool2d(masks[:, None].float(), self.grid).flatten(1).to(self.device)
         shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
@@ -268,23 +279,25 @@ class Llava(Speaker):
             inputs["past_key_values"] = cache
         return inputs
 
-    def say(self, inputs: dict, chooser: Chooser, limit: int) -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """As `Speaker.say`, in a loop of our own."""
+    def say(
+        self, inputs: dict, processor: MarkerLogitsProcessor, limit: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        """As `LanguageBackbone.say`, in a loop of our own."""
         given = inputs["inputs_embeds"], inputs["attention_mask"], inputs.get("past_key_values")
-        return self.stepper(*given, chooser.choose, limit, self.ends)
+        return self.stepper(*given, processor.choose, limit, self.ends)
 
     def compile(self) -> None:
-        """As `Speaker.compile`."""
+        """As `LanguageBackbone.compile`."""
         self.stepper = Stepper(self.model, compiled=True)
 
     def teach(
         self,
         samples: list[Sample],
-        at: str = "predicting",
+        state: State = "predicting",
         features: torch.Tensor | None = None,
         regions: list | None = None,
         given: Sequence[int] | None = None,
-    ) -> Taught:
+    ) -> TeacherForcedOutput:
         """Runs true answers through the model; questions on one image share its prefix in one packed row.
 
         `features` are `encode` of the images in the order in which they first appear, `regions` those of the samples. So many
@@ -307,17 +320,18 @@ class Llava(Speaker):
             attention_mask=packed_mask(segments),
             position_ids=positions,
         ).last_hidden_state
-        taught = labels != IGNORED
-        logits = self.model.get_output_embeddings()(hidden[taught]).float()
-        loss = F.cross_entropy(logits, labels[taught], reduction="sum")
-        correct = (logits.argmax(-1) == labels[taught]).sum()
+        labelled = labels != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[labelled]).float()
+        loss = F.cross_entropy(logits, labels[labelled], reduction="sum")
+        correct = (logits.argmax(-1) == labels[labelled]).sum()
         found = labels == self.markers.seg  # labels are shifted: the state here predicts <SEG>
-        if at == "at":
+        if state == "at":
             found = found.roll(1, 1)
         row, _ = found.nonzero(as_tuple=True)
-        of = [rows[r][s - 1] for r, s in zip(row.tolist(), segments[found].tolist(), strict=True)]
-        order = sorted(range(len(of)), key=lambda m: of[m])  # stable: the order within an answer stays
-        return Taught(loss, int(taught.sum()), hidden[found][order], [of[m] for m in order], correct)
+        owners = [rows[r][s - 1] for r, s in zip(row.tolist(), segments[found].tolist(), strict=True)]
+        order = sorted(range(len(owners)), key=lambda m: owners[m])  # stable: the order within an answer stays
+        sample_index = [owners[m] for m in order]
+        return TeacherForcedOutput(loss, int(labelled.sum()), hidden[found][order], sample_index, correct)
 
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with tokenizer and preprocessing."""

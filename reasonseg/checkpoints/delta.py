@@ -18,10 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reasonseg.nn.lora import NAME, adapters, add_lora
 from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import place_of, replaced
-from reasonseg.nn.weights import refuse
+from reasonseg.nn.lora import NAME, adapters, add_lora
+from reasonseg.nn.pretrained import place_of, refuse, replaced
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"

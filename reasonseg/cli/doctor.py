@@ -46,9 +46,9 @@ def examine() -> int:
         print(
             f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
         )
+    from reasonseg.datasets.synthetic.sprites import emoji_font
     from reasonseg.errors import InputError
     from reasonseg.nn.pretrained import EMBEDDED
-    from reasonseg.datasets.synthetic.sprites import emoji_font
 
     try:
         print(f"  emoji font: {emoji_font()}")
@@ -56,7 +56,7 @@ def examine() -> int:
         print(f"  emoji font: none ({error})")
     ready = (EMBEDDED / "settings.yaml").is_file()
     failed |= not ready
-    print("  embedded model: " + ("ready" if ready else "missing: run scripts/train_tiny.sh"))
+    print("  embedded model: " + ("ready" if ready else "missing: run recipes/embedded/train.sh"))
     free = shutil.disk_usage(Path.home()).free / 2**30
     print(f"  free disk under home: {free:.0f} GiB")
     return int(failed)

@@ -75,7 +75,7 @@ def _add_episodes(names) -> None:
 
 
 def _eval_episodes(options) -> None:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     import json
@@ -103,7 +103,7 @@ def _eval_episodes(options) -> None:
 
 def data_of(name: str, root: str, split: str, sentences: str = "first"):
     """The configuration of a data set by the name it has on the command line."""
-    from reasonseg.config.schema import config_class
+    from reasonseg.config.kinds import config_class
 
     if name == "reasonseg":
         return config_class("datasets", "reason")(root, split, sentences)
@@ -115,7 +115,7 @@ def data_of(name: str, root: str, split: str, sentences: str = "first"):
 
 
 def _eval_benchmark(options) -> None:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     import json
@@ -138,7 +138,7 @@ def _eval_benchmark(options) -> None:
 
 
 def _eval_scenes(options) -> None:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     import json

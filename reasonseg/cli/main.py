@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from reasonseg import __version__
-from reasonseg.cli.main import ask, bank, evaluate, model, scenes, serve, train
+from reasonseg.cli import ask, bank, evaluate, model, scenes, serve, train
 from reasonseg.cli.options import Parser
 from reasonseg.errors import InputError
 

@@ -27,7 +27,7 @@ def add_import(commands) -> None:
 
 
 def _import(options) -> None:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     from reasonseg.checkpoints.folder import DTYPES
@@ -63,7 +63,7 @@ def _merge(options) -> None:
     from pathlib import Path
 
     from reasonseg.errors import InputError
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     from reasonseg import Segmenter
@@ -93,7 +93,7 @@ def add_show(commands) -> None:
 
 
 def _show_config(options) -> None:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     import yaml
@@ -123,7 +123,7 @@ def add_doctor(commands) -> None:
 
 
 def _doctor(options) -> int:
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     if options.plan:
         quiet_libraries()

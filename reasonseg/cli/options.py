@@ -38,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def load_model(options: argparse.Namespace, notice: bool = True):
     """The segmenter the options name; its notice, if it has one, goes to stderr once."""
-    from reasonseg.libraries import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     from reasonseg import Segmenter

@@ -16,8 +16,8 @@ def add_train(commands) -> None:
 
 
 def _train(options) -> None:
-    from reasonseg.libraries import quiet_libraries
     from reasonseg.config.training import read_run
+    from reasonseg.runtime import quiet_libraries
 
     settings = read_run(options.config, options.overrides)
     quiet_libraries()

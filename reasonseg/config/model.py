@@ -31,12 +31,14 @@ class ModelSettings:
     prompter: Annotated[Kind, Room("prompters")] | None = None
     references: Annotated[Kind, Room("prompters")] | None = None
     refiner: Annotated[Kind, Room("decoders")] | None = None  # sharpens masks where it is asked to
+    segmenter: Annotated[Kind, Room("segmenters")] | None = field(default=None, repr=False)  # None: embedding
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64
     memory: int = 8  # earlier turns of a conversation that the model reads
     notice: str = ""  # said once to whoever uses the model from the command line
-    about: dict[str, Any] = field(default_factory=dict)  # how it was made
+    new_markers: bool = field(default=False, repr=False)  # `<SEG>` and `<REJ>` are fresh rows, which a training must teach
+    about: dict[str, Any] = field(default_factory=dict)  # how it was made; for people, nothing reads it
 
     def __post_init__(self):
         if (self.backbone is None) != (self.prompter is None):

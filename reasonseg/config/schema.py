@@ -1,16 +1,13 @@
 """Settings: frozen dataclasses filled from YAML and dotted overrides, with errors that name the place and the nearest name.
 
-A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>, ...}`, and the `Config`
-in that file says what else may stand there. No library we tried finds kinds by file name and suggests the nearest key in
-YAML, so this is ours, and small.
+A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>, ...}`, or its name alone. The
+`Config` in that file says what else may stand there. No library we tried finds kinds by file name and suggests the nearest
+key in YAML, so this is ours, and small.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
-import pkgutil
 import types
 import typing
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from reasonseg.config.kinds import check_kind, config_class, kinds, nearest
 from reasonseg.errors import InputError
 
 
@@ -40,17 +38,11 @@ class Room:
     name: str
 
 
-def kinds(room: str) -> list[str]:
-    """The files of a room."""
-    package = importlib.import_module(f"reasonseg.{room}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+@dataclasses.dataclass(frozen=True)
+class NameIn:
+    """Marks a field as the name of a kind whose settings stand elsewhere: `Annotated[str, NameIn("training.objectives")]`."""
 
-
-def config_class(room: str, kind: str, place: str = "kind") -> type:
-    """The `Config` of a kind."""
-    if kind not in kinds(room):
-        raise InputError(f"{place}: no {room[:-1]} {kind!r}; {_nearest(kind, kinds(room))}")
-    return importlib.import_module(f"reasonseg.{room}.{kind}").Config
+    room: str
 
 
 def parse(cls: type, tree: dict, place: str = "") -> Any:
@@ -62,7 +54,7 @@ def parse(cls: type, tree: dict, place: str = "") -> Any:
     values = {}
     for key, value in tree.items():
         if key not in names:
-            raise InputError(f"{place or 'settings'}: no setting {key!r}; {_nearest(key, names)}")
+            raise InputError(f"{place or 'settings'}: no setting {key!r}; {nearest(key, names)}")
         values[key] = _value(hints[key], value, f"{place}.{key}" if place else key)
     try:
         return cls(**values)
@@ -72,7 +64,11 @@ def parse(cls: type, tree: dict, place: str = "") -> Any:
 
 def _value(hint: Any, value: Any, place: str) -> Any:
     if typing.get_origin(hint) is typing.Annotated:
-        return _kind(hint, value, place)
+        mark = hint.__metadata__[0]
+        if isinstance(mark, Room):
+            return _kind(mark, value, place)
+        check_kind(mark.room, _plain(str, value, place), place)
+        return value
     if dataclasses.is_dataclass(hint):
         return parse(hint, value if value is not None else {}, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -93,8 +89,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
     return value if origin is dict or hint in (dict, Any) else _plain(hint, value, place)
 
 
-def _kind(hint: Any, value: Any, place: str) -> Kind:
-    room = next(m for m in hint.__metadata__ if isinstance(m, Room))
+def _kind(room: Room, value: Any, place: str) -> Kind:
+    value = {"kind": value} if isinstance(value, str) else value
     if not isinstance(value, dict) or "kind" not in value:
         raise InputError(f"{place}: say a kind, one of {', '.join(kinds(room.name))}")
     rest = {k: v for k, v in value.items() if k != "kind"}
@@ -112,11 +108,6 @@ def _plain(hint: type, value: Any, place: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise InputError(f"{place}: expected {hint.__name__}, got {value!r}")
     return value
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(word), names, 1, 0.5)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
 
 
 def read(file: str | Path, overrides: list[str] = ()) -> dict:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from reasonseg.config.schema import Kind, Room, parse, read
-from reasonseg.errors import InputError
 from reasonseg.config.model import ModelSettings
+from reasonseg.config.schema import Kind, NameIn, Room, parse, read
+from reasonseg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Stage:
     and head (peft's trainable tokens).
     """
 
-    objective: Literal["dense", "codes", "language", "properties", "references", "painting"]
+    objective: Annotated[str, NameIn("training.objectives")]
     steps: int
     batch: int
     lr: float

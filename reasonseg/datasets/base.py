@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.structures.query import Sample
+from reasonseg.structures.sample import Sample
 
 PER_PICTURE = 3  # questions on one picture in a row, as LISA has them
 TRIES = 50  # pictures looked at for one with something to ask
@@ -52,3 +52,39 @@ def some(rng: np.random.Generator, count: int, of: int) -> list[int]:
     """`count` indices below `of`: all of them once before any comes again."""
     order = rng.permutation(of)
     return [int(order[k % of]) for k in range(count)]
+
+
+SENTENCE = " {} Please output segmentation mask."
+PHRASE = " What is {} in this image? Please output segmentation mask."
+
+PHRASES = (
+    "Can you segment the {} in this image?",
+    "Please segment the {} in this image.",
+    "What is {} in this image? Please respond with segmentation mask.",
+    "What is {} in this image? Please output segmentation mask.",
+)
+SENTENCES = ("{} Please respond with segmentation mask.", "{} Please output segmentation mask.")
+EXPLAIN = (
+    "Please output segmentation mask and explain why.",
+    "Please output segmentation mask and explain the reason.",
+    "Please output segmentation mask and give some explanation.",
+)
+ANSWERS = (
+    "It is {}.",
+    "Sure, {}.",
+    "Sure, it is {}.",
+    "Sure, the segmentation result is {}.",
+    "{}.",
+)
+
+
+def asked(text: str, is_sentence: bool) -> str:
+    """The question of a text in validation, with the space in front that the reference's prompt has."""
+    return (SENTENCE if is_sentence else PHRASE).format(text)
+
+
+def taught(rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>") -> tuple[str, str]:
+    """(question, answer) of a text in training; `marker` `<REJ>` where nothing fits."""
+    questions = SENTENCES if is_sentence else PHRASES
+    question = questions[rng.integers(len(questions))].format(text if is_sentence else text.lower())
+    return question, ANSWERS[rng.integers(len(ANSWERS))].format(marker)

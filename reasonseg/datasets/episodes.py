@@ -19,13 +19,15 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image
 from reasonseg.datasets.synthetic.drawing import Scene
 from reasonseg.datasets.synthetic.families import company, draw_alike, union_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.datasets.synthetic.sprites import Sprite, default_pack, load_pack
-from reasonseg.structures.query import Answer, Query, Reference, Sample
+from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.images import read_image
+from reasonseg.structures.query import Query, Reference
+from reasonseg.structures.sample import Sample
 
 GROUPS = ("withheld", "seen")
 BOUNDARY = 255  # in PASCAL's masks: neither thing nor background

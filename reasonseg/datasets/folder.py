@@ -23,10 +23,12 @@ import numpy as np
 from PIL import Image
 
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image, read_mask
 from reasonseg.structures.masks import from_rle
 from reasonseg.structures.polygons import coco_mask, paint
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VALIDATION = "validation"

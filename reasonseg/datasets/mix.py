@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from reasonseg.config.schema import Kind, Room, config_class
-from reasonseg.errors import InputError
+from reasonseg.config.kinds import config_class
+from reasonseg.config.schema import Kind, Room
 from reasonseg.datasets.base import PER_PICTURE
-from reasonseg.structures.query import Sample
+from reasonseg.errors import InputError
+from reasonseg.structures.sample import Sample
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from typing import Literal
 
 import numpy as np
 
+from reasonseg.datasets.base import Stream, asked, some, taught
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
-from reasonseg.datasets.phrasing import FORCED, asked, taught
+from reasonseg.structures.markers import FORCED
 from reasonseg.structures.polygons import coco_mask
-from reasonseg.datasets.base import Stream, some
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
     "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),

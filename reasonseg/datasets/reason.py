@@ -9,12 +9,14 @@ from typing import Literal
 
 import numpy as np
 
+from reasonseg.datasets.base import EXPLAIN, Stream, asked, some, taught
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
-from reasonseg.datasets.phrasing import EXPLAIN, FORCED, asked, taught
+from reasonseg.structures.markers import FORCED
 from reasonseg.structures.polygons import IGNORED, THING, paint
-from reasonseg.datasets.base import Stream, some
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
 PICTURES = (".jpg", ".jpeg", ".png")

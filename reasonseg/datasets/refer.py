@@ -11,12 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from reasonseg.datasets.base import Stream, asked, some, taught
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
-from reasonseg.datasets.phrasing import FORCED, REFUSED, asked, taught
+from reasonseg.structures.markers import FORCED, REFUSED
 from reasonseg.structures.polygons import coco_mask
-from reasonseg.datasets.base import Stream, some
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
 PLACES = ("refer_seg", "")  # where the data sets lie below a root

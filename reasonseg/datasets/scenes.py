@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from reasonseg.errors import InputError
 from reasonseg.datasets.synthetic.drawing import Scene, choose_sprites, draw_scene, draw_shape
 from reasonseg.datasets.synthetic.families import draw_family, union_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.datasets.synthetic.questions import LEVELS, Asker, Question
 from reasonseg.datasets.synthetic.sprites import Sprite, default_pack, load_pack
-from reasonseg.structures.query import Answer, Query, Reference, Sample
+from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.query import Query, Reference
+from reasonseg.structures.sample import Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
 SHOWN = ("alike", "shown")  # levels that come with references

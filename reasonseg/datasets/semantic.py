@@ -13,11 +13,13 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from reasonseg.datasets.base import Stream, asked, some, taught
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
-from reasonseg.datasets.phrasing import FORCED, asked, taught
-from reasonseg.datasets.base import Stream, some
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.structures.markers import FORCED
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 UNLABELLED = 255
 LAYOUTS = {  # maps, pictures, below LISA's dataset folder

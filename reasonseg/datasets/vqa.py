@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image
 from reasonseg.datasets.base import Stream
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.images import read_image
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 FILE, PICTURES = "llava_dataset/llava_instruct_150k.json", "coco/train2017"
 

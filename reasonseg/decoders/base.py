@@ -1,61 +1,115 @@
-"""What SAM, SAM-HQ and SAM 2 share as decoders: features of a batch, frames, points, boxes and dense prompts."""
+"""What a decoder is, and what SAM, SAM-HQ and SAM 2 share as decoders.
+
+A decoder encodes images once, then draws mask logits for any number of prompts. One file a kind: its `Config`, with `build`
+(fresh weights), `load` (a folder that `save` wrote) and `example` (a tiny one, for tests), and the class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.nn.prompt import Prompt
+from reasonseg.errors import InputError
+from reasonseg.nn.features import Features, PatchEncoder
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.prompt import CanvasFrame, Prompt
+
+Takes = tuple[Literal["tokens", "examples"], ...]
 
 
-@dataclass
-class Features:
-    """Encoded images: `embedding` `[b, d, g, g]` and further maps `[b, ...]` that only their own decoder understands."""
+class Decoder(Protocol):
+    """Image features and prompts to mask logits. `BaseDecoder` implements what kinds may leave out."""
 
-    embedding: torch.Tensor
-    more: tuple[torch.Tensor, ...] = ()
-
-    def __getitem__(self, index) -> Features:
-        if isinstance(
-            index, torch.Tensor
-        ):  # the gradient of plain indexing adds up in any order, this one's always alike
-            return Features(self.embedding.index_select(0, index), tuple(m.index_select(0, index) for m in self.more))
-        return Features(self.embedding[index], tuple(m[index] for m in self.more))
-
-    def clone(self) -> Features:
-        """A copy with storage of its own."""
-        return Features(self.embedding.clone(), tuple(m.clone() for m in self.more))
+    takes: Takes
+    model: Any
+    pixels: ImageProcessor
 
     @property
-    def nbytes(self) -> int:
-        """Memory it takes."""
-        return self.embedding.nbytes + sum(m.nbytes for m in self.more)
+    def width(self) -> int:
+        """Width d of the prompt tokens it takes; 0 where it takes examples only."""
 
-    @staticmethod
-    def joined(parts: Sequence[Features]) -> Features:
-        """Several as one batch."""
-        more = zip(*(p.more for p in parts), strict=True)
-        return Features(torch.cat([p.embedding for p in parts]), tuple(torch.cat(m) for m in more))
+    @property
+    def side(self) -> int:
+        """Height and width of its logits."""
+
+    @property
+    def encoders(self) -> tuple[nn.Module, ...]:
+        """The modules that `encode` runs, by whose weights caches know its features."""
+
+    @property
+    def patch_encoder(self) -> PatchEncoder | None:
+        """Patch features to compare images by; None where it has none to offer."""
+
+    @property
+    def canvas_frame(self) -> CanvasFrame | None:
+        """How examples are laid out for it; None where it takes none."""
+
+    def encode(self, images: list[np.ndarray]) -> Features:
+        """Features of uint8 `[h, w, 3]` images, in one batch."""
+
+    def decode(self, features: Features, image_index: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[n, side, side]` and predicted IoU `[n]` of n prompts; mask i belongs to image `image_index[i]`."""
+
+    def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Logits `[n, side, side]` in the frame of an image of `size` (height, width): float32 `[n, h, w]`; above 0 is inside."""
+
+    def places(self, points: list, boxes: list, size: tuple[int, int]) -> Prompt:
+        """Points `(x, y, on)` and boxes `(x0, y0, x1, y1)` in pixels of an image of `size` as one prompt `[1, k, d]`."""
+
+    def dense(self, mask: np.ndarray) -> torch.Tensor:
+        """A mask bool `[h, w]` as the dense prompt `[1, 1, side, side]` that starts its correction."""
+
+    def save(self, folder: Path) -> None:
+        """Writes an ordinary transformers folder with the preprocessing beside it."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
-class SamDecoderBase(nn.Module):
+class BaseDecoder(nn.Module):
+    """Defaults for what a kind may leave out: patch features, examples, points and boxes, saving."""
+
+    takes: Takes = ("tokens",)
+
+    def __init__(self, model: nn.Module, pixels: ImageProcessor):
+        super().__init__()
+        self.model: Any = model
+        self.pixels = pixels
+
+    @property
+    def patch_encoder(self) -> PatchEncoder | None:
+        """Patch features to compare images by; none."""
+        return None
+
+    @property
+    def canvas_frame(self) -> CanvasFrame | None:
+        """How examples are laid out for it; it takes none."""
+        return None
+
+    def places(self, points: list, boxes: list, size: tuple[int, int]) -> Prompt:
+        """Points and boxes as a prompt. Raises `InputError`: this kind takes none."""
+        raise InputError("this model's decoder takes no points and boxes; a SAM decoder does")
+
+    def dense(self, mask: np.ndarray) -> torch.Tensor:
+        """A mask as dense prompt. Raises `InputError`: this kind takes none."""
+        raise InputError("this model's decoder takes no mask to correct; a SAM decoder does")
+
+    def save(self, folder: Path) -> None:
+        """Writes an ordinary transformers folder with the preprocessing beside it."""
+        self.model.save_pretrained(folder)
+        self.pixels.save(folder)
+
+
+class SamDecoderBase(BaseDecoder):
     """Image -> features -> mask logits, prompted by tokens, points, boxes or a previous mask.
 
     A kind gives `encode` and `draw`; `model` is its transformers model.
     """
-
-    takes = ("tokens",)
-
-    def __init__(self, model: nn.Module, pixels: Pixels):
-        super().__init__()
-        self.model, self.pixels = model, pixels
 
     @property
     def width(self) -> int:
@@ -84,8 +138,8 @@ class SamDecoderBase(nn.Module):
         """(masks `[n, 1, 1, side, side]`, scores `[n, 1, 1]`) of n prompts, each with its own features."""
         raise NotImplementedError
 
-    def decode(self, features: Features, of: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, side, side]` and predicted IoU `[n]`; mask i belongs to image `of[i]` of the features."""
+    def decode(self, features: Features, image_index: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[n, side, side]` and predicted IoU `[n]`; mask i belongs to image `image_index[i]` of the features."""
         n, encoder, dtype = len(prompt), self.model.prompt_encoder, features.embedding.dtype
         if n == 0:
             return features.embedding.new_zeros(0, self.side, self.side), features.embedding.new_zeros(0)
@@ -94,7 +148,7 @@ class SamDecoderBase(nn.Module):
         else:
             dense = encoder.mask_embed(prompt.dense.to(self._weight.dtype))
         positions = self.model.get_image_wide_positional_embeddings().to(dtype).expand(n, -1, -1, -1)
-        masks, scores = self.draw(features[of], positions, prompt.tokens[:, None].to(dtype), dense.to(dtype))
+        masks, scores = self.draw(features[image_index], positions, prompt.tokens[:, None].to(dtype), dense.to(dtype))
         return masks[:, 0, 0], scores[:, 0, 0]
 
     def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -135,8 +189,3 @@ class SamDecoderBase(nn.Module):
         frame = self.pixels.size
         logits = F.pad(logits, (0, frame - logits.shape[-1], 0, frame - logits.shape[-2]), value=-10.0)
         return F.interpolate(logits, (self.side, self.side), mode="bilinear", antialias=True).to(self._weight.dtype)
-
-    def save(self, folder: Path) -> None:
-        """Writes an ordinary transformers folder."""
-        self.model.save_pretrained(folder)
-        self.pixels.save(folder)

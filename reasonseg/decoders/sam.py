@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import AutoConfig, SamConfig, SamHQModel, SamModel
 
+from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import located
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.decoders.base import Features, SamDecoderBase
-from reasonseg.nn.weights import from_folder
+from reasonseg.nn.features import Features
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.pretrained import from_folder, located
 
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel}
 
@@ -26,6 +26,9 @@ class Config:
     """`source` (folder or hub id) holds weights to start from; without it they start fresh, from `network`, a transformers
     `SamConfig` as a dict, and `pixels`. A model that was saved reads none of them.
     """
+
+    takes: ClassVar[Takes] = ("tokens",)
+    model_types: ClassVar[tuple[str, ...]] = ("sam", "sam_hq")  # of transformers, that `load` reads
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +44,7 @@ class Config:
             torch.no_grad()
         ):  # transformers starts it hidden_size / 2 times too wild: neighbouring points would share nothing
             model.shared_image_embedding.positional_embedding.div_(config.vision_config.scale)
-        return SamDecoder(model, Pixels(**{"size": config.vision_config.image_size, **self.pixels}))
+        return SamDecoder(model, ImageProcessor(**{"size": config.vision_config.image_size, **self.pixels}))
 
     @staticmethod
     def load(folder: Path, allow: Sequence[str] = (), **options) -> SamDecoder:
@@ -50,7 +53,7 @@ class Config:
         if kind not in MODELS:
             raise InputError(f"{folder} holds a {kind!r} model; decoder sam takes {' or '.join(MODELS)}")
         model = from_folder(MODELS[kind], folder, allow, **options)
-        return SamDecoder(model, Pixels.load(folder, size=model.config.vision_config.image_size))
+        return SamDecoder(model, ImageProcessor.load(folder, size=model.config.vision_config.image_size))
 
     @classmethod
     def example(cls) -> Config:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
 from transformers import AutoConfig, Sam2Config, Sam2Model
 
+from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import located
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.decoders.base import Features, SamDecoderBase
-from reasonseg.nn.weights import from_folder
+from reasonseg.nn.features import Features
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.pretrained import from_folder, located
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Config:
     """`source` (folder or hub id) holds weights to start from; without it they start fresh, from `network`, a transformers
     `Sam2Config` as a dict, and `pixels`. A model that was saved reads none of them.
     """
+
+    takes: ClassVar[Takes] = ("tokens",)
+    model_types: ClassVar[tuple[str, ...]] = ("sam2", "sam2_video")  # of transformers, that `load` reads
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -34,7 +37,7 @@ class Config:
             return self.load(located(self.source))
         config = Sam2Config(**self.network)
         size = config.prompt_encoder_config.image_size
-        return Sam2Decoder(Sam2Model(config), Pixels(**{"size": size, "aspect": "squash", **self.pixels}))
+        return Sam2Decoder(Sam2Model(config), ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels}))
 
     @staticmethod
     def load(folder: Path, allow: Sequence[str] = (), **options) -> Sam2Decoder:
@@ -44,7 +47,7 @@ class Config:
             raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes sam2")
         model = from_folder(Sam2Model, folder, allow, **options)
         return Sam2Decoder(
-            model, Pixels.load(folder, size=model.config.prompt_encoder_config.image_size, aspect="squash")
+            model, ImageProcessor.load(folder, size=model.config.prompt_encoder_config.image_size, aspect="squash")
         )
 
     @classmethod
@@ -73,7 +76,7 @@ class Config:
 class Sam2Decoder(SamDecoderBase):
     """SAM 2; its further maps are the high-resolution levels."""
 
-    def __init__(self, model: Sam2Model, pixels: Pixels):
+    def __init__(self, model: Sam2Model, pixels: ImageProcessor):
         super().__init__(model, pixels)
         # In evaluation SAM 2 may take another mask token where the first looks unstable; training never does, so we don't.
         model.mask_decoder.dynamic_multimask_via_stability = False

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, SegGptConfig, SegGptForImageSegmentation
 
-from reasonseg.nn.attention import attend as plain
+from reasonseg.decoders.base import BaseDecoder, Takes
 from reasonseg.errors import InputError
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.nn.prompt import Canvas, Prompt
-from reasonseg.decoders.base import Features
-from reasonseg.nn.weights import from_folder
+from reasonseg.nn.attention import attend as plain
+from reasonseg.nn.features import Features, PatchEncoder
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.pretrained import from_folder
+from reasonseg.nn.prompt import Canvas, CanvasFrame, Prompt
 
 THRESHOLD = 128 / 255  # a painted value above it is the thing (the released video code's rule)
 STEEPNESS = 12.0  # of logits: white is 6 above the threshold
@@ -38,6 +39,9 @@ class Config:
 
     `resample`: how the painted half returns to the picture's frame; `nearest` as released, or `bilinear` for smoother edges.
     """
+
+    takes: ClassVar[Takes] = ("examples",)
+    model_types: ClassVar[tuple[str, ...]] = ("seggpt",)  # of transformers, that `load` reads
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +59,7 @@ class Config:
             raise InputError(f"{folder} holds a {kind!r} model; decoder seggpt takes seggpt")
         model = from_folder(SegGptForImageSegmentation, folder, allow, **options)
         side = model.config.image_size[1]
-        return SegGpt(model, Pixels.load(folder, size=side, aspect="squash", resample="bicubic"), self)
+        return SegGpt(model, ImageProcessor.load(folder, size=side, aspect="squash", resample="bicubic"), self)
 
     @classmethod
     def example(cls) -> Config:
@@ -71,20 +75,20 @@ class Config:
         return cls(network | {"intermediate_hidden_state_indices": [1, 3]})
 
 
-def pixels_for(config: SegGptConfig, more: dict) -> Pixels:
+def pixels_for(config: SegGptConfig, more: dict) -> ImageProcessor:
     """Pictures are squashed to the half canvas with PIL's bicubic filter."""
-    return Pixels(**{"size": config.image_size[1], "aspect": "squash", "resample": "bicubic", **more})
+    return ImageProcessor(**{"size": config.image_size[1], "aspect": "squash", "resample": "bicubic", **more})
 
 
-class SegGpt(nn.Module):
+class SegGpt(BaseDecoder):
     """Pictures and examples -> mask logits."""
 
     takes = ("examples",)
     width = 0
 
-    def __init__(self, model: SegGptForImageSegmentation, pixels: Pixels, config: Config):
-        super().__init__()
-        self.model, self.pixels, self.config = model, pixels, config
+    def __init__(self, model: SegGptForImageSegmentation, pixels: ImageProcessor, config: Config):
+        super().__init__(model, pixels)
+        self.config = config
         height, width = model.config.image_size
         if height != 2 * width:
             raise InputError(f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}")
@@ -107,15 +111,34 @@ class SegGpt(nn.Module):
         """The half canvases of uint8 `[h, w, 3]` images; what is beside them in a canvas decides all that follows."""
         return Features(self.pixels.batch(images, self.mean.device, torch.float32))
 
-    def decode(self, features: Features, of: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs to image `of[i]`.
+    @property
+    def canvas_frame(self) -> CanvasFrame:
+        """How references are laid out for it."""
+        return CanvasFrame(self._images, self._normalised)
+
+    @property
+    def patch_encoder(self) -> PatchEncoder:
+        """Patch features of images, each read beside itself and a blank mask: what a reference bank compares by."""
+        config = self.model.config
+        grid = self.side // config.patch_size
+        return PatchEncoder(self, self.patch_features, self.pixels, grid, config.hidden_size)
+
+    def _images(self, images: list[np.ndarray]) -> torch.Tensor:
+        return self.encode(images).embedding
+
+    def _normalised(self, colors: torch.Tensor) -> torch.Tensor:
+        return (colors - self.mean) / self.std
+
+    def decode(self, features: Features, image_index: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs to image
+        `image_index[i]`.
 
         Masks that share a canvas and a picture are painted at once, in one colour each.
         """
         if len(prompt) == 0:
             return features.embedding.new_zeros(0, self.side, self.side), features.embedding.new_zeros(0)
         jobs: dict[tuple[int, int], Canvas] = {}
-        for i, painted in zip(of.tolist(), prompt.examples, strict=True):
+        for i, painted in zip(image_index.tolist(), prompt.examples, strict=True):
             jobs.setdefault((i, id(painted.canvas)), painted.canvas)
         results: dict[tuple[int, int], torch.Tensor] = {}
         for alike in by_kind(jobs):
@@ -124,9 +147,9 @@ class SegGpt(nn.Module):
             results |= dict(zip(alike, painted, strict=True))
         rows = [
             likeness(results[i, id(p.canvas)], p.canvas.colors, p.number)
-            for i, p in zip(of.tolist(), prompt.examples, strict=True)
+            for i, p in zip(image_index.tolist(), prompt.examples, strict=True)
         ]
-        return torch.stack(rows), torch.ones(len(rows), device=of.device)
+        return torch.stack(rows), torch.ones(len(rows), device=image_index.device)
 
     def paint(self, pictures: torch.Tensor, canvases: list[Canvas]) -> torch.Tensor:
         """What is painted beside pictures `[q, 3, s, s]`, as colours 0..1 `[q, 3, s, s]`; canvases hold as many references."""
@@ -214,10 +237,10 @@ class SegGpt(nn.Module):
         )  # exact, unlike float scales
         return logits.float()[:, rows][:, :, columns]
 
-    def look(self, images: list[np.ndarray]) -> torch.Tensor:
-        """Features `[b, t, d]` of the patches of images, each read beside itself and a blank mask: what a bank compares by."""
+    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
+        """Features `[b, t, d]` of the patches of images; see `patch_encoder`."""
         pictures = self.encode(images).embedding
-        blank = (torch.zeros_like(pictures) - self.mean) / self.std
+        blank = self._normalised(torch.zeros_like(pictures))
         states = self.embedded(torch.cat([pictures, pictures], 2), torch.cat([blank, blank], 2), None, "semantic")
         for number, layer in enumerate(self.model.model.encoder.layers):
             states = block(layer, states, None, pictures)
@@ -225,11 +248,6 @@ class SegGpt(nn.Module):
                 states = states.unflatten(0, (2, -1)).mean(0)
         half = states.shape[1] // 2
         return self.model.model.encoder.layernorm(states[:, half:]).flatten(1, 2)
-
-    def save(self, folder: Path) -> None:
-        """Writes an ordinary transformers folder."""
-        self.model.save_pretrained(folder)
-        self.pixels.save(folder)
 
 
 def block(

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.structures.masks import to_rle
 from reasonseg.evaluation.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
-from reasonseg.datasets.phrasing import FORCED
 from reasonseg.evaluation.runner import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
-from reasonseg.structures.query import Answer, Sample
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.markers import FORCED
+from reasonseg.structures.masks import to_rle
+from reasonseg.structures.sample import Sample
 
 BATCH = 16
 WAYS = ("teacher_forced", "generated")

@@ -12,7 +12,6 @@ import numpy as np
 
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
-from reasonseg.structures.masks import to_rle
 from reasonseg.evaluation.metrics import IGNORE, Counts, count
 from reasonseg.evaluation.runner import (
     answers_from,
@@ -26,7 +25,9 @@ from reasonseg.evaluation.runner import (
     rewrite,
     whole_batches,
 )
-from reasonseg.structures.query import Answer, Sample
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.masks import to_rle
+from reasonseg.structures.sample import Sample
 
 BATCH = 16
 DRAWS = 1000  # of the bootstrap

@@ -12,10 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
+from reasonseg.runtime import first, gathered, processes, share, wait
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import written_aside
 from reasonseg.structures.masks import from_rle
-from reasonseg.runtime import first, gathered, processes, share, wait
-from reasonseg.structures.query import Answer, Sample
+from reasonseg.structures.sample import Sample
 
 
 def kept(out: str | Path | None, key: dict) -> list[dict]:

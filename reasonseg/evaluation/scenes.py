@@ -15,10 +15,22 @@ from typing import Any
 import numpy as np
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
-from reasonseg.structures.masks import to_rle
 from reasonseg.evaluation.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.evaluation.runner import answers_from, batched, collect, finish, kept, maker, ordered, read_predictions, whole_batches
-from reasonseg.structures.query import Answer, Query, Sample
+from reasonseg.evaluation.runner import (
+    answers_from,
+    batched,
+    collect,
+    finish,
+    kept,
+    maker,
+    ordered,
+    read_predictions,
+    whole_batches,
+)
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.masks import to_rle
+from reasonseg.structures.query import Query
+from reasonseg.structures.sample import Sample
 
 BATCH = 16
 BASELINES = ("random_object", "text_only", "true_object")

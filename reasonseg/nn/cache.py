@@ -25,7 +25,7 @@ class ImageCache:
     """
 
     def __init__(self, budget: int = BUDGET):
-        self.budget, self.bytes, self.hits = budget, 0, 0
+        self.budget, self.bytes = budget, 0
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def clear(self) -> None:
@@ -36,7 +36,13 @@ class ImageCache:
     def __call__(
         self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
     ) -> Any:
-        """`encode(images)` with a row for each image, computed only for those that were not seen.
+        """`encode(images)` with a row for each image, computed only for those that were not seen; see `fetch`."""
+        return self.fetch(encoders, images, encode, side)[0]
+
+    def fetch(
+        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
+    ) -> tuple[Any, list[bool]]:
+        """The rows of the images, and of each whether it was here before.
 
         `encoders` are the modules that `encode` runs, `side` the pixels of their pictures: large ones go through in
         small numbers, since SAM's attention at 1024 pixels takes half a GiB an image.
@@ -44,6 +50,7 @@ class ImageCache:
         version = tuple(version_of(module) for module in encoders)
         keys = [(version, digest(image)) for image in images]
         rows = {key: row for key in keys if (row := self.find(key)) is not None}
+        cached = [key in rows for key in keys]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in rows}
         if new:
             waiting, at_once = list(new), max(AT_ONCE * 256**2 // max(side, 1) ** 2, 1)
@@ -54,10 +61,10 @@ class ImageCache:
                     rows[key] = encoded[i : i + 1].clone()
                     self.keep(key, rows[key])
                 if part == keys:
-                    return encoded
+                    return encoded, cached
         first = rows[keys[0]]
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
-        return join([rows[key] for key in keys])
+        return join([rows[key] for key in keys]), cached
 
     def put(self, encoders: Sequence[nn.Module], image: np.ndarray, row: Any) -> None:
         """Keeps what these encoders made of an image elsewhere."""
@@ -67,7 +74,6 @@ class ImageCache:
         """What is kept under a key; it was used now. None where there is nothing."""
         if key in self.kept:
             self.kept.move_to_end(key)
-            self.hits += 1
         return self.kept.get(key)
 
     def keep(self, key: Hashable, row: Any) -> None:

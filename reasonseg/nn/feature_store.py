@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reasonseg.nn.cache import BUDGET, ImageCache, digest, version_of
+from reasonseg.nn.features import Features
 from reasonseg.structures.images import written_aside
-from reasonseg.decoders.base import Features
 
 
-class FrozenCache:
+class FeatureStore:
     """What parts made of images, in `folder` and, up to `budget` bytes, in memory.
 
     Every image is encoded alone, so that it does not matter which come together: a run that is resumed reads what was
@@ -66,11 +66,11 @@ class FrozenCache:
         return self.names[key]
 
 
-def still(encoders: Sequence[nn.Module]) -> bool:
+def are_frozen(encoders: Sequence[nn.Module]) -> bool:
     """Whether there are encoders and none is trained."""
     return bool(encoders) and not any(p.requires_grad for module in encoders for p in module.parameters())
 
 
-def once(kept: FrozenCache | None, part: Any, images: list) -> Any:
+def stored(store: FeatureStore | None, part: Any, images: list) -> Any:
     """`part.encode(images)` where its encoders are frozen and what they made is kept, else None."""
-    return kept(part, images) if kept is not None and still(part.encoders) else None
+    return store(part, images) if store is not None and are_frozen(part.encoders) else None

@@ -3,16 +3,80 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from warnings import warn
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, LogitsProcessor, StaticCache
+
+from reasonseg.structures.markers import Markers
 
 ROUND = 128  # places are laid out in multiples of this, and for 1, 2, 4, 8 ... rows, so that few shapes are compiled
 BUDGET = 2**31  # bytes of places that are kept; what was not used for longest goes
+
+
+class MarkerLogitsProcessor(LogitsProcessor):
+    """Rules of the answer, one row a question: where to refuse, and that a mask is asked for in any case.
+
+    Where the likeliest token is a marker, `<REJ>` wins if its share of the two is at least `absent_threshold`.
+    With `force_seg` no `<REJ>` is said, and an answer that would end without `<SEG>` says it first. A temperature above 0
+    adds Gumbel noise from a generator of the row's own, so that a batch samples what one by one would.
+    """
+
+    def __init__(
+        self, markers: Markers, ends: set[int], rows: int, *,
+        limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, on_tokens: Callable | None = None,
+    ):  # fmt: skip
+        self.on_tokens = on_tokens
+        self.markers, self.ends, self.limit = markers, ends, limit
+        self.temperature, self.force_seg, self.absent_threshold = temperature, force_seg, absent_threshold
+        self.noise = [torch.Generator().manual_seed(seed) for _ in range(rows)]
+        self.steps = 0
+        self.said_seg = torch.zeros(rows, dtype=torch.bool)
+        self.probabilities: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores in which the chosen token of each row is the greatest, as `generate` wants them."""
+        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+
+    def choose(self, scores: torch.Tensor) -> torch.Tensor:
+        """The next token of each row `[b]`, from scores `[b, vocabulary]`."""
+        scores = scores.float()
+        shares = scores.softmax(-1)
+        choice = self._drawn(scores).argmax(-1) if self.temperature > 0 else scores.argmax(-1)
+        seg, rej = self.markers.seg, self.markers.rej
+        if rej is not None:
+            at_marker = (choice == seg) | (choice == rej)
+            refuse = shares[:, rej] >= self.absent_threshold * (shares[:, seg] + shares[:, rej])
+            refuse &= not self.force_seg
+            choice = torch.where(at_marker, torch.where(refuse, rej, seg), choice)
+        self.steps += 1
+        if self.force_seg:
+            ending = torch.tensor([int(c) in self.ends for c in choice]) | (self.steps == self.limit)
+            choice = torch.where((ending & ~self.said_seg).to(choice.device), seg, choice)
+            self.said_seg |= (choice == seg).cpu()
+        self.probabilities.append(shares.gather(1, choice[:, None])[:, 0])
+        if self.on_tokens is not None:
+            self.on_tokens(choice.tolist())
+        return choice
+
+    def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.noise]).to(scores.device)
+        return scores / self.temperature - torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
+
+
+@contextmanager
+def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects what enters the language model's head: `[b, width]` of the last position, once a step."""
+    caught: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0][:, -1]))
+    try:
+        yield caught
+    finally:
+        hook.remove()
 
 
 class Stepper:

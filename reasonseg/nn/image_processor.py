@@ -17,7 +17,7 @@ FILE = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ImageProcessor:
     """How pictures enter a network of `size` x `size` pixels.
 
     `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd rest is halved to the even
@@ -94,7 +94,7 @@ class Pixels:
         (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n")
 
     @classmethod
-    def load(cls, folder: Path, **defaults) -> Pixels:
+    def load(cls, folder: Path, **defaults) -> ImageProcessor:
         """Reads `preprocessor_config.json`, ours or transformers'; `defaults` fill in what it does not say."""
         file = Path(folder) / FILE
         kept = json.loads(file.read_text()) if file.is_file() else {}

@@ -33,21 +33,29 @@ def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tens
     return (predicted.float() - true) ** 2
 
 
-def of_masks(
-    restore: Callable, logits: torch.Tensor, predicted: torch.Tensor, truths: list[torch.Tensor], of: list[int]
+def mask_losses(
+    restore: Callable,
+    logits: torch.Tensor,
+    predicted: torch.Tensor,
+    truths: list[torch.Tensor],
+    sample_index: list[int],
 ) -> dict[str, torch.Tensor]:
-    """bce, dice and iou of logits `[m, 4g, 4g]`, brought to each image's size by `restore`; see `Segmenter.mask_losses`."""
+    """bce, dice and iou of logits `[m, s, s]` and predicted IoU `[m]`, averaged over masks; 0 where there are none.
+
+    `truths` holds the masks `[n, h, w]` of each sample, those of one size are compared together; logit m is of sample
+    `sample_index[m]`. `restore(logits, size)` brings logits to the size of an image (a decoder's method).
+    """
     by_size: dict[tuple[int, int], list[int]] = {}
-    for m, owner in enumerate(of):
+    for m, owner in enumerate(sample_index):
         by_size.setdefault(tuple(truths[owner].shape[-2:]), []).append(m)
     sums = {name: logits.sum() * 0.0 for name in ("bce", "dice", "iou")}
     for size, mine in by_size.items():
         full = restore(logits[mine], size)
-        true = torch.cat([truths[i] for i in dict.fromkeys(of[m] for m in mine)])
+        true = torch.cat([truths[i] for i in dict.fromkeys(sample_index[m] for m in mine)])
         sums["bce"] = sums["bce"] + bce(full, true).sum()
         sums["dice"] = sums["dice"] + dice(full, true).sum()
         sums["iou"] = sums["iou"] + iou_error(predicted[mine], full, true).sum()
-    return {name: value / max(len(of), 1) for name, value in sums.items()}
+    return {name: value / max(len(sample_index), 1) for name, value in sums.items()}
 
 
 def painting(

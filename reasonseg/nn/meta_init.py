@@ -11,8 +11,8 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from reasonseg.nn.pretrained import refuse
 from reasonseg.nn.quantization import is_quantized, quantized
-from reasonseg.nn.weights import refuse
 
 
 @contextmanager

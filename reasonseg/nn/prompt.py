@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from reasonseg.errors import InputError
@@ -27,6 +28,17 @@ class Canvas:
     ensemble: str = "feature"
     arrangements: int = 1
     type: str = "instance"
+
+
+@dataclass(frozen=True)
+class CanvasFrame:
+    """How a decoder that learns in context lays out its canvas.
+
+    `images` takes uint8 `[h, w, 3]` images to normalised `[k, 3, s, s]`, `normalised` colours 0..1 `[k, 3, s, s]` likewise.
+    """
+
+    images: Callable[[list[np.ndarray]], torch.Tensor]
+    normalised: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)

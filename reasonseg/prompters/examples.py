@@ -6,17 +6,19 @@ Fusion after prompt-SelF: the eight arrangements of a canvas and several referen
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from reasonseg.nn.cache import ImageCache
 from reasonseg.errors import InputError
-from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
-from reasonseg.structures.reference_masks import region
+from reasonseg.nn.cache import ImageCache
+from reasonseg.nn.features import PatchEncoder
+from reasonseg.nn.prompt import Canvas, CanvasFrame, Painted, Prompt, palette
 from reasonseg.structures.query import Reference
+from reasonseg.structures.reference_masks import region
 
 
 @dataclass(frozen=True)
@@ -55,19 +57,26 @@ class Examples(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self._canvas_of: CanvasFrame
+        self._encoder: PatchEncoder
 
-    def meet(self, backbone, decoder) -> None:
-        """Takes the decoder's frame."""
-        object.__setattr__(self, "decoder", decoder)  # seen, not owned
+    def bind(self, backbone: Any, decoder: Any) -> None:
+        """Takes the decoder's canvas. Raises `InputError` where it paints none."""
+        self._canvas_of, self._encoder = decoder.canvas_frame, decoder.patch_encoder
 
     @property
-    def eye(self) -> nn.Module:
-        """What `look` runs."""
-        return self.decoder
+    def width_out(self) -> int:
+        """0: it makes no tokens."""
+        return 0
 
-    def look(self, images: list[np.ndarray]) -> torch.Tensor:
+    @property
+    def patch_encoder(self) -> PatchEncoder:
+        """The decoder's own: what it sees in an image read beside itself."""
+        return self._encoder
+
+    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
         """Features `[b, t, c]` of the patches of images, to compare pictures by."""
-        return self.decoder.look(images)
+        return self._encoder.encode(images)
 
     def placed(self, features: torch.Tensor) -> torch.Tensor:
         """Unit features."""
@@ -75,7 +84,7 @@ class Examples(nn.Module):
 
     def frame(self, mask: np.ndarray) -> torch.Tensor:
         """A reference's mask `[h, w]` in the decoder's frame, bool `[s, s]`."""
-        return self.decoder.pixels.mask(mask, squash=True)
+        return self._encoder.image_processor.mask(mask, squash=True)
 
     def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
         """One prompt for each (picture, references of one thing); `owners` say which groups are of one question."""
@@ -95,7 +104,7 @@ class Examples(nn.Module):
 
     def _canvas(self, labels: list[list[Reference]]) -> Canvas:
         """One canvas for all labels: a picture that refers to several has each in its colour."""
-        decoder, colors = self.decoder, palette(len(labels)).to(self.decoder.mean)
+        colors = palette(len(labels))
         images, painted, weights = {}, {}, {}
         for number, references in enumerate(labels):
             for reference in references:
@@ -104,12 +113,15 @@ class Examples(nn.Module):
                 canvas = painted.setdefault(key, torch.zeros_like(self.frame(region(reference)), dtype=torch.long))
                 canvas[self.frame(region(reference))] = number + 1
                 weights[key] = weights.get(key, 0.0) + reference.weight
-        targets = torch.stack([colors[canvas.to(colors.device)].permute(2, 0, 1) for canvas in painted.values()])
+        pictures = self._canvas_of.images(list(images.values()))
+        targets = torch.stack([colors[canvas].permute(2, 0, 1) for canvas in painted.values()]).to(pictures.device)
         shares = torch.tensor(list(weights.values())) / sum(weights.values())
-        pictures = decoder.encode(list(images.values())).embedding
         how = (self.config.ensemble, self.config.arrangements, self.config.type)
-        return Canvas(pictures, (targets - decoder.mean) / decoder.std, colors, shares.to(pictures), *how)
+        return Canvas(pictures, self._canvas_of.normalised(targets), colors.to(pictures), shares.to(pictures), *how)
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Nothing: it has no weights."""
         return {}
+
+    def save(self, folder: Path) -> None:
+        """Nothing: it has no weights and no files."""

@@ -41,6 +41,16 @@ class SegToken(nn.Module):
             nn.Linear(config.width_in, config.width_in), nn.ReLU(), nn.Linear(config.width_in, config.width_out)
         )
 
+    @property
+    def width_in(self) -> int:
+        """Width of the states it reads."""
+        return self.config.width_in
+
+    @property
+    def width_out(self) -> int:
+        """Width of the tokens it makes."""
+        return self.config.width_out
+
     def forward(self, states: torch.Tensor) -> Prompt:
         """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n, 1, width_out]`."""
         return Prompt(self.mlp(states)[:, None])

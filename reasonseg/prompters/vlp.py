@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache
 from reasonseg.nn.clip_features import TEMPLATE, attention_map, dense_features, text_features
-from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import located
-from reasonseg.nn.image_processor import Pixels
+from reasonseg.nn.features import PatchEncoder
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.pretrained import from_folder, located
 from reasonseg.nn.prompt import Prompt
-from reasonseg.structures.reference_masks import region
-from reasonseg.backbones.base import as_new
+from reasonseg.structures.markers import as_new
 from reasonseg.structures.query import Reference
-from reasonseg.nn.weights import from_folder
+from reasonseg.structures.reference_masks import region
 
 AREA = 0.0005  # added to the area of a mask before its features are averaged, in patches
 
@@ -71,7 +71,7 @@ class Config:
         clip = AutoModel.from_config(AutoConfig.for_model(**network))
         pixels = None
         if self.tower == "own":
-            pixels = Pixels(**{"size": clip.config.vision_config.image_size, **self.pixels})
+            pixels = ImageProcessor(**{"size": clip.config.vision_config.image_size, **self.pixels})
         return Vlp(self, clip, tokenizer, pixels)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Vlp:
@@ -83,7 +83,7 @@ class Config:
         clip = from_folder(AutoModel, folder, allow, **options)
         named = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
         tokenizer = AutoTokenizer.from_pretrained(folder) if named else None
-        pixels = Pixels.load(folder, size=clip.config.vision_config.image_size) if self.tower == "own" else None
+        pixels = ImageProcessor.load(folder, size=clip.config.vision_config.image_size) if self.tower == "own" else None
         return Vlp(self, clip, tokenizer, pixels)
 
     @classmethod
@@ -116,9 +116,10 @@ class Vlp(nn.Module):
 
     makes = "tokens"
 
-    def __init__(self, config: Config, clip: nn.Module, tokenizer, pixels: Pixels | None):
+    def __init__(self, config: Config, clip: nn.Module, tokenizer, pixels: ImageProcessor | None):
         super().__init__()
         self.config, self.clip, self.tokenizer = config, clip, tokenizer
+        self._encoder: PatchEncoder | None = None
         own = config.tower == "own"
         width, joint = config.width_out, joint_width(clip) if own else config.joint
         if not own:
@@ -131,40 +132,59 @@ class Vlp(nn.Module):
         self.see_query, self.settle = Attend(width, config.heads), Attend(width, config.heads)
         if own:
             vision = clip.config.vision_config
-            self._see(pixels, vision.image_size // vision.patch_size)
+            grid = vision.image_size // vision.patch_size
+            self._see(PatchEncoder(clip, self._own_features, pixels, grid, joint))
 
-    def _see(self, pixels: Pixels, grid: int) -> None:
-        self.pixels, self.grid = pixels, grid
-        self.register_buffer("positions", sine_positions(grid, self.config.width_out), persistent=False)
+    def _see(self, encoder: PatchEncoder) -> None:
+        self._encoder = encoder
+        self.register_buffer("positions", sine_positions(encoder.grid, self.config.width_out), persistent=False)
 
-    def meet(self, backbone, decoder) -> None:
+    def bind(self, backbone: Any, decoder: Any) -> None:
         """Borrows the backbone's vision tower where that is the setting. Raises `InputError` where it has none to lend."""
         if self.config.tower == "own":
             return
-        if not hasattr(backbone, "look"):
+        encoder = backbone.patch_encoder if backbone is not None else None
+        if encoder is None:
             raise InputError(
                 "references with tower: backbone need a backbone whose vision tower can be asked alone (llava)"
             )
-        if backbone.look_width != self.config.width_tower:
+        if encoder.width != self.config.width_tower:
             raise InputError(
-                f"references read patches of width {self.config.width_tower}, the tower's have {backbone.look_width}"
+                f"references read patches of width {self.config.width_tower}, the tower's have {encoder.width}"
             )
-        object.__setattr__(self, "lender", backbone)  # seen, not owned
         self.tokenizer = backbone.tokenizer
-        self._see(backbone.pixels, backbone.grid)
+        self._see(encoder)
         self.positions = self.positions.to(self.queries.device)
 
     @property
-    def eye(self) -> nn.Module:
-        """What `look` runs."""
-        return self.clip if self.config.tower == "own" else self.lender.tower
+    def width_out(self) -> int:
+        """Width of the tokens it makes."""
+        return self.config.width_out
 
-    def look(self, images: list[np.ndarray]) -> torch.Tensor:
+    @property
+    def patch_encoder(self) -> PatchEncoder:
+        """Whose patch features are read: the CLIP model's own, or those of the backbone's tower."""
+        if self._encoder is None:
+            raise InputError("references with tower: backbone have not been given a backbone yet")
+        return self._encoder
+
+    @property
+    def pixels(self) -> ImageProcessor:
+        """How images enter."""
+        return self.patch_encoder.image_processor
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.patch_encoder.grid
+
+    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
         """Features `[b, t, c]` of the patches of uint8 `[h, w, 3]` images, to be `placed`."""
-        if self.config.tower == "backbone":
-            return self.lender.look(images)
-        weight = self.reduce.weight
-        return dense_features(self.clip, self.pixels.batch(images, weight.device, weight.dtype), self.config.surgery)
+        return self.patch_encoder.encode(images)
+
+    def _own_features(self, images: list[np.ndarray]) -> torch.Tensor:
+        weight, pixels = self.reduce.weight, self.pixels
+        return dense_features(self.clip, pixels.batch(images, weight.device, weight.dtype), self.config.surgery)
 
     def placed(self, features: torch.Tensor) -> torch.Tensor:
         """Unit features in the space of the labels."""
@@ -175,7 +195,8 @@ class Vlp(nn.Module):
     def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
         """One prompt `[1, k, d]` for each (picture, references of one thing); as many references go through together."""
         pictures = [image for image, _ in groups] + [r.image for _, group in groups for r in group]
-        seen = self.placed(cache([self.eye], pictures, self.look, self.pixels.size))
+        encoder = self.patch_encoder
+        seen = self.placed(cache([encoder.module], pictures, encoder.encode, self.pixels.size))
         query, shown = seen[: len(groups)], list(seen[len(groups) :].split([len(g) for _, g in groups]))
         text = self.read([common_label(group) for _, group in groups])
         prompts: dict[int, Prompt] = {}

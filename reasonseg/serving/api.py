@@ -40,7 +40,7 @@ from reasonseg.serving.requests import (
     references_of,
 )
 from reasonseg.serving.session import Session
-from reasonseg.structures.query import Answer
+from reasonseg.structures.answer import Answer
 
 log = logging.getLogger("reasonseg.serving")
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

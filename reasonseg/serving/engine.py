@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reasonseg.errors import InputError
-from reasonseg.structures.query import Answer, Query
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.query import Query
 
 
 class Busy(RuntimeError):

@@ -16,13 +16,14 @@ import numpy as np
 from fastapi import FastAPI
 
 from reasonseg.errors import InputError
-from reasonseg.structures.images import MAX_PIXELS, read_image
-from reasonseg.structures.overlay import draw_overlay, enlargement
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
 from reasonseg.serving.requests import Limits
 from reasonseg.serving.session import Session
-from reasonseg.structures.query import Answer, Reference
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.images import MAX_PIXELS, read_image
+from reasonseg.structures.overlay import draw_overlay, enlargement
+from reasonseg.structures.query import Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 NOTHING: list[str] = []

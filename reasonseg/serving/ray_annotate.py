@@ -20,9 +20,10 @@ import ray
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image, written_aside
 from reasonseg.structures.masks import area_of
-from reasonseg.structures.query import Answer, Query
+from reasonseg.structures.query import Query
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
@@ -98,8 +99,8 @@ class Annotator:
         import torch
 
         from reasonseg import Segmenter
+        from reasonseg.runtime import quiet_libraries
         from reasonseg.serving.reference_bank import Bank
-        from reasonseg.libraries import quiet_libraries
 
         quiet_libraries()
         torch.set_num_threads(threads)

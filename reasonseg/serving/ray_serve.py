@@ -19,7 +19,8 @@ from ray import serve
 from reasonseg.errors import InputError
 from reasonseg.serving.engine import Busy, Job, Late, renewed
 from reasonseg.serving.requests import Limits
-from reasonseg.structures.query import Answer, Query
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.query import Query
 
 LINGER = 0.01  # seconds a batch waits for more
 PER_REPLICA = 2  # batches that a replica has at hand before another is started
@@ -32,7 +33,7 @@ class Model:
         import torch
 
         from reasonseg import Segmenter
-        from reasonseg.libraries import quiet_libraries
+        from reasonseg.runtime import quiet_libraries
 
         quiet_libraries()
         torch.set_num_threads(threads)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import written_aside
-from reasonseg.structures.query import Answer, Box, Point, Query, Reference
+from reasonseg.structures.query import Box, Point, Query, Reference
 
 MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # kept of a conversation; earlier turns go
 MAX_REFERENCES = 16

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image
 from reasonseg.serving.session import Session
-from reasonseg.structures.query import Answer, Reference
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.images import read_image
+from reasonseg.structures.query import Reference
 
 HELP = """a line is a question; besides:
   /image FILE             talk about another picture

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reasonseg.structures.images import written_aside
 from reasonseg.structures.overlay import draw_overlay
-from reasonseg.structures.query import Sample
+from reasonseg.structures.sample import Sample
 
 CELL, CAPTION, COLUMNS = 400, 70, 4
 

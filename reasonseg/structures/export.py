@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 
 from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import written_aside
 from reasonseg.structures.masks import area_of, from_rle
-from reasonseg.structures.query import Answer
 
 MIN_AREA = 4.0  # pixels; a smaller part of a mask has no outline worth keeping
 

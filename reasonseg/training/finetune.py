@@ -12,20 +12,20 @@ from typing import Any, Literal
 import torch
 from transformers import set_seed
 
-from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
-from reasonseg.evaluation.benchmarks import evaluate_benchmark
 from reasonseg.checkpoints.delta import Changes, origin_of
 from reasonseg.config.schema import Kind
+from reasonseg.config.training import Stage, TrainSettings
 from reasonseg.datasets.folder import VALIDATION, Folder, check
 from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
-from reasonseg.structures.images import written_aside
-from reasonseg.training.objectives import Language
-from reasonseg.runtime import many
+from reasonseg.evaluation.benchmarks import evaluate_benchmark
+from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.nn.quantization import is_quantized
-from reasonseg.config.training import Stage, TrainSettings
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.runtime import many
+from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet
+from reasonseg.structures.images import written_aside
+from reasonseg.training.objectives.language import Language
 from reasonseg.training.run import run_stage
 from reasonseg.training.validation import SHOWN, draw_answers
 

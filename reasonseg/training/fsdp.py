@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from reasonseg.errors import InputError
-from reasonseg.training.objectives import Objective
 from reasonseg.runtime import many, processes
+from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import SHARDED_OPTIMIZER as OPTIMIZER
 from reasonseg.training.trainer import WEIGHTS, StageTrainer, changing, like
 

@@ -30,10 +30,10 @@ from transformers import (
     SamModel,
 )
 
-from reasonseg.nn.lora import add_lora
 from reasonseg.checkpoints.delta import FILE
 from reasonseg.checkpoints.delta import read as read_changes
 from reasonseg.errors import InputError
+from reasonseg.nn.lora import add_lora
 from reasonseg.nn.meta_init import hollow
 from reasonseg.nn.pretrained import place_of
 

@@ -6,6 +6,7 @@ A stage is a folder under `out`; a finished one holds `finished.safetensors` and
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -15,16 +16,17 @@ import torch
 from safetensors.torch import load_model, save_file, save_model
 from transformers import TrainingArguments, set_seed
 
-from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
-from reasonseg.nn.attention import use_products
-from reasonseg.errors import InputError
-from reasonseg.nn.feature_store import FrozenCache
-from reasonseg.structures.images import written_aside
-from reasonseg.training.objectives import OBJECTIVES, Codes, Language, Objective
-from reasonseg.runtime import processes
+from reasonseg.config.kinds import kind_module, nearest
 from reasonseg.config.training import Stage, TrainSettings
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.errors import InputError
+from reasonseg.nn.attention import use_products
+from reasonseg.nn.feature_store import FeatureStore
+from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
+from reasonseg.runtime import processes
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.structures.images import written_aside
 from reasonseg.training.fsdp import ShardedTrainer, whole
+from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing, restore
 from reasonseg.training.validation import BEST, Validation
 
@@ -67,8 +69,7 @@ def train(settings: TrainSettings) -> Segmenter:
             if processes().is_main_process:
                 _keep(objective, finished)
             processes().wait_for_everyone()
-        if isinstance(objective, Codes):
-            extras["coder"] = objective.coder
+        extras |= objective.hands_over()
     segmenter.requires_grad_(True).eval()
     segmenter.origin = None  # it is no longer what it was loaded as
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
@@ -121,15 +122,17 @@ def _beginning(settings: TrainSettings) -> Segmenter:
 
 
 def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
-    options = dict(stage.options)
-    if issubclass(OBJECTIVES[stage.objective], Language) and options.get("aim"):
-        if "coder" not in extras:
-            raise InputError("stage option aim needs a stage of objective codes before it")
-        options["coder"] = extras["coder"]
+    place = f"options of objective {stage.objective}"
+    make = kind_module("training.objectives", stage.objective, "objective").OBJECTIVE
+    known = inspect.signature(make).parameters
+    if unknown := [name for name in stage.options if name not in known and "options" not in known]:
+        raise InputError(f"{place}: no option {unknown[0]!r}; {nearest(unknown[0], list(known)[1:])}")
+    if missing := [name for name in make.needs if name not in extras]:
+        raise InputError(f"objective {stage.objective} needs a {missing[0]}, which a stage before it has to hand over")
     try:
-        objective = OBJECTIVES[stage.objective](segmenter, **options)
+        objective = make(segmenter, **stage.options, **{name: extras[name] for name in make.needs})
     except TypeError as error:
-        raise InputError(f"options of objective {stage.objective}: {error}") from None
+        raise InputError(f"{place}: {error}") from None
     names = [name for name, _ in objective.named_parameters(remove_duplicate=False)]
     if idle := [prefix for prefix in stage.train if not any(name.startswith(prefix) for name in names)]:
         raise InputError(f"train: no parameter begins with {idle[0]!r}")
@@ -147,7 +150,7 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
             f"take a multiple of {count * stage.accumulate}"
         )
     if settings.features:
-        objective.segmenter.frozen = FrozenCache(Path(settings.features))
+        objective.segmenter.feature_store = FeatureStore(Path(settings.features))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -190,7 +193,7 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         if processes().is_main_process:
             with written_aside(folder / TRAINED) as aside:
                 save_file(kept, aside)
-    objective.segmenter.frozen = None
+    objective.segmenter.feature_store = None
     processes().wait_for_everyone()  # the first one may still be writing
     if settings.validation is not None and (folder / BEST).is_file():
         load_model(objective, folder / BEST)

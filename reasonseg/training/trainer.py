@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback
 
+from reasonseg.config.training import Stage
 from reasonseg.errors import InputError
 from reasonseg.training.optimizers import MuonAdamW
-from reasonseg.config.training import Stage
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_model
 from transformers import TrainerCallback
 
-from reasonseg.evaluation.benchmarks import WAYS, evaluate_benchmark
 from reasonseg.errors import InputError
-from reasonseg.structures.images import written_aside
-from reasonseg.structures.overlay import draw_overlay
+from reasonseg.evaluation.benchmarks import WAYS, evaluate_benchmark
 from reasonseg.runtime import first
 from reasonseg.structures.contact_sheet import contact_sheet
-from reasonseg.structures.query import Sample
+from reasonseg.structures.images import written_aside
+from reasonseg.structures.overlay import draw_overlay
+from reasonseg.structures.sample import Sample
 
 SHOWN = 12  # samples on a sheet
 LOG, BEST = "validation.jsonl", "best.safetensors"

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from reasonseg.errors import InputError
 from reasonseg.checkpoints.released.files import SUFFIXES, Shards
+from reasonseg.errors import InputError
 
 WRAPPED = "base_model.model."  # what peft puts before every name
 SKIPPED = re.compile(

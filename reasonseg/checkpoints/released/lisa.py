@@ -8,32 +8,27 @@ from pathlib import Path
 
 import torch
 
-from reasonseg.nn import quantization as quant
-from reasonseg.config.schema import Kind, config_class
-from reasonseg.decoders import sam as sam_room
-from reasonseg.errors import InputError
-from reasonseg.nn.meta_init import Filling, hollow
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.prompters.seg_token import Config as SegTokenConfig
+from reasonseg.checkpoints.parts import Parts
 from reasonseg.checkpoints.released import llava, sam
+from reasonseg.checkpoints.released.base import Format, LoadOptions
 from reasonseg.checkpoints.released.files import Shards
-from reasonseg.checkpoints.released.layout import Layout
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.checkpoints.released.layout import Layout, recognise
+from reasonseg.config.kinds import config_class
 from reasonseg.config.model import ModelSettings
-from reasonseg.backbones.base import REJ, SEG, Markers
+from reasonseg.config.schema import Kind
+from reasonseg.errors import InputError
+from reasonseg.nn import quantization as quant
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.prompters.seg_token import Config as SegTokenConfig
+from reasonseg.structures.markers import REJ, SEG, Markers
 
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..255
+INSIDE = "model.visual_model."  # LISA's name for its SAM
 
 
-def read(
-    layout: Layout, *, device: torch.device, dtype: torch.dtype | None, quantization: str | None = None, clip: str | None = None,
-    sam_from: str | None = None, template: str | None = None, at: str | None = None, allow: tuple[str, ...] = (),
-) -> Segmenter:  # fmt: skip
-    """The segmenter in a layout, in `dtype` (None: every tensor as stored, to be saved).
-
-    Raises `InputError` naming file, expected and found wherever parts do not fit.
-    """
-    if not layout.is_lisa and sam_from is None:
+def read(layout: Layout, options: LoadOptions) -> Parts:
+    """The parts in a layout. Raises `InputError` naming file, expected and found wherever parts do not fit."""
+    device, dtype, allow = options.device, options.dtype, options.allow
+    if not layout.is_lisa and options.sam is None:
         raise InputError(
             f"{layout.folder} is LLaVA, which draws no masks; give a mask decoder to start a training from as sam (--sam)"
         )
@@ -41,30 +36,31 @@ def read(
     if not layout.is_lisa:
         tokenizer.add_tokens([SEG, REJ])
     Markers.find(tokenizer)
-    tower = llava.tower_folder(layout, clip)
+    tower = llava.tower_folder(layout, options.clip)
     vision = llava.tower_config(layout, tower)
     with hollow():
-        backbone = llava.backbone_of(layout, tokenizer, vision, tower, template)
-        decoder = None if sam_from else hollow_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
-    kind = "sam"
-    if sam_from:
-        kind, decoder = decoder_from(sam_from, device, dtype, allow)
-    config = SegTokenConfig(at or "predicting", backbone.width, decoder.width)
+        backbone = llava.backbone_of(layout, tokenizer, vision, tower, options.template)
+    if options.sam:
+        kind, decoder = sam.decoder_from(options.sam, device, dtype, allow)
+    else:
+        with hollow():
+            kind, decoder = "sam", sam.hollow_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key))
+    config = SegTokenConfig(options.read or "predicting", backbone.width, decoder.width)
     with hollow():
         prompter = config.build()
-    drawn = Kind(kind, config_class("decoders", kind)())
-    parts = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config), "decoder": drawn}
-    about = {"name": "lisa"} if layout.is_lisa else {"name": "llava", "new_tokens": True}
-    settings = ModelSettings(**parts, max_new_tokens=512, about=about)
-    segmenter = Segmenter(settings, backbone, prompter, decoder)
-    if quantization:
-        quant.prepare(backbone.layers, quantization, dtype)
-    fill(segmenter, layout, tower, device, dtype, allow, with_sam=not sam_from)
+    kinds = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config)}
+    kinds["decoder"] = Kind(kind, config_class("decoders", kind)())
+    name = "lisa" if layout.is_lisa else "llava"
+    settings = ModelSettings(**kinds, max_new_tokens=512, new_markers=not layout.is_lisa, about={"name": name})
+    parts = Parts(settings, backbone, prompter, decoder)
+    if options.quantization:
+        quant.prepare(backbone.layers, options.quantization, dtype)
+    fill(parts, layout, tower, device, dtype, allow, with_sam=not options.sam)
     rows = backbone.model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         with drawn_alike():
             backbone.model.resize_token_embeddings(len(tokenizer))
-    return segmenter.eval()
+    return parts.eval()
 
 
 @contextmanager
@@ -75,21 +71,21 @@ def drawn_alike() -> Iterator[None]:
         yield
 
 
-def fill(segmenter, layout, tower: Path, device, dtype, allow, with_sam: bool) -> None:
-    """Fills a hollow segmenter, shard by shard."""
-    filling = Filling(segmenter, device, dtype, layout.folder)
+def fill(parts: Parts, layout: Layout, tower: Path, device, dtype, allow, with_sam: bool) -> None:
+    """Fills parts without values, shard by shard."""
+    filling = Filling(parts, device, dtype, layout.folder)
     if not with_sam:  # has its values already
         filling.filled |= {name for name in filling.parameters if name.startswith("decoder.")}
     if not layout.is_lisa:
         filling.filled |= {name for name in filling.parameters if name.startswith("prompter.")}
         with drawn_alike():
-            fresh = segmenter.prompter.config.build().to(device, dtype or torch.float32)
-        segmenter.prompter.load_state_dict(fresh.state_dict(), assign=True)
+            fresh = parts.prompter.config.build().to(device, dtype or torch.float32)
+        parts.prompter.load_state_dict(fresh.state_dict(), assign=True)
     heads = sam.head_layers(layout.sam_keys) if with_sam else 0
     for name, value in layout.items():
-        if name.startswith("model.visual_model."):
+        if name.startswith(INSIDE):
             if with_sam:
-                ours = sam.renamed(name.removeprefix("model.visual_model."), heads)
+                ours = sam.renamed(name.removeprefix(INSIDE), heads)
                 filling.put([f"decoder.model.{o}" for o in ours], value, name)
         elif name.startswith("model.text_hidden_fcs."):
             filling.put([name.replace("model.text_hidden_fcs.0.", "prompter.mlp.")], value, name)
@@ -100,39 +96,10 @@ def fill(segmenter, layout, tower: Path, device, dtype, allow, with_sam: bool) -
     filling.done(allow)
 
 
-def hollow_sam(names: list[str], shape) -> sam_room.SamDecoder:
-    """A decoder without values that fits original tensors; call it inside `hollow()`."""
-    config = sam.config_of(names, shape)
-    mean, std = (tuple(v / 255 for v in values) for values in (MEAN, STD))
-    return sam_room.SamDecoder(sam_room.SamModel(config), Pixels(config.vision_config.image_size, mean, std))
+def original_sam(layout: Layout) -> tuple[Shards, dict[str, str]]:
+    """The files of the SAM inside, and for each original name the one in the file."""
+    names = {name.removeprefix(INSIDE): key for name, key in layout.keys.items() if name.startswith(INSIDE)}
+    return layout.shards, names
 
 
-def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()):
-    """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ or SAM 2."""
-    path = Path(source)
-    if path.is_file():
-        shards = Shards(path)
-        names = list(shards.of)
-        with hollow():
-            decoder = hollow_sam(names, shards.shape)
-        filling, heads = Filling(decoder, device, dtype, path), sam.head_layers(names)
-        for name, value in shards.items():
-            filling.put([f"model.{ours}" for ours in sam.renamed(name, heads)], value, name)
-        filling.done(allow)
-        return "sam", decoder
-    return hub_decoder(path, source, device, dtype, allow)
-
-
-def hub_decoder(path: Path, source: str, device, dtype, allow):
-    """(kind, decoder) from a folder in transformers' layout; the room's files say which model types they read."""
-    from transformers import AutoConfig
-
-    from reasonseg.nn.pretrained import download
-
-    folder = path if path.is_dir() else download(source, None, "give a .pth file or a transformers folder")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; a mask decoder is a .pth file or a transformers folder")
-    type_ = AutoConfig.from_pretrained(folder).model_type
-    kind = "sam2" if type_.startswith("sam2") else "sam"
-    decoder = config_class("decoders", kind).load(folder, allow, dtype=dtype or "auto")
-    return kind, decoder.to(device)
+FORMAT = Format("LISA v1, or LLaVA v1 with a SAM beside it: config.json and weights", recognise, read, original_sam)

@@ -10,13 +10,13 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from reasonseg.backbones.llava import SPLICED, Config, Llava
-from reasonseg.config.schema import parse
-from reasonseg.errors import InputError
-from reasonseg.nn.meta_init import Filling
-from reasonseg.nn.llama_tokenizer import ADDED, LlamaPieces
-from reasonseg.nn.image_processor import Pixels
 from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.layout import Layout
+from reasonseg.config.schema import parse
+from reasonseg.errors import InputError
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.llama_tokenizer import ADDED, LlamaPieces
+from reasonseg.nn.meta_init import Filling
 
 LISA_TOKENS = ("[SEG]", "<im_start>", "<im_end>")  # in the order in which LISA's training adds them
 LLAMA = (
@@ -119,7 +119,7 @@ def tower_config(layout: Layout, folder: Path) -> dict:
 
 def backbone_of(layout: Layout, tokenizer, vision: dict, tower: Path, template: str | None) -> Llava:
     """The hollow backbone; call it inside `hollow()`."""
-    pixels = Pixels.load(tower, size=vision["image_size"], resample="bicubic", aspect="crop", mean=MEAN, std=STD)
+    pixels = ImageProcessor.load(tower, size=vision["image_size"], resample="bicubic", aspect="crop", mean=MEAN, std=STD)
     if pixels.size != vision["image_size"]:
         raise InputError(
             f"{tower}: pictures are {pixels.size} pixels wide in preprocessor_config.json, {vision['image_size']} in config.json"

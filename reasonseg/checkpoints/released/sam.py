@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
-from transformers import SamConfig
+import torch
+from transformers import SamConfig, SamModel
 
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.config.kinds import config_class, kinds
+from reasonseg.decoders.base import Decoder
+from reasonseg.decoders.sam import SamDecoder
 from reasonseg.errors import InputError
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.pretrained import download
 
 DECODER_HEADS = 8
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..255
 RENAMED = (  # pattern of an original name -> ours; the rest of a name stays
     (r"^image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
     (r"^image_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_encoder.layers.\1.layer_norm\2."),
@@ -119,3 +129,43 @@ def _count(names: list[str], pattern: str) -> int:
     if not found:
         raise InputError(f"this is no segment-anything checkpoint: no tensor is named like {pattern}")
     return max(found) + 1
+
+
+def hollow_sam(names: list[str], shape) -> SamDecoder:
+    """A decoder without values that fits original tensors; call it inside `hollow()`."""
+    config = config_of(names, shape)
+    mean, std = (tuple(v / 255 for v in values) for values in (MEAN, STD))
+    return SamDecoder(SamModel(config), ImageProcessor(config.vision_config.image_size, mean, std))
+
+
+def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()):
+    """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ or SAM 2."""
+    path = Path(source)
+    if path.is_file():
+        shards = Shards(path)
+        names = list(shards.of)
+        with hollow():
+            decoder = hollow_sam(names, shards.shape)
+        filling, heads = Filling(decoder, device, dtype, path), head_layers(names)
+        for name, value in shards.items():
+            filling.put([f"model.{ours}" for ours in renamed(name, heads)], value, name)
+        filling.done(allow)
+        return "sam", decoder
+    return hub_decoder(path, source, device, dtype, allow)
+
+
+def hub_decoder(path: Path, source: str, device, dtype, allow) -> tuple[str, Decoder]:
+    """(kind, decoder) from a folder in transformers' layout; each decoder's `Config` says which model types it reads."""
+    from transformers import AutoConfig
+
+    folder = path if path.is_dir() else download(source, None, "give a .pth file or a transformers folder")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json; a mask decoder is a .pth file or a transformers folder")
+    type_ = AutoConfig.from_pretrained(folder).model_type
+    configs = {kind: config_class("decoders", kind) for kind in kinds("decoders")}
+    readers = {kind: config for kind, config in configs.items() if "tokens" in config.takes}
+    for kind, config in readers.items():
+        if type_ in config.model_types:
+            return kind, config().load(folder, allow, dtype=dtype or "auto").to(device)
+    known = ", ".join(name for config in readers.values() for name in config.model_types)
+    raise InputError(f"{folder} holds a {type_!r} model; a mask decoder is one of {known}")

@@ -6,18 +6,19 @@ import json
 import re
 from pathlib import Path
 
-import torch
 from transformers import SegGptConfig, SegGptForImageSegmentation
 
-from reasonseg.config.schema import Kind, config_class
+from reasonseg.checkpoints.parts import Parts
+from reasonseg.checkpoints.released.base import Format, LoadOptions
+from reasonseg.checkpoints.released.files import Shards
+from reasonseg.checkpoints.released.sam import decoder_from
+from reasonseg.config.kinds import config_class
+from reasonseg.config.model import ModelSettings
+from reasonseg.config.schema import Kind
 from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
 from reasonseg.errors import InputError
 from reasonseg.nn.meta_init import Filling, hollow
 from reasonseg.prompters.examples import Config as ExamplesConfig
-from reasonseg.checkpoints.released.files import Shards
-from reasonseg.checkpoints.released.lisa import decoder_from
-from reasonseg.segmenters.embedding import Segmenter
-from reasonseg.config.model import ModelSettings
 
 EXACT = {
     "mask_token": "mask_token",
@@ -54,21 +55,21 @@ def recognise(place: Path) -> Path | None:
     return place if any(key.endswith("type_token_ins") for key in Shards(place).of) else None
 
 
-def read(
-    place: Path, *, device, dtype: torch.dtype | None, sam_from: str | None = None, allow: tuple[str, ...] = ()
-) -> Segmenter:
-    """The segmenter: SegGPT, its examples read together, and `sam_from` as refiner; `InputError` where weights do not fit."""
-    config = Config()
+def read(place: Path, options: LoadOptions) -> Parts:
+    """SegGPT, its examples read together, and `sam` as its refiner. Raises `InputError` where weights do not fit."""
+    options.refuse(place, "quantization", "template", "read", why="is of models that read words; this one has none")
+    options.refuse(place, "clip", why="is of models with a vision tower; this one has none")
+    config, device, dtype = Config(), options.device, options.dtype
     if place.is_dir():
-        decoder = config.load(place, allow, dtype=dtype or "auto").to(device)
+        decoder = config.load(place, options.allow, dtype=dtype or "auto").to(device)
     else:
-        decoder = _original(place, config, device, dtype, allow)
-    refiner, parts = None, {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())}
-    if sam_from is not None:
-        kind, refiner = decoder_from(sam_from, device, dtype, allow)
-        parts["refiner"] = Kind(kind, config_class("decoders", kind)())
-    references = parts["references"].config.build()
-    return Segmenter(ModelSettings(**parts, about={"name": "seggpt"}), None, None, decoder, references, refiner).eval()
+        decoder = _original(place, config, device, dtype, options.allow)
+    refiner, kinds = None, {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())}
+    if options.sam is not None:
+        kind, refiner = decoder_from(options.sam, device, dtype, options.allow)
+        kinds["refiner"] = Kind(kind, config_class("decoders", kind)())
+    settings = ModelSettings(**kinds, about={"name": "seggpt"})
+    return Parts(settings, None, None, decoder, ExamplesConfig().build(), refiner).eval()
 
 
 def _original(file: Path, config: Config, device, dtype, allow) -> SegGpt:
@@ -115,3 +116,6 @@ def network_of(shape: dict[str, tuple[int, ...]], file: Path) -> SegGptConfig:
         pretrain_image_size=round((positions - 1) ** 0.5) * patch, merge_index=2,
         intermediate_hidden_state_indices=[(k + 1) * depth // taps - 1 for k in range(taps)],
     )  # fmt: skip
+
+
+FORMAT = Format("SegGPT: seggpt_vit_large.pth, or transformers' folder", recognise, read)

@@ -1,4 +1,4 @@
-"""`reasonseg import`: released weights into our own folder format, and the proof that the mask decoder came over whole."""
+"""`reasonseg import --verify`: the proof that a mask decoder came over whole."""
 
 from __future__ import annotations
 
@@ -8,44 +8,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import download
-from reasonseg.nn.prompt import Prompt
-from reasonseg.checkpoints.released import lisa
+from reasonseg.checkpoints.parts import Parts
+from reasonseg.checkpoints.released.base import find_format
 from reasonseg.checkpoints.released.files import Shards
-from reasonseg.checkpoints.released.layout import Layout, recognise
 from reasonseg.checkpoints.released.sam import DECODER_HEADS
-from reasonseg.segmenters.embedding import Segmenter
-
-INSIDE = "model.visual_model."  # LISA's name for its SAM
-
-
-def read_to_import(source: str, *, revision: str | None = None, dtype: torch.dtype | None = None, **options):
-    """(layout, segmenter) of a released checkpoint on the CPU; `dtype` None keeps every tensor as it is stored."""
-    place = Path(source) if Path(source).exists() else download(source, revision, "give a folder or a hub id")
-    layout = recognise(place)
-    if layout is None:
-        raise InputError(
-            f"{place} holds neither LISA's nor LLaVA v1's config.json and weights; there is nothing to import"
-        )
-    return layout, lisa.read(layout, device=torch.device("cpu"), dtype=dtype, **options)
+from reasonseg.decoders.sam import SamDecoder
+from reasonseg.errors import InputError
+from reasonseg.nn.pretrained import place_of
+from reasonseg.nn.prompt import Prompt
 
 
-def differences(segmenter: Segmenter, layout: Layout, sam_from: str | None) -> dict[str, float]:
-    """The largest difference between the original package and the import on a probe picture: embedding, logits, score.
+def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, float]:
+    """The largest difference between the original package and the import on a probe image: embedding, logits, score.
 
-    Both run in float32. Raises `InputError` where segment-anything is not installed or the decoder has no original.
+    `source` is where the parts were read from, `sam` the mask decoder beside it, if one was given. Both run in float32. Raises
+    `InputError` where segment-anything is not installed or the decoder has no original.
     """
-    if sam_from and not Path(sam_from).is_file():
+    if sam and not Path(sam).is_file():
         raise InputError(
             "--verify compares with original segment-anything weights; this decoder comes from a transformers folder"
         )
-    weights = Shards(sam_from) if sam_from else layout.shards
-    if sam_from:
+    if sam:
+        weights = Shards(sam)
         names = {key: key for key in weights.of}
     else:
-        names = {name.removeprefix(INSIDE): key for name, key in layout.keys.items() if name.startswith(INSIDE)}
-    decoder = segmenter.decoder.float().eval()
+        format_, found = find_format(place_of(source))
+        if format_.original_sam is None:
+            raise InputError(f"--verify compares SAM decoders with segment-anything; {source} holds none of its weights")
+        weights, names = format_.original_sam(found)
+    if not isinstance(parts.decoder, SamDecoder):
+        raise InputError("--verify compares SAM decoders with segment-anything; this model draws with another one")
+    decoder = parts.decoder.float().eval()
     original = build_original(decoder.model.config)
     original.load_state_dict({name: weights.tensor(key).float() for name, key in names.items()}, strict=True)
     image = probe()

@@ -13,15 +13,17 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from reasonseg.config.schema import Kind, config_class
-from reasonseg.errors import InputError
-from reasonseg.nn.meta_init import Filling, hollow
-from reasonseg.nn.image_processor import Pixels
-from reasonseg.prompters.vlp import Config, Vlp
+from reasonseg.checkpoints.parts import Parts
+from reasonseg.checkpoints.released.base import Format, LoadOptions
 from reasonseg.checkpoints.released.files import Shards
-from reasonseg.checkpoints.released.lisa import decoder_from
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.checkpoints.released.sam import decoder_from
+from reasonseg.config.kinds import config_class
 from reasonseg.config.model import ModelSettings
+from reasonseg.config.schema import Kind
+from reasonseg.errors import InputError
+from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.prompters.vlp import Config, Vlp
 
 FILE = "best_model.pt"
 QUERIES = "transformer_decoder.supp_q_feat.weight"
@@ -64,28 +66,26 @@ def recognise(place: Path) -> Path | None:
     return file if any(key.endswith(QUERIES) for key in Shards(file).of) else None
 
 
-def read(
-    file: Path, *, device: torch.device, dtype: torch.dtype | None, sam_from: str | None, clip: str | None = None,
-    allow: tuple[str, ...] = (), tokenizer=None,
-) -> Segmenter:  # fmt: skip
-    """The segmenter in a checkpoint, with the SAM of `sam_from`; `clip` is a folder or hub id with CLIP's tokenizer.
+def read(file: Path, options: LoadOptions) -> Parts:
+    """The parts in a checkpoint, with the SAM of `sam`; `clip` is a folder or hub id with CLIP's tokenizer.
 
     Raises `InputError` where no SAM is given, or tensors are missing, left over or of another shape.
     """
-    if sam_from is None:
+    options.refuse(file, "quantization", "template", "read", why="is of models that read words; this one has none")
+    if options.sam is None:
         raise InputError(f"{file} holds no SAM; give the one it was trained with as sam (--sam sam_vit_h.pth)")
+    device, dtype, allow = options.device, options.dtype, options.allow
     shards = Shards(file)
     names = {re.sub(r"^module\.", "", key): key for key in shards.of}
     shape = {name: shards.shape(key) for name, key in names.items()}
-    kind, decoder = decoder_from(sam_from, device, dtype, allow)
+    kind, decoder = decoder_from(options.sam, device, dtype, allow)
     side = decoder.pixels.size
-    decoder.pixels = Pixels(PICTURE, aspect="squash", enlarged=side)
+    decoder.pixels = ImageProcessor(PICTURE, aspect="squash", enlarged=side)
     config = Config(surgery=surgery_of(names), queries=shape[QUERIES][0], width_out=decoder.width, masks="squash")
-    if tokenizer is None and clip is not None:
-        tokenizer = AutoTokenizer.from_pretrained(clip)
+    tokenizer = AutoTokenizer.from_pretrained(options.clip) if options.clip is not None else None
     with hollow():
         network = CLIPModel(clip_config(shape))
-        pixels = Pixels(network.config.vision_config.image_size, MEAN, STD, aspect="crop_even", resample="bicubic")
+        pixels = ImageProcessor(network.config.vision_config.image_size, MEAN, STD, aspect="crop_even", resample="bicubic")
         vlp = Vlp(config, network, tokenizer, pixels)
     filling = Filling(vlp, device, dtype, file)
     for name, key in names.items():
@@ -96,7 +96,7 @@ def read(
     settings = ModelSettings(
         decoder=Kind(kind, config_class("decoders", kind)()), references=Kind("vlp", config), about={"name": "vlp-sam"}
     )
-    return Segmenter(settings, None, None, decoder, vlp).eval()
+    return Parts(settings, None, None, decoder, vlp).eval()
 
 
 def surgery_of(names) -> int:
@@ -154,3 +154,6 @@ def renamed(name: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     for theirs, ours in INSIDE:
         name = name.replace("." + theirs, "." + ours)
     return [(name, value)]
+
+
+FORMAT = Format("VLP-SAM: best_model.pt, with a SAM beside it", recognise, read)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reasonseg.errors import InputError
 from reasonseg.datasets.synthetic.knowledge import Knowledge
+from reasonseg.errors import InputError
 
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",

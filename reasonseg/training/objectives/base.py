@@ -1,8 +1,9 @@
-"""What every objective is, and what several of them use."""
+"""What an objective is: a segmenter with what only training needs. One file a kind, which names its class as `OBJECTIVE`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.structures.sample import Sample
 
 
 class Objective(nn.Module):
@@ -22,6 +24,7 @@ class Objective(nn.Module):
     """
 
     segmenter: Segmenter
+    needs: tuple[str, ...] = ()  # options that an earlier stage of the run hands over, by `hands_over`
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         """`length` items, a pure function of the seed."""
@@ -36,7 +39,24 @@ class Objective(nn.Module):
         return {}
 
     def finish(self) -> None:
-        """What is handed over when the stage ends."""
+        """What is done once when the stage ends."""
+
+    def hands_over(self) -> dict[str, Any]:
+        """What later stages of the run may need, by the name of their option."""
+        return {}
+
+
+class Samples(Dataset):
+    """Samples of ours as a data set of torch."""
+
+    def __init__(self, samples: Any):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.samples[i]
 
 
 def kept(option: str, file: str) -> dict[str, torch.Tensor]:

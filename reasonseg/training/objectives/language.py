@@ -1,182 +1,41 @@
-"""The whole corridor's stage: true answers, and the masks they mean."""
+"""True answers and the masks they mean, through the whole model: the objective of LISA, and of every fine-tuning."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.segmenters.prompting import distinct
 from reasonseg.config.schema import Kind
-from reasonseg.training.objectives.base import Objective, box_in, click, framed_masks, mean_overlap, tower_features
-from reasonseg.training.objectives.codes import Coder, patch_shares
-from reasonseg.nn.prompt import Prompt
-from reasonseg.segmenters.embedding import Segmenter
-from reasonseg.structures.query import Sample
-
-TEMPERATURE, POINTING = 0.1, 0.3  # of `Language.miss`
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.structures.sample import Sample
+from reasonseg.training.objectives.base import Objective, Samples
 
 
 class Language(Objective):
-    """True answers through the whole corridor.
+    """The losses of `Segmenter.loss`: text, and bce, dice and predicted IoU of masks. It has no options."""
 
-    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
-    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed. Of the drawn, a share `placed`
-    also gets a box beside its `<SEG>`, as many a click that corrects the mask drawn without it, as many only a box or a click.
-    """
-
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        aim: float = 0.0,
-        drawn: float = 1.0,
-        placed: float = 0.0,
-        coder: Coder | None = None,
-    ):
+    def __init__(self, segmenter: Segmenter):
         super().__init__()
-        self.segmenter, self.aim, self.drawn, self.placed, self.coder = segmenter, aim, drawn, placed, coder
-        self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
+        segmenter.capabilities.require("objective language", "training")
+        self.segmenter = segmenter
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
-        return _Items(data.config.training(length, seed))
+        return Samples(data.config.training(length, seed))
 
     def collate(self, items: list[Sample]) -> dict:
         return {"samples": items}
 
-    def counts(self, batch: dict) -> dict[str, int]:
-        """Answer tokens and masks; none while aiming, which averages over what is drawn of a batch."""
-        if self.aim:
-            return {}
+    def counts(self, batch: dict[str, Any]) -> dict[str, int]:
+        """Answer tokens and masks of a batch."""
+        backbone, _ = self.segmenter.language()
         spoken = [s for s in batch["samples"] if s.query.text.strip()]
-        tokens = sum(len(self.segmenter.backbone.answer_ids(s.truth.text)) for s in spoken)
+        tokens = sum(len(backbone.answer_ids(s.truth.text)) for s in spoken)
         return {"tokens": tokens, "masks": sum(len(s.truth.masks) for s in batch["samples"])}
 
-    def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
-        samples, segmenter = batch["samples"], self.segmenter
-        if not self.aim:
-            return segmenter.loss(samples, counts)
-        spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
-        looked = self.looked(samples)
-        images, of_image = distinct([s.query.image for s in samples])
-        patches = torch.stack([looked[id(image)] for image in images])
-        asked = [samples[i] for i in spoken]
-        said, _ = distinct([s.query.image for s in asked])
-        seen = segmenter.backbone.model.model.multi_modal_projector(torch.stack([looked[id(image)] for image in said]))
-        regions = segmenter.backbone.regions(
-            [s.query for s in asked], lambda shown: [looked[id(image)] for image in shown]
-        )
-        how = {"features": seen, "regions": regions, "given": self.given(asked)}
-        taught = segmenter.backbone.teach(asked, segmenter.prompter.config.at, **how)
-        tokens = segmenter.prompter(taught.states).tokens[:, 0]
-        truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
-        places = torch.tensor([of_image[spoken[k]] for k in taught.of], device=segmenter.device)
-        parts = {"text": taught.cross_entropy / max(taught.tokens, 1)}
-        parts["aim"] = self.miss(tokens, patches.detach()[places], [truths[i] for i in spoken])
-        if self.drawn:
-            count = max(int(len(samples) * self.drawn), 1)
-            prompts, of = segmenter.prompts_of(samples, taught, Memory(looked))
-            kept = [m for m, owner in enumerate(of) if owner < count]
-            encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
-            where = torch.tensor([of_image[of[m]] for m in kept], device=segmenter.device)
-            parts |= self.draw(encoded, where, [prompts[m] for m in kept], torch.cat(truths[:count]))
-        weights = segmenter.settings.loss
-        loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
-        said = {"words": taught.correct / max(taught.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
-        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
-
-    def given(self, samples: list[Sample]) -> list[int] | None:
-        """How many tokens of each answer are read and not taught."""
-        return None
-
-    def looked(self, samples: list[Sample]) -> dict[int, torch.Tensor]:
-        """The tower's features `[t, width]` of every picture of the samples, references too, by identity."""
-        pictures = [s.query.image for s in samples] + [r.image for s in samples for r in s.query.references]
-        pictures, _ = distinct(pictures)
-        pixels = self.segmenter.backbone.pixels.batch(pictures, self.segmenter.device, torch.float32)
-        return dict(zip(map(id, pictures), tower_features(self.segmenter, pixels), strict=True))
-
-    def draw(self, encoded, of: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mask losses of one prompt each on images `of` against `truth` `[m, h, w]`, all of one size."""
-        decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
-        fate = torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
-        names = [("boxed", "mended", "alone")[int(f)] if f < 3 else "plain" for f in fate]
-        groups: dict[tuple, list[int]] = {}
-        for m, name in enumerate(names):
-            groups.setdefault((name, prompts[m].kind), []).append(m)
-        sums: dict[str, torch.Tensor] = {}
-        overlap, plain = torch.zeros((), device=truth.device), names.count("plain")
-        for (name, _), mine in groups.items():
-            prompt = self.prompt(name, encoded, of[mine], Prompt.joined([prompts[m] for m in mine]).tokens, truth[mine])
-            logits, predicted = decoder.decode(encoded, of[mine], prompt)
-            parts = self.segmenter.mask_losses(logits, predicted, [truth[mine]], [0] * len(mine))
-            for key, value in parts.items():
-                sums[key] = sums.get(key, 0.0) + value * len(mine) / len(truth)
-            if name == "plain":
-                overlap = overlap + mean_overlap(decoder.restore(logits, size), truth[mine]) * len(mine) / plain
-        self.overlap = overlap.detach()
-        return sums
-
-    def prompt(self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> Prompt:
-        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`, without words."""
-        decoder, size, plain = self.segmenter.decoder, tuple(truth.shape[-2:]), Prompt(tokens)
-        if name == "plain":
-            return plain
-        if name == "mended":
-            with torch.no_grad():
-                first = decoder.restore(decoder.decode(encoded, of, plain)[0], size) > 0
-            clicks = [decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth, strict=True)]
-            dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
-            return Prompt(torch.cat([tokens, torch.cat(clicks).to(tokens)], 1), dense)
-        nothing = torch.zeros_like(truth[0])
-        places = [
-            decoder.places([click(nothing, t)], [], size)
-            if name == "alone" and i % 3 == 0
-            else decoder.places([], [box_in(t)], size)
-            for i, t in enumerate(truth)
-        ]
-        places = Prompt(torch.cat([p.tokens for p in places]))
-        return places if name == "alone" else plain.beside(places)
-
-    def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
-        """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over masks.
-
-        (1 - cosine) + relative squared distance, and a share of the cross entropy of pointing: among the codes of all patches
-        of the image, those under the mask should be the likest. Only that tells equal things apart from the first step; a
-        distance alone is content with their mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
-        """
-        framed = torch.cat([framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)])
-        shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
-        with torch.no_grad():
-            codes = self.coder(patches.float(), shares)
-            each = nn.functional.normalize(self.coder.project(self.coder.norm(patches.float())), dim=-1)
-        tokens = tokens.float()
-        cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
-        distance = (tokens - codes).square().mean(-1) / codes.square().mean()
-        likeness = torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
-        wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
-        pointing = -(wanted * likeness.log_softmax(1)).sum(1)
-        return (1 - cosine + distance + POINTING * pointing).mean()
+    def forward(self, batch: dict[str, Any], counts: dict | None = None) -> dict[str, torch.Tensor]:
+        return self.segmenter.loss(batch["samples"], counts)
 
 
-class Memory:
-    """Stands for an `ImageCache` where the features of every picture are at hand."""
-
-    def __init__(self, looked: dict[int, torch.Tensor]):
-        self.looked = looked
-
-    def __call__(self, encoders, images, encode, side: int = 0) -> torch.Tensor:
-        """What was made of the images, row by row."""
-        return torch.stack([self.looked[id(image)] for image in images])
-
-
-class _Items(Dataset):
-    """Our data sets as torch's."""
-
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, i: int) -> Sample:
-        return self.samples[i]
+OBJECTIVE = Language

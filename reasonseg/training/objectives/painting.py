@@ -6,14 +6,14 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from reasonseg.nn import losses
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.decoders.seggpt import block
+from reasonseg.nn import losses
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.structures.reference_masks import region
 from reasonseg.training.objectives.base import Objective, mean_overlap, resampled
 from reasonseg.training.objectives.references import Families
-from reasonseg.structures.reference_masks import region
-from reasonseg.segmenters.embedding import Segmenter
 
 SHARPNESS = 2.0  # of the projection with which readers begin
 MAX_THINGS = 3  # of a family that are painted
@@ -207,3 +207,6 @@ def tower_size(decoder, tower) -> float:
     """The typical size of a tower's last states, on noise."""
     pixels = torch.randn(4, 3, decoder.side, decoder.side, generator=torch.Generator().manual_seed(0))
     return float(tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1].std())
+
+
+OBJECTIVE = Painting

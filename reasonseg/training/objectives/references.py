@@ -9,13 +9,14 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
-from reasonseg.training.objectives.base import Objective, mean_overlap
-from reasonseg.structures.reference_masks import region
 from reasonseg.datasets.synthetic.drawing import choose_sprites, draw_shape
 from reasonseg.datasets.synthetic.families import draw_family, union_of
 from reasonseg.datasets.synthetic.sprites import Sprite
-from reasonseg.segmenters.embedding import Segmenter
+from reasonseg.nn.losses import mask_losses
+from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.query import Reference
+from reasonseg.structures.reference_masks import region
+from reasonseg.training.objectives.base import Objective, mean_overlap
 
 MARKS = ("mask", "boxes", "points", "scribble")
 MARK_CHANCES = (0.7, 0.1, 0.1, 0.1)
@@ -144,7 +145,7 @@ class References(Objective):
         encoded = segmenter.decoder.encode(batch["asked"])
         of = torch.tensor([t["asked"] for t in things], device=device)
         logits, predicted = segmenter.decoder.decode(encoded, of, type(prompt)(tokens))
-        parts = segmenter.mask_losses(logits, predicted, [truth], [0] * len(truth))
+        parts = mask_losses(segmenter.decoder.restore, logits, predicted, [truth], [0] * len(truth))
         weights = segmenter.settings.loss
         loss = sum(getattr(weights, name) * value for name, value in parts.items())
         parts["alike"] = self.contrast(seen, things, known, named)
@@ -173,3 +174,6 @@ class References(Objective):
         pairs = -(likeness * same).sum(1) / same.sum(1).clamp(min=1)
         called = F.cross_entropy(pooled @ known.T / TEMPERATURE, torch.tensor(labels, device=seen.device))
         return pairs.mean() + called
+
+
+OBJECTIVE = References

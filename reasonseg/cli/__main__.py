@@ -1,0 +1,5 @@
+"""`python -m reasonseg.cli`."""
+
+from reasonseg.cli.main import console
+
+console()

@@ -1,0 +1,31 @@
+"""Makes a tokenizer: SentencePiece (BPE, byte fallback) on sentences, as a Llama tokenizer of transformers."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import sentencepiece
+from transformers import LlamaTokenizer
+
+from reasonseg.structures.markers import REJ, SEG, add_markers
+
+
+def make_tokenizer(sentences: Iterable[str], size: int, folder: str | Path) -> LlamaTokenizer:
+    """Trains on `sentences` to at most `size` pieces, adds `<image>`, `<SEG>` and `<REJ>`, writes `folder`."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences), model_writer=model, model_type="bpe", vocab_size=size, byte_fallback=True,
+        character_coverage=1.0, hard_vocab_limit=False, minloglevel=2, num_threads=1, split_by_whitespace=True,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "tokenizer.model").write_bytes(model.getvalue())
+        tokenizer = LlamaTokenizer.from_pretrained(place)
+    tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.padding_side = "left"
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    add_markers(tokenizer, names=(SEG, REJ))
+    tokenizer.save_pretrained(folder)
+    return tokenizer

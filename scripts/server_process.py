@@ -1,0 +1,40 @@
+"""A server of our own for a measurement: started on a free port, waited for, stopped."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+
+@contextmanager
+def served(*options: str, patience: float = 120) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`reasonseg serve` without its page, ready to answer: (address, process)."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    command = [sys.executable, "-m", "reasonseg.cli", "serve", "--port", port, "--no-page", *options]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(address, server, time.monotonic() + patience)
+        yield address, server
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def _wait(address: str, server: subprocess.Popen, until: float) -> None:
+    while time.monotonic() < until and server.poll() is None:
+        try:
+            if httpx.get(address + "/readyz").status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise RuntimeError(f"no server came up at {address}")
