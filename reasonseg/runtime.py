@@ -11,12 +11,12 @@ from typing import Any
 PATIENCE = timedelta(hours=2)  # of the others, while one writes a large model
 
 
-def many() -> bool:
+def is_distributed() -> bool:
     """Whether this process was launched with others; asks the environment, and loads nothing."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def local_index() -> int:
+def local_rank() -> int:
     """Number of this process on its machine, and so of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
@@ -29,17 +29,17 @@ def processes():
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
-def share(items: list) -> list:
+def process_share(items: list) -> list:
     """This process's part: every n-th item."""
-    if not many():
+    if not is_distributed():
         return items
     state = processes()
     return items[state.process_index :: state.num_processes]
 
 
-def gathered(rows: list[Any]) -> list[Any]:
+def gather_rows(rows: list[Any]) -> list[Any]:
     """The rows of all processes, in all of them."""
-    if not many():
+    if not is_distributed():
         return rows
     from accelerate.utils import gather_object
 
@@ -47,14 +47,14 @@ def gathered(rows: list[Any]) -> list[Any]:
     return gather_object(rows)
 
 
-def first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes what is written once."""
-    return not many() or processes().is_main_process
+    return not is_distributed() or processes().is_main_process
 
 
-def wait() -> None:
+def wait_for_everyone() -> None:
     """Until all have come here."""
-    if many():
+    if is_distributed():
         processes().wait_for_everyone()
 
 

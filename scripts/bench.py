@@ -61,12 +61,12 @@ class Forced(LogitsProcessor):
 @contextmanager
 def forced(ids: list[int]):
     """Our engine says these ids."""
-    kept = speaking.Chooser
-    speaking.Chooser = lambda *_, **__: Forced(ids)
+    kept = speaking.MarkerLogitsProcessor
+    speaking.MarkerLogitsProcessor = lambda *_, **__: Forced(ids)
     try:
         yield
     finally:
-        speaking.Chooser = kept
+        speaking.MarkerLogitsProcessor = kept
 
 
 def answer_of(segmenter: Segmenter, length: int) -> list[int]:
@@ -295,15 +295,15 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     from segment_anything import sam_model_registry
 
     from reasonseg.checkpoints.released import lisa, sam
-    from reasonseg.nn.meta_init import Filling, hollow
+    from reasonseg.nn.meta_init import WeightFiller, meta_init
 
     gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32
     original = sam_model_registry[vit]().eval()
     weights = original.state_dict()
-    with hollow():
-        decoder = lisa.hollow_sam(list(weights), lambda k: tuple(weights[k].shape))
-    filling = Filling(decoder, device, dtype, Path(vit))
+    with meta_init():
+        decoder = lisa.meta_sam(list(weights), lambda k: tuple(weights[k].shape))
+    filling = WeightFiller(decoder, device, dtype, Path(vit))
     for key, value in weights.items():
         filling.put([f"model.{name}" for name in sam.renamed(key, sam.head_layers(list(weights)))], value, key)
     filling.done()

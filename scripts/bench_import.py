@@ -23,7 +23,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from reasonseg import Query, Segmenter
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.nn.llama_tokenizer import LlamaPieces
-from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.meta_init import WeightFiller, meta_init
 
 WIDTH, INNER, HEADS, ROWS = 4096, 11008, 32, 32003
 CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -113,7 +113,7 @@ def prove_shapes() -> None:
     """Fills a hollow LISA-7B with tensors that have only shapes; raises where one is missing, left over or reshaped."""
     from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import Layout
-    from reasonseg.checkpoints.released.lisa import hollow_sam
+    from reasonseg.checkpoints.released.lisa import meta_sam
 
     class Shapes:
         of = shapes(32)
@@ -123,12 +123,12 @@ def prove_shapes() -> None:
 
     names = {k: k for k in Shapes.of if not k.endswith("inv_freq")}
     layout = Layout(Path("LISA-7B"), config(32), Shapes(), names)
-    with hollow():
+    with meta_init():
         vision = CLIPVisionConfig(**CLIP).to_dict()
         model = llava.LlavaForConditionalGeneration(llava.network_of(layout, vision))
-        decoder = hollow_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
+        decoder = meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
     whole = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"model": model}), "decoder": decoder})
-    filling = Filling(whole, torch.device("meta"), torch.bfloat16, layout.folder)
+    filling = WeightFiller(whole, torch.device("meta"), torch.bfloat16, layout.folder)
     for name in names:
         value = torch.empty(layout.shape(name), device="meta")
         if name.startswith("model.visual_model."):

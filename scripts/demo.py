@@ -16,7 +16,7 @@ def main() -> None:
     from reasonseg import Query, Segmenter
     from reasonseg.nn.pretrained import EMBEDDED
     from reasonseg.structures.contact_sheet import contact_sheet
-    from reasonseg.structures.images import written_aside
+    from reasonseg.structures.images import atomic_write
 
     pictures = EMBEDDED.parent / "pictures"
     questions = json.loads((pictures / "questions.json").read_text())
@@ -29,14 +29,14 @@ def main() -> None:
         level = question["level"]
         answer.save(out / level)
         overlay = answer.overlay()
-        with written_aside(out / f"{level}-overlay.png") as aside:
+        with atomic_write(out / f"{level}-overlay.png") as aside:
             overlay.save(aside, format="PNG")
         cells.append((overlay, f"{level}: {question['text']}\n{answer.text} ({answer.status})"))
         scores = ", ".join(f"{s:.2f}" for s in answer.scores)
         print(
             f"{level:10} {question['text']}\n{'':10} {answer.text}  [{answer.status}{': ' + scores if scores else ''}]"
         )
-    with written_aside(out / "sheet.png") as aside:
+    with atomic_write(out / "sheet.png") as aside:
         contact_sheet(cells).save(aside, format="PNG")
     print(
         f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with answer.json in {out}/LEVEL"

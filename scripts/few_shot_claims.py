@@ -27,7 +27,7 @@ from reasonseg.evaluation.few_shot import class_means
 from reasonseg.evaluation.metrics import count
 from reasonseg.prompters.examples import Config as Examples
 from reasonseg.serving.reference_bank import marked_shares, similarity
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 
 GROUPS = ("few-shot", "composed", "selection", "ensembles")
 BATCH = 16
@@ -60,13 +60,13 @@ def main() -> None:
         if key not in results:
             results[key] = measures[group](model, options.limit)
             out.parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(out) as aside:
+            with atomic_write(out) as aside:
                 aside.write_text(json.dumps(results, indent=1) + "\n")
         show(key, results[key])
     if options.docs:
         file, mark = Path(options.docs), "<!-- claims -->"
         text = file.read_text().split(mark)[0] + mark + "\n" + "".join(markdown(k, v) for k, v in results.items())
-        with written_aside(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text(text)
 
 
@@ -195,7 +195,7 @@ def selection(model, limit: int) -> dict:
 def nearest(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, list[Reference]]:
     """A pool in the order in which each way to compare takes it."""
     prompter = segmenter.references
-    seen = prompter.placed(prompter.look([image, *(r.image for r in pool)]))
+    seen = prompter.placed(prompter.patch_encoder.encode([image, *(r.image for r in pool)]))
     shares = [marked_shares(prompter, r.mask, seen.shape[1]) for r in pool]
     picks = {}
     for by in ("pixel", "global", "thing"):

@@ -7,7 +7,7 @@ from tiny_models import tiny_qwen
 
 from reasonseg import Answer, InputError, Query, Sample
 from reasonseg.backbones import chat_vlm
-from reasonseg.backbones.base import Chooser, Speaker
+from reasonseg.backbones.base import MarkerLogitsProcessor, LanguageBackbone
 from reasonseg.config.schema import schema as config
 from reasonseg.structures.markers import Markers, add_markers, joined, pieces
 
@@ -75,12 +75,12 @@ def test_batched_equals_one_by_one(backbone, samples):
 @torch.inference_mode()
 @pytest.mark.parametrize("force", [False, True])
 def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
-    if type(backbone).say is Speaker.say:
+    if type(backbone).say is LanguageBackbone.say:
         pytest.skip("it has none")
     queries = [samples[0].query, samples[2].query, samples[3].query]  # of several lengths: padded
     said = []
-    for way in (type(backbone).say, Speaker.say):
-        choose = Chooser(
+    for way in (type(backbone).say, LanguageBackbone.say):
+        choose = MarkerLogitsProcessor(
             backbone.markers, backbone.ends, 3, limit=6, temperature=0.9, seed=4, force_seg=force, absent_threshold=0.5
         )
         ids, states, cache = way(backbone, backbone.prompt_inputs(queries), choose, 6)
@@ -202,6 +202,6 @@ def test_pieces_and_joined():
 @pytest.mark.parametrize("threshold, expected", [(0.1, 3), (0.3, 3), (0.5, 2), (0.9, 2)])
 def test_the_absent_threshold_moves_the_line(threshold, expected):
     markers = Markers(2, 3, "<SEG>", "<REJ>")
-    chooser = Chooser(markers, {0}, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold)
+    chooser = MarkerLogitsProcessor(markers, {0}, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold)
     scores = torch.log(torch.tensor([[0.05, 0.05, 0.6, 0.3]]))  # <REJ> has a third of the two
     assert chooser(torch.zeros(1, 0, dtype=torch.long), scores).argmax() == expected

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.structures.images import read_image, read_mask, written_aside
+from reasonseg.structures.images import read_image, read_mask, atomic_write
 
 GREY = Image.fromarray(np.tile(np.arange(0, 250, 10, dtype=np.uint8), (20, 1)))  # 20 x 25
 
@@ -109,7 +109,7 @@ def test_masks_of_any_kind(tmp_path):
 def test_written_aside_leaves_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(path) as aside:
+    with pytest.raises(RuntimeError), atomic_write(path) as aside:
         aside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]

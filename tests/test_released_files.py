@@ -279,7 +279,7 @@ def test_import_and_verify(clip, tmp_path, capsys):
 
 
 def test_verify_sees_a_difference(clip, monkeypatch):
-    from reasonseg.checkpoints.released import importing
+    from reasonseg.checkpoints.released import verify
 
     layout, model = importing.read_to_import(str(oracle("A_lisa", "checkpoint")), clip=clip)
     with torch.no_grad():

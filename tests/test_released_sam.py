@@ -108,7 +108,7 @@ def test_sizes_of_the_three_released_models(monkeypatch):
     """vit_b, vit_l and vit_h as segment-anything builds them, on the meta device: every tensor finds its place."""
     registry = pytest.importorskip("segment_anything").sam_model_registry
     from reasonseg.checkpoints.released import lisa, sam
-    from reasonseg.nn.meta_init import Filling, hollow
+    from reasonseg.nn.meta_init import WeightFiller, meta_init
 
     for name, expected in {"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16), "vit_h": (1280, 32, 16)}.items():
         with torch.device("meta"):
@@ -117,9 +117,9 @@ def test_sizes_of_the_three_released_models(monkeypatch):
         vision = config.vision_config
         assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == expected
         assert vision.window_size == 14 and len(vision.global_attn_indexes) == 4
-        with hollow():
-            decoder = lisa.hollow_sam(list(original), lambda k, o=original: tuple(o[k].shape))
-        filling = Filling(decoder, torch.device("meta"), torch.float32, "meta")
+        with meta_init():
+            decoder = lisa.meta_sam(list(original), lambda k, o=original: tuple(o[k].shape))
+        filling = WeightFiller(decoder, torch.device("meta"), torch.float32, "meta")
         for key, value in original.items():
             filling.put([f"model.{ours}" for ours in sam.renamed(key, 3)], value, key)
         assert not filling.problems and filling.filled == set(filling.parameters)

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from reasonseg.backbones.base import IGNORED, LanguageBackbone, State, TeacherForcedOutput
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import from_folder
-from reasonseg.structures.markers import Markers, add_markers, as_new, pieces
+from reasonseg.structures.markers import Markers, add_markers, pieces, reset_tokenizer
 from reasonseg.structures.query import Query
 from reasonseg.structures.reference_masks import drawn
 from reasonseg.structures.sample import Sample
@@ -155,5 +155,5 @@ class ChatVlm(LanguageBackbone):
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with its processor."""
         self.model.save_pretrained(folder)
-        as_new(self.processor.tokenizer)
+        reset_tokenizer(self.processor.tokenizer)
         self.processor.save_pretrained(folder)

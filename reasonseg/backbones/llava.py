@@ -21,7 +21,7 @@ from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.llama_tokenizer import MODEL as PIECES
 from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.nn.pretrained import from_folder
-from reasonseg.structures.markers import SEG, Markers, as_new, pieces
+from reasonseg.structures.markers import SEG, Markers, pieces, reset_tokenizer
 from reasonseg.structures.query import Query
 from reasonseg.structures.reference_masks import region
 from reasonseg.structures.sample import Sample
@@ -336,7 +336,7 @@ class Llava(LanguageBackbone):
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with tokenizer and preprocessing."""
         self.model.save_pretrained(folder)
-        as_new(self.tokenizer).save_pretrained(folder)
+        reset_tokenizer(self.tokenizer).save_pretrained(folder)
         self.pixels.save(folder)
 
 

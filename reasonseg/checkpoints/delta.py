@@ -20,7 +20,7 @@ from torch import nn
 
 from reasonseg.errors import InputError
 from reasonseg.nn.lora import NAME, adapters, add_lora
-from reasonseg.nn.pretrained import place_of, refuse, replaced
+from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"
@@ -60,7 +60,7 @@ class Changes:
         base = {name: value for name, value in origin.items() if name != "holds"}
         told = {"base": base, "holds": origin["holds"], "rows": self.rows, "alpha": self.alpha, "about": self.about}
         tensors = {name: p.detach().cpu().contiguous() for name, p in self.tensors.items()}
-        with replaced(folder) as aside:
+        with atomic_folder(folder) as aside:
             save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
             (aside / FILE).write_text(yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
@@ -161,7 +161,7 @@ def origin_of(place: Path, keywords: dict[str, Any]) -> dict[str, Any]:
 def identity(base: dict[str, Any]) -> str:
     """A hash of the weights below: sizes, and the beginning and end of every tensor (of files other than safetensors, theirs)."""
     digest = hashlib.sha256()
-    places = [place_of(base["source"], base.get("revision"))]
+    places = [model_path(base["source"], base.get("revision"))]
     places += [Path(base[name]) for name in ("clip", "sam") if base.get(name) and Path(base[name]).exists()]
     for place in places:
         for file in _weights(place):

@@ -26,8 +26,8 @@ from reasonseg.config.schema import Kind, dump, parse
 from reasonseg.errors import InputError
 from reasonseg.nn import quantization as quant
 from reasonseg.nn.lora import adapters, fold_adapters
-from reasonseg.nn.pretrained import place_of, refuse, replaced
-from reasonseg.runtime import local_index
+from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
+from reasonseg.runtime import local_rank
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = "stored"  # a dtype: every weight as it is in its file
@@ -45,7 +45,7 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
         raise InputError("this model has adapters beside its weights; fold them first (reasonseg.nn.lora.fold_adapters)")
     if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
         raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")
-    with replaced(folder) as aside:
+    with atomic_folder(folder) as aside:
         _write(parts, aside, dtype)
 
 
@@ -96,7 +96,7 @@ def load(
     with the model it changes (`delta`), a released checkpoint as it is (`released`); beside SegGPT a `sam` is its refiner.
     """
     options = load_options(device, dtype, quantization, clip=clip, sam=sam, template=template, read=read, allow=allow)
-    place = place_of(source, revision)
+    place = model_path(source, revision)
     origin = {"source": source if source is None else str(source), "clip": clip, "sam": sam, "template": template}
     origin |= {"read": read, "allow": list(allow), "revision": revision}
     if (place / delta.FILE).is_file():
@@ -123,7 +123,7 @@ def load_options(
     device: str | torch.device | None, dtype: str | torch.dtype | None, quantization: str | None, **more: Any
 ) -> LoadOptions:
     """The options of a load with device and precision decided; raises `InputError` for words that are not known."""
-    place = torch.device(device or (f"cuda:{local_index()}" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device or (f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in (*DTYPES, STORED):
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     if quantization is not None and quantization not in quant.KINDS:

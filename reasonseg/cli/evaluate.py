@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from reasonseg.cli.options import Parser, add_model_options, load_model, positive
-from reasonseg.runtime import first
+from reasonseg.runtime import is_main_process
 
 BENCHMARKS = ("reasonseg", "refcoco", "refcoco+", "refcocog", "grefcoco", "folder")
 SPLITS = {
@@ -91,7 +91,7 @@ def _eval_episodes(options) -> None:
         None if options.predictions else load_model(options), config, out=options.out, predictions=options.predictions,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
-    if not first():
+    if not is_main_process():
         return
     if options.json:
         print(json.dumps(summary))
@@ -127,7 +127,7 @@ def _eval_benchmark(options) -> None:
         None if options.predictions else load_model(options), config, name=options.name, limit=options.limit, seed=options.seed,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    if not first():
+    if not is_main_process():
         return
     if options.json:
         print(json.dumps(summary))
@@ -151,7 +151,7 @@ def _eval_scenes(options) -> None:
         segmenter, split=options.split, limit=options.limit, seed=options.seed, levels=levels, sprites=options.sprites,
         out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
     )  # fmt: skip
-    if not first():
+    if not is_main_process():
         return
     if options.json:
         print(json.dumps(summary))

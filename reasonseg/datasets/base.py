@@ -1,8 +1,15 @@
-"""Training samples of data sets of pictures: endless, in no order, and a pure function of (seed, index)."""
+"""What data sets share: how commands name them, endless training samples, and LISA's question templates.
+
+A file of this folder is a kind of data set. Its `Config` says where the files lie; `build()` gives samples by index (`IndexError` at
+the length), `training(length, seed)` samples to train on, a pure function of (seed, index). `eval KIND` and `data check KIND`
+find it by its file name, or by the names in its `NAMES`.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,19 +20,32 @@ PER_PICTURE = 3  # questions on one picture in a row, as LISA has them
 TRIES = 50  # pictures looked at for one with something to ask
 
 
-class Teacher(Protocol):
+@dataclass(frozen=True)
+class Name:
+    """A name by which commands know a data set.
+
+    `fields` are settings of its `Config` that go with the name, `splits` those that `data check` looks for. `evaluated` off keeps
+    training data out of `eval`.
+    """
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ("train", "val", "test")
+    evaluated: bool = True
+
+
+class TrainingData(Protocol):
     """A data set that can be trained on."""
 
     pictures: int
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """`count` samples about a picture, sharing its image (the very object); none where it shows nothing to ask for."""
 
 
 class Stream:
     """`length` samples: a picture at random, `PER_PICTURE` questions about it, the next."""
 
-    def __init__(self, data: Teacher, length: int, seed: int):
+    def __init__(self, data: TrainingData, length: int, seed: int):
         self.data, self.length, self.seed = data, length, seed
         self._latest: tuple[int, list[Sample]] | None = None
 
@@ -43,12 +63,12 @@ class Stream:
     def _drawn(self, number: int) -> list[Sample]:
         for attempt in range(TRIES):
             rng = np.random.default_rng([self.seed, number, attempt])
-            if samples := self.data.taught(int(rng.integers(self.data.pictures)), PER_PICTURE, rng):
+            if samples := self.data.training_samples(int(rng.integers(self.data.pictures)), PER_PICTURE, rng):
                 return samples
         raise InputError(f"{TRIES} pictures in a row show nothing to ask for; look at them with `reasonseg data check`")
 
 
-def some(rng: np.random.Generator, count: int, of: int) -> list[int]:
+def sample_indices(rng: np.random.Generator, count: int, of: int) -> list[int]:
     """`count` indices below `of`: all of them once before any comes again."""
     order = rng.permutation(of)
     return [int(order[k % of]) for k in range(count)]
@@ -78,12 +98,12 @@ ANSWERS = (
 )
 
 
-def asked(text: str, is_sentence: bool) -> str:
+def validation_question(text: str, is_sentence: bool) -> str:
     """The question of a text in validation, with the space in front that the reference's prompt has."""
     return (SENTENCE if is_sentence else PHRASE).format(text)
 
 
-def taught(rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>") -> tuple[str, str]:
+def training_turn(rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>") -> tuple[str, str]:
     """(question, answer) of a text in training; `marker` `<REJ>` where nothing fits."""
     questions = SENTENCES if is_sentence else PHRASES
     question = questions[rng.integers(len(questions))].format(text if is_sentence else text.lower())

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from reasonseg.datasets.base import Name
 from reasonseg.datasets.synthetic.drawing import Scene
 from reasonseg.datasets.synthetic.families import company, draw_alike, union_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
@@ -45,6 +46,7 @@ COCO = (
     "toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,"
     "teddy bear,hair drier,toothbrush"
 ).split(",")
+NAMES: dict[str, Name] = {}  # `eval episodes` has a report of its own
 
 
 @dataclass(frozen=True)

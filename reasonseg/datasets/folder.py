@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from reasonseg.datasets.base import Name
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image, read_mask
@@ -34,6 +35,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 VALIDATION = "validation"
 WORDS = ("text", "sentence", "query", "prompt", "label", "class")  # columns of a table that say what its mask shows
 SPLITS = ("all", "train", VALIDATION, "val")
+NAMES = {"folder": Name(splits=("all",))}
 
 
 @dataclass(frozen=True)

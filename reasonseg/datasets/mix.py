@@ -10,9 +10,11 @@ import numpy as np
 
 from reasonseg.config.kinds import config_class
 from reasonseg.config.schema import Kind, Room
-from reasonseg.datasets.base import PER_PICTURE
+from reasonseg.datasets.base import PER_PICTURE, Name
 from reasonseg.errors import InputError
 from reasonseg.structures.sample import Sample
+
+NAMES: dict[str, Name] = {}  # for training only
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from reasonseg.datasets.base import Stream, asked, some, taught
+from reasonseg.datasets.base import Name, Stream, sample_indices, training_turn, validation_question
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -22,6 +22,7 @@ LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
     "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),
     "pascal_part": ("vlpart/pascal_part/train.json", "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages"),
 }
+NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,15 @@ class Parts:
     def __getitem__(self, i: int) -> Sample:
         picture, annotation = self.entries[i]
         text = said(self.names[annotation["category_id"]], False)
-        return self._sample(picture, annotation, text, asked(text, False), FORCED, self.id(i))
+        return self._sample(picture, annotation, text, validation_question(text, False), FORCED, self.id(i))
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Questions for annotations of a picture; a part is `cup handle` or `the handle of the cup`."""
         mine, samples = self.shown[picture][1], []
-        for k in some(rng, count, len(mine)):
+        for k in sample_indices(rng, count, len(mine)):
             text = said(self.names[mine[k]["category_id"]], bool(rng.integers(2)))
             name = f"{self.config.name}-{mine[k].get('id', k)}"
-            samples.append(self._sample(picture, mine[k], text, *taught(rng, text), name))
+            samples.append(self._sample(picture, mine[k], text, *training_turn(rng, text), name))
         return samples
 
     def _sample(self, picture: int, annotation: dict, text: str, question: str, answer: str, name: str) -> Sample:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from reasonseg.datasets.base import EXPLAIN, Stream, asked, some, taught
+from reasonseg.datasets.base import EXPLAIN, Name, Stream, sample_indices, training_turn, validation_question
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -20,6 +20,7 @@ from reasonseg.structures.sample import Sample
 
 PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
 PICTURES = (".jpg", ".jpeg", ".png")
+NAMES = {"reasonseg": Name()}
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,15 @@ class ReasonSeg:
         """How many."""
         return len(self.files)
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Questions in any of a picture's wordings; what is to be ignored counts as background, as LISA trains."""
         file = self.files[picture]
         image, values, texts, is_sentence = read_pair(file)
         explanation = self.explanations.get(file.with_suffix(".jpg").name)
         samples = []
-        for k in some(rng, count, len(texts)):
+        for k in sample_indices(rng, count, len(texts)):
             text = texts[k].strip()
-            question, said = taught(rng, text, is_sentence)
+            question, said = training_turn(rng, text, is_sentence)
             truth = Answer(said, (values == THING)[None], np.ones(1), [text], "found")
             if explanation and rng.random() < self.config.explained:
                 question, truth = text, Answer(explanation, truth.masks[:0], np.zeros(0), [], "no_seg")
@@ -116,7 +117,7 @@ class ReasonSeg:
         image, values, texts, is_sentence = self._latest[1]
         text = texts[number].strip()
         truth = Answer(FORCED, (values == THING)[None], np.ones(1), [text], "found")
-        query = Query(image, asked(text, is_sentence))
+        query = Query(image, validation_question(text, is_sentence))
         return Sample(query, truth, self.id(i), "long" if is_sentence else "short", values == IGNORED)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reasonseg.datasets.base import Stream, asked, some, taught
+from reasonseg.datasets.base import Name, Stream, sample_indices, training_turn, validation_question
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -24,6 +24,14 @@ NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
 PLACES = ("refer_seg", "")  # where the data sets lie below a root
 PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 CLEF = ("images/saiapr_tc-12",)  # RefCLEF's pictures
+UNC = ("train", "val", "testA", "testB")
+NAMES = {
+    "refcoco": Name({"name": "refcoco"}, UNC),
+    "refcoco+": Name({"name": "refcoco+"}, UNC),
+    "refcocog": Name({"name": "refcocog"}),
+    "grefcoco": Name({"name": "grefcoco"}, UNC),
+    "refclef": Name({"name": "refclef"}, evaluated=False),
+}
 
 
 @dataclass(frozen=True)
@@ -104,10 +112,10 @@ class Refer:
         """How many."""
         return len(self.shown)
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Questions about sentences of a picture; where nothing fits (gRefCOCO) the answer refuses."""
         there = [(ref, s) for ref in self.shown[picture] for s in range(len(ref["sentences"]))]
-        chosen = [there[k] for k in some(rng, count, len(there))]
+        chosen = [there[k] for k in sample_indices(rng, count, len(there))]
         return [self._sample(ref, s, rng) for ref, s in chosen]
 
     def __getitem__(self, i: int) -> Sample:
@@ -120,9 +128,9 @@ class Refer:
         text = ref["sentences"][s]["sent"].strip().lower()
         absent = wanted == [-1]
         masks = mask[None][: 0 if absent else 1]
-        question, answer = asked(text, False), REFUSED if absent else FORCED
+        question, answer = validation_question(text, False), REFUSED if absent else FORCED
         if rng is not None:
-            question, answer = taught(rng, text, marker="<REJ>" if absent else "<SEG>")
+            question, answer = training_turn(rng, text, marker="<REJ>" if absent else "<SEG>")
         truth = Answer(answer, masks, np.ones(len(masks)), [text] * len(masks), "absent" if absent else "found")
         name = f"{self.config.name}-{ref['ref_id']}-{ref['sentences'][s].get('sent_id', s)}"
         return Sample(Query(image, question), truth, name, "")

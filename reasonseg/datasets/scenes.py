@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from reasonseg.datasets.base import Name
 from reasonseg.datasets.synthetic.drawing import Scene, choose_sprites, draw_scene, draw_shape
 from reasonseg.datasets.synthetic.families import draw_family, union_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
@@ -22,6 +23,7 @@ SEVEN = tuple(level for level in LEVELS if level not in ("novel", "missing", *SH
 Drawn = tuple[Scene, list[Scene]]
 KEPT = 64
 MAX_TRIES = 400  # scenes looked at before a level is given up
+NAMES: dict[str, Name] = {}  # `eval scenes` has a report of its own
 
 
 @dataclass(frozen=True)

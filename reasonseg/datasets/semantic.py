@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from reasonseg.datasets.base import Stream, asked, some, taught
+from reasonseg.datasets.base import Name, Stream, sample_indices, training_turn, validation_question
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -27,6 +27,7 @@ LAYOUTS = {  # maps, pictures, below LISA's dataset folder
     "cocostuff": ("cocostuff/train2017", "coco/train2017"),
     "mapillary": ("mapillary/training/v2.0/labels", "mapillary/training/images"),
 }
+NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAYOUTS}
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Semantic:
         if not present:
             raise InputError(f"{self.maps[i]}: no class that has a name covers a pixel")
         largest = max(present, key=lambda k: int((values == k).sum()))
-        return self._sample(i, image, values, largest, asked(self.names[largest], False), FORCED)
+        return self._sample(i, image, values, largest, validation_question(self.names[largest], False), FORCED)
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Questions for classes of a picture."""
         image, values, present = self.read(picture)
-        chosen = [present[k] for k in some(rng, count, len(present))] if present else []
-        return [self._sample(picture, image, values, k, *taught(rng, self.names[k])) for k in chosen]
+        chosen = [present[k] for k in sample_indices(rng, count, len(present))] if present else []
+        return [self._sample(picture, image, values, k, *training_turn(rng, self.names[k])) for k in chosen]
 
     def _sample(self, i: int, image: np.ndarray, values: np.ndarray, value: int, question: str, answer: str) -> Sample:
         name = self.names[value]

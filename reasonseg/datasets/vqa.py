@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reasonseg.datasets.base import Stream
+from reasonseg.datasets.base import Name, Stream
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -16,6 +16,7 @@ from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
 FILE, PICTURES = "llava_dataset/llava_instruct_150k.json", "coco/train2017"
+NAMES = {"vqa": Name(splits=("train",), evaluated=False)}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Conversations:
     def __getitem__(self, i: int) -> Sample:
         return self._sample(i, self._image(i), len(self.entries[i][1]) - 1)
 
-    def taught(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
+    def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Turns of a conversation, each with what was said before it."""
         image = self._image(picture)
         return [self._sample(picture, image, int(rng.integers(len(self.entries[picture][1])))) for _ in range(count)]

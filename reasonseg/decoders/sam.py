@@ -16,7 +16,7 @@ from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
 from reasonseg.nn.features import Features
 from reasonseg.nn.image_processor import ImageProcessor
-from reasonseg.nn.pretrained import from_folder, located
+from reasonseg.nn.pretrained import from_folder, local_folder
 
 MODELS = {"sam": SamModel, "sam_hq": SamHQModel}
 
@@ -37,7 +37,7 @@ class Config:
     def build(self) -> SamDecoder:
         """A decoder with the source's weights, or fresh ones."""
         if self.source:
-            return self.load(located(self.source))
+            return self.load(local_folder(self.source))
         config = SamConfig(**self.network)
         model = SamModel(config)
         with (

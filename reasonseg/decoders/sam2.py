@@ -15,7 +15,7 @@ from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
 from reasonseg.nn.features import Features
 from reasonseg.nn.image_processor import ImageProcessor
-from reasonseg.nn.pretrained import from_folder, located
+from reasonseg.nn.pretrained import from_folder, local_folder
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config:
     def build(self) -> Sam2Decoder:
         """A decoder with the source's weights, or fresh ones."""
         if self.source:
-            return self.load(located(self.source))
+            return self.load(local_folder(self.source))
         config = Sam2Config(**self.network)
         size = config.prompt_encoder_config.image_size
         return Sam2Decoder(Sam2Model(config), ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels}))

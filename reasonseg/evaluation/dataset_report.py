@@ -18,7 +18,7 @@ SHOWN, NAMED = 8, 20  # samples drawn, and problems listed, of each split
 
 
 @dataclass
-class Found:
+class DatasetReport:
     """What was found: samples and pictures of each split, what is missing, what is broken, what is shared."""
 
     counts: dict[str, tuple[int, int, float]] = field(
@@ -44,12 +44,12 @@ class Found:
         ]
 
 
-def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) -> Found:
+def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) -> DatasetReport:
     """Reads the data sets that `configs` builds, by split, and draws some samples of each under `out`.
 
     Raises `InputError` where not one split is there.
     """
-    found, pictures = Found(), {}
+    found, pictures = DatasetReport(), {}
     for split, config in configs.items():
         try:
             data = config.build()
@@ -67,7 +67,7 @@ def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) 
     return found
 
 
-def _read(split: str, data, out: Path, found: Found, progress: bool) -> set[str]:
+def _read(split: str, data, out: Path, found: DatasetReport, progress: bool) -> set[str]:
     """Reads every sample of a split; returns the hashes of its pictures."""
     seen, shares, shown, latest = set(), [], [], None
     every = max(len(data) // SHOWN, 1)

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.runtime import first, gathered, processes, share, wait
+from reasonseg.runtime import gather_rows, is_main_process, process_share, processes, wait_for_everyone
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import from_rle
 from reasonseg.structures.sample import Sample
 
@@ -27,14 +27,14 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
     run = out / "run.json"
     if run.is_file() and json.loads(run.read_text()) != key:
         raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
-    wait()  # until everybody has looked
-    if first():
+    wait_for_everyone()  # until everybody has looked
+    if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
-        with written_aside(run) as aside:
+        with atomic_write(run) as aside:
             aside.write_text(json.dumps(key, indent=1) + "\n")
         rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]  # a line cut off goes
         rewrite(out, list({row["id"]: row for row in rows}.values()))  # killed in a rewrite, a row is in two files
-    wait()
+    wait_for_everyone()
     return list(_whole_lines((out / "rows.jsonl").read_text()))
 
 
@@ -54,9 +54,9 @@ def whole_batches(out: str | Path | None, rows: list[dict], ids: list[str], size
 
 def rewrite(out: str | Path | None, rows: list[dict]) -> None:
     """Replaces `rows.jsonl`, and what other processes of this run had kept apart."""
-    if out is None or not first():
+    if out is None or not is_main_process():
         return
-    with written_aside(Path(out) / "rows.jsonl") as aside:
+    with atomic_write(Path(out) / "rows.jsonl") as aside:
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for file in Path(out).glob("rows-*.jsonl"):
         file.unlink()
@@ -87,10 +87,10 @@ def collect(
     Processes that were launched together take batches in turn; each keeps its rows in a file of its own, and all return all
     rows in the order of the batches.
     """
-    wait()  # rows.jsonl is as it should be from here on
-    mine, fresh = share(list(enumerate(batches))), []
+    wait_for_everyone()  # rows.jsonl is as it should be from here on
+    mine, fresh = process_share(list(enumerate(batches))), []
     total = had + sum(map(len, batches))
-    with tqdm(total=total, initial=had, desc=bar, unit=unit, disable=not (progress and first())) as shown:
+    with tqdm(total=total, initial=had, desc=bar, unit=unit, disable=not (progress and is_main_process())) as shown:
         for number, batch in mine:
             rows = ask(batch)
             if out is not None:
@@ -98,11 +98,11 @@ def collect(
                     file.write("".join(json.dumps(row) + "\n" for row in rows))
             fresh.append((number, rows))
             shown.update(len(rows))
-    return [row for _, rows in sorted(gathered(fresh), key=lambda pair: pair[0]) for row in rows]
+    return [row for _, rows in sorted(gather_rows(fresh), key=lambda pair: pair[0]) for row in rows]
 
 
 def _own(out: Path) -> Path:
-    return out / ("rows.jsonl" if first() else f"rows-{processes().process_index}.jsonl")
+    return out / ("rows.jsonl" if is_main_process() else f"rows-{processes().process_index}.jsonl")
 
 
 def batched(items: list, size: int) -> list[list]:
@@ -119,10 +119,10 @@ def ordered(rows: list[dict], ids: list[str]) -> list[dict]:
 def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:
     """Writes all rows as one file, and the summary."""
     rewrite(out, rows)
-    if out is not None and first():
-        with written_aside(Path(out) / "summary.json") as aside:
+    if out is not None and is_main_process():
+        with atomic_write(Path(out) / "summary.json") as aside:
             aside.write_text(json.dumps(summary, indent=1) + "\n")
-    wait()
+    wait_for_everyone()
 
 
 def read_predictions(file: str | Path) -> dict[str, dict]:

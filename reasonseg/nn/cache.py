@@ -90,7 +90,7 @@ _settled: ContextVar[dict[int, tuple] | None] = ContextVar("_settled", default=N
 
 
 @contextmanager
-def settled() -> Iterator[None]:
+def hashed_once() -> Iterator[None]:
     """While it lasts neither pictures nor weights change: `digest` and `version_of` look at each of them once."""
     outer = _settled.set({})
     try:

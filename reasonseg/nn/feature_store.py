@@ -14,7 +14,7 @@ from torch import nn
 
 from reasonseg.nn.cache import BUDGET, ImageCache, digest, version_of
 from reasonseg.nn.features import Features
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 
 
 class FeatureStore:
@@ -49,7 +49,7 @@ class FeatureStore:
             row = encode([image])
             maps = {"row": row} if isinstance(row, torch.Tensor) else dict(enumerate([row.embedding, *row.more]))
             self.folder.mkdir(parents=True, exist_ok=True)
-            with written_aside(file) as aside:
+            with atomic_write(file) as aside:
                 save_file({str(k): m.contiguous() for k, m in maps.items()}, aside)
         else:
             return row

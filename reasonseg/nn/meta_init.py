@@ -16,13 +16,13 @@ from reasonseg.nn.quantization import is_quantized, quantized
 
 
 @contextmanager
-def hollow() -> Iterator[None]:
+def meta_init() -> Iterator[None]:
     """Modules built inside have parameters without storage; their buffers are real."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         yield
 
 
-class Filling:
+class WeightFiller:
     """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse` does.
 
     `dtype` None keeps each tensor as it is stored.

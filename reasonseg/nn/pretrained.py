@@ -37,12 +37,12 @@ def download(name: str, revision: str | None, remedy: str, only: tuple[str, ...]
         ) from None
 
 
-def located(source: str) -> Path:
+def local_folder(source: str) -> Path:
     """A folder, or the local copy of a hub repository."""
     return Path(source) if Path(source).is_dir() else download(source, None, "name a folder or a hub id")
 
 
-def place_of(source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None) -> Path:
+def model_path(source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None) -> Path:
     """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a copy (`only` such files).
 
     Raises `InputError` where there is nothing of that name.
@@ -59,7 +59,7 @@ def place_of(source: str | Path | None, revision: str | None = None, only: tuple
 
 
 @contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write to; at the end it takes the place of `folder`, of which only files of other names stay."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")

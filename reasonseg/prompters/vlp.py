@@ -24,9 +24,9 @@ from reasonseg.nn.cache import ImageCache
 from reasonseg.nn.clip_features import TEMPLATE, attention_map, dense_features, text_features
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
-from reasonseg.nn.pretrained import from_folder, located
+from reasonseg.nn.pretrained import from_folder, local_folder
 from reasonseg.nn.prompt import Prompt
-from reasonseg.structures.markers import as_new
+from reasonseg.structures.markers import reset_tokenizer
 from reasonseg.structures.query import Reference
 from reasonseg.structures.reference_masks import region
 
@@ -63,7 +63,7 @@ class Config:
     def build(self) -> Vlp:
         """A prompter whose learned part is fresh, with the source's CLIP or a fresh one."""
         if self.source:
-            return self.load(located(self.source))
+            return self.load(local_folder(self.source))
         network = dict(self.network)
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer) if self.tokenizer else None
         if tokenizer is not None:
@@ -289,7 +289,7 @@ class Vlp(nn.Module):
         if self.config.tower == "backbone":
             return
         if self.tokenizer is not None:
-            as_new(self.tokenizer).save_pretrained(folder)
+            reset_tokenizer(self.tokenizer).save_pretrained(folder)
         self.pixels.save(folder)
 
     def learned(self) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 from reasonseg.backbones.base import Backbone, GeneratedOutput
 from reasonseg.checkpoints.parts import Parts
 from reasonseg.errors import InputError
-from reasonseg.nn.cache import ImageCache, settled
+from reasonseg.nn.cache import ImageCache, hashed_once
 from reasonseg.segmenters import refinement
 from reasonseg.segmenters.base import Capabilities, Segmenter
 from reasonseg.segmenters.postprocess import make_answer, masks_and_scores
@@ -69,7 +69,7 @@ class EmbeddingSegmenter(Segmenter):
             training=words,
         )
 
-    @settled()
+    @hashed_once()
     @torch.inference_mode()
     def batch(
         self,
@@ -107,7 +107,7 @@ class EmbeddingSegmenter(Segmenter):
             refinement.refine(self, self.cache, queries, answers)
         return answers
 
-    @settled()
+    @hashed_once()
     @torch.inference_mode()
     def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
         """Masks of given answer texts, as LISA validates: nothing is generated, so refusing is not possible.

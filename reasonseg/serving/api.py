@@ -215,9 +215,9 @@ async def tree_of(request: Request, limits: Limits) -> Any:
     return await aside(from_json, body)
 
 
-async def answer_of(request: Request, engine: Engine, query, limits: Limits, options: dict, heard=None) -> Answer:
+async def answer_of(request: Request, engine: Engine, query, limits: Limits, options: dict, on_text=None) -> Answer:
     """The model's answer. A client that goes away takes its request out of the queue."""
-    job = engine.submit(query, timeout=limits.seconds, heard=heard, **options)
+    job = engine.submit(query, timeout=limits.seconds, on_text=on_text, **options)
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
     def done(_: Any) -> None:

@@ -29,12 +29,12 @@ class Late(RuntimeError):
 
 @dataclass
 class Job:
-    """A request: its `query`, the `options` of `batch`, and where its answer goes. `heard` gets the text as it grows."""
+    """A request: its `query`, the `options` of `batch`, and where its answer goes. `on_text` gets the text as it grows."""
 
     query: Query
     options: dict[str, Any]
     deadline: float
-    heard: Callable[[str], None] | None = None
+    on_text: Callable[[str], None] | None = None
     answer: Future[Answer] = field(default_factory=Future)
     queued: float = field(default_factory=time.monotonic)
 
@@ -76,10 +76,10 @@ class Engine:
         self.thread.start()
 
     def submit(
-        self, query: Query, *, timeout: float = 60.0, heard: Callable[[str], None] | None = None, **options
+        self, query: Query, *, timeout: float = 60.0, on_text: Callable[[str], None] | None = None, **options
     ) -> Job:
         """Queues a query; its `answer` is a future. Raises `Busy` where the queue is full or the engine stops."""
-        job = Job(query, options, time.monotonic() + timeout, heard)
+        job = Job(query, options, time.monotonic() + timeout, on_text)
         try:
             if not self.open:
                 raise queue.Full
@@ -160,11 +160,11 @@ class Engine:
         self.observe("work", time.monotonic() - began)
 
     def _batch(self, group: list[Job]) -> list[Answer]:
-        if not any(job.heard for job in group):
+        if not any(job.on_text for job in group):
             return self.segmenter.batch([job.query for job in group], **group[0].options)
 
-        def heard(i: int, text: str) -> None:
-            if (told := group[i].heard) is not None:
-                told(text)
+        def hand_on(i: int, text: str) -> None:
+            if (on_text := group[i].on_text) is not None:
+                on_text(text)
 
-        return self.segmenter.batch([job.query for job in group], heard=heard, **group[0].options)
+        return self.segmenter.batch([job.query for job in group], on_text=hand_on, **group[0].options)

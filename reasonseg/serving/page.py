@@ -68,7 +68,7 @@ class Page:
     def _turn(self, session: Session, text: str, chat: list[dict]) -> Iterator[tuple]:
         said: queue.Queue[str | None] = queue.Queue()
         query = session.query(text)
-        job = self.engine.submit(query, timeout=self.seconds, heard=said.put)
+        job = self.engine.submit(query, timeout=self.seconds, on_text=said.put)
         job.answer.add_done_callback(lambda _: said.put(None))
         chat = [
             *chat,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import read_image, written_aside
+from reasonseg.structures.images import atomic_write, read_image
 from reasonseg.structures.masks import area_of
 from reasonseg.structures.query import Query
 
@@ -123,7 +123,7 @@ class Annotator:
         sizes: dict[str, tuple[int, int]] = {}
         rows = list(self.rows(paths, sizes))
         told = {"sizes": json.dumps([sizes.get(path, (0, 0)) for path in paths])}
-        with written_aside(part(self.out, number)) as aside:
+        with atomic_write(part(self.out, number)) as aside:
             pq.write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata(told)), aside)
         return len(rows)
 
@@ -180,7 +180,7 @@ def listing(out: Path, found: list[str], size: int) -> list[list[str]]:
     listed = {path for shard in shards for path in shard}
     fresh = [path for path in found if path not in listed]
     shards += [fresh[k : k + size] for k in range(0, len(fresh), size)]
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_text("".join(json.dumps(shard) + "\n" for shard in shards))
     return shards
 
@@ -207,7 +207,7 @@ def annotate(
         raise InputError(f"{out} holds annotations made with other settings; choose another folder")
     for left in out.glob(".part-*"):  # of a killed run
         left.unlink(missing_ok=True)
-    with written_aside(run) as aside:
+    with atomic_write(run) as aside:
         aside.write_text(json.dumps(settings, indent=1) + "\n")
     shards = listing(out, pictures_of(source), shard)
     todo = [{"shard": k, "images": paths} for k, paths in enumerate(shards) if not part(out, k).is_file()]
@@ -271,7 +271,7 @@ def finish(out: Path, shards: int) -> dict[str, int]:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
             labels |= {o["label"] for o in row["objects"]}
     names = {label: number for number, label in enumerate(sorted(labels), 1)}
-    with written_aside(out / "annotations.json") as aside, aside.open("w") as file:
+    with atomic_write(out / "annotations.json") as aside, aside.open("w") as file:
         _write_coco(file, out, shards, names)
     return counts
 

@@ -98,14 +98,14 @@ class Remote:
         return self.under_way
 
     def submit(
-        self, query: Query, *, timeout: float = 60.0, heard: Callable[[str], None] | None = None, **options
+        self, query: Query, *, timeout: float = 60.0, on_text: Callable[[str], None] | None = None, **options
     ) -> Job:
         """Sends a query to a replica; its `answer` is a future. Raises `Busy` beyond `waiting`."""
         with self.lock:
             if not self.open or self.under_way >= self.waiting:
                 raise Busy(1.0)
             self.under_way += 1
-        job = Job(query, options, time.monotonic() + timeout, heard)
+        job = Job(query, options, time.monotonic() + timeout, on_text)
         self.pool.submit(self._work, job, timeout)
         return job
 
@@ -115,8 +115,8 @@ class Remote:
             if not job.answer.set_running_or_notify_cancel():
                 return
             answer = self.handle.answer.remote(job.query, job.options).result(timeout_s=timeout)
-            if job.heard is not None:
-                job.heard(answer.text)
+            if job.on_text is not None:
+                job.on_text(answer.text)
             job.answer.set_result(answer)
         except TimeoutError:
             job.answer.set_exception(Late("the answer took too long"))

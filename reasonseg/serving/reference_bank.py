@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from reasonseg.datasets.folder import PICTURES, Config, Folder
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image, read_mask, written_aside
+from reasonseg.structures.images import atomic_write, read_image, read_mask
 from reasonseg.structures.query import Reference
 
 FEATURES = ".features"
@@ -141,7 +141,7 @@ class Bank:
         return {i: (kept[stamps[i]][0].float(), kept[stamps[i]][1]) for i in which if stamps[i] in kept}
 
     def _seen(self, segmenter, images: list[np.ndarray]) -> torch.Tensor:
-        return segmenter.references.placed(segmenter.references.look(images)).float()
+        return segmenter.references.placed(segmenter.references.patch_encoder.encode(images)).float()
 
     def _file(self, segmenter) -> Path:
         return self.folder / FEATURES / f"{segmenter.fingerprint}.safetensors"
@@ -167,7 +167,7 @@ class Bank:
         stored |= {"share:" + k: v[1].contiguous() for k, v in kept.items() if k in here}
         try:
             self._file(segmenter).parent.mkdir(exist_ok=True)
-            with written_aside(self._file(segmenter)) as aside:
+            with atomic_write(self._file(segmenter)) as aside:
                 save_file(stored, str(aside))
         except OSError:
             return
@@ -227,12 +227,12 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
     if existing is None:
         suffix = Path(image).suffix.lower()
         existing = folder / "images" / (stem + (suffix if suffix in PICTURES else ".png"))
-        with written_aside(existing) as aside:
+        with atomic_write(existing) as aside:
             if suffix in PICTURES:
                 shutil.copyfile(image, aside)
             else:  # a GIF, or a name without an ending
                 Image.fromarray(picture).save(aside, format="PNG")
-    with written_aside(folder / "masks" / label / f"{stem}.png") as aside:
+    with atomic_write(folder / "masks" / label / f"{stem}.png") as aside:
         Image.fromarray(marked.astype(np.uint8) * 255).save(aside, format="PNG")
     return f"images/{existing.name}: {label}"
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.structures.query import Box, Point, Query, Reference
 
 MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # kept of a conversation; earlier turns go
@@ -93,13 +93,13 @@ class Session:
         *,
         points: Sequence[Point] = (),
         boxes: Sequence[Box] = (),
-        heard: Callable[[str], None] | None = None,
+        on_text: Callable[[str], None] | None = None,
         **options,
     ) -> Answer:
-        """An answer to the next question; `heard` gets the text as it grows, before the masks. Options are those of `batch`."""
+        """An answer to the next question; `on_text` gets the text as it grows, before the masks. Options are those of `batch`."""
         query = self.query(text, points, boxes)
-        told = heard and (lambda _, said: heard(said))
-        answer = self.segmenter.batch([query], heard=told, **options)[0]
+        given = {} if on_text is None else {"on_text": lambda _, so_far: on_text(so_far)}
+        answer = self.segmenter.batch([query], **given, **options)[0]
         return self.keep(query, answer)
 
     def keep(self, query: Query, answer: Answer) -> Answer:
@@ -159,6 +159,6 @@ class Session:
             turn.answer.save(folder / f"turn-{number}")
         said = [{"question": t.query.text, **t.answer.to_dict()} for t in self.turns]
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(folder / "session.json") as aside:
+        with atomic_write(folder / "session.json") as aside:
             aside.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
         return folder

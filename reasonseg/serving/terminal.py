@@ -44,13 +44,13 @@ class Terminal:
         """One line of input. Raises `InputError` for what cannot be done."""
         command, *words = line.split()
         if not command.startswith("/"):
-            self.told(self.session.ask(line, heard=self.heard))
+            self.told(self.session.ask(line, on_text=self.on_text))
         elif command not in self.commands:
             raise InputError(f"no command {command}; /help lists them")
         else:
             self.commands[command](words)
 
-    def heard(self, text: str) -> None:
+    def on_text(self, text: str) -> None:
         """Shows the answer as it is spoken, where somebody watches."""
         if sys.stdout.isatty():
             print(f"\r{text}", end="", flush=True)

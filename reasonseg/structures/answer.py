@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,10 +94,10 @@ class Answer:
             if old.name not in pictures:
                 old.unlink()
         for name, picture in pictures.items():
-            with written_aside(folder / name) as aside:
+            with atomic_write(folder / name) as aside:
                 picture.save(aside, format="PNG")
             paths.append(folder / name)
-        with written_aside(folder / "answer.json") as aside:
+        with atomic_write(folder / "answer.json") as aside:
             aside.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return [*paths, folder / "answer.json"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.structures.overlay import draw_overlay
 from reasonseg.structures.sample import Sample
 
@@ -55,8 +55,8 @@ def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
                 "id": sample.id,
             }
         )
-    with written_aside(out / "samples.jsonl") as aside:
+    with atomic_write(out / "samples.jsonl") as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with written_aside(out / "sheet.png") as aside:
+    with atomic_write(out / "sheet.png") as aside:
         contact_sheet(cells).save(aside, format="PNG")
     return out / "sheet.png"

@@ -18,7 +18,7 @@ from PIL import Image
 
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import area_of, from_rle
 
 MIN_AREA = 4.0  # pixels; a smaller part of a mask has no outline worth keeping
@@ -133,9 +133,9 @@ def to_yolo(found: Iterable[Record], out: Path) -> None:
                 lines.append(
                     " ".join([str(number), *(f"{v:.6f}" for v in (part / (width, height)).clip(0, 1).flatten())])
                 )
-        with written_aside(out / "labels" / f"{name}.txt") as aside:
+        with atomic_write(out / "labels" / f"{name}.txt") as aside:
             aside.write_text("".join(line + "\n" for line in lines))
-    with written_aside(out / "data.yaml") as aside:
+    with atomic_write(out / "data.yaml") as aside:
         aside.write_text(
             yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": {k: n for n, k in names.items()}})
         )
@@ -146,7 +146,7 @@ def to_png(found: Iterable[Record], out: Path) -> None:
     labels = {}
     for name, record in _named(found):
         for k, o in enumerate(record.objects):
-            with written_aside(out / f"{name}-{k}.png") as aside:
+            with atomic_write(out / f"{name}-{k}.png") as aside:
                 Image.fromarray(from_rle(o["segmentation"]).astype(np.uint8) * 255).save(aside, format="PNG")
             labels[f"{name}-{k}.png"] = {"image": record.image, "label": o["label"], "score": o["score"]}
     _json(out / "labels.json", labels)
@@ -187,7 +187,7 @@ def _named(found: Iterable[Record]) -> Iterator[tuple[str, Record]]:
 
 
 def _json(file: Path, tree: Any) -> None:
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_text(json.dumps(tree, ensure_ascii=False, indent=1) + "\n")
 
 

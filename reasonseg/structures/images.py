@@ -99,7 +99,7 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
 
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """A path to write to; at the end it is renamed to `path`, or removed if the writing failed."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")

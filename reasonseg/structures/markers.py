@@ -53,7 +53,7 @@ def add_markers(tokenizer: Any, model: nn.Module | None = None, names: tuple[str
     return Markers.find(tokenizer)
 
 
-def as_new(tokenizer: Any) -> Any:
+def reset_tokenizer(tokenizer: Any) -> Any:
     """The tokenizer without the padding and truncation it was last called with, which a saved one would keep."""
     if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         fast.no_truncation()

@@ -21,10 +21,10 @@ from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import evaluate_benchmark
 from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.nn.quantization import is_quantized
-from reasonseg.runtime import many
+from reasonseg.runtime import is_distributed
 from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.contact_sheet import save_sheet
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.training.objectives.language import Language
 from reasonseg.training.run import run_stage
 from reasonseg.training.validation import SHOWN, draw_answers
@@ -82,7 +82,7 @@ def finetune(
     validate on, and where `out` holds a run with other settings, images or another model.
     """
     out, steps = Path(out), settings.train
-    if many():
+    if is_distributed():
         raise InputError("finetune runs in one process; several share `reasonseg train` on a folder (docs/training.md)")
     if next(segmenter.parameters()).dtype == torch.float16:
         raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
@@ -120,7 +120,7 @@ def finetune(
     after = score(segmenter, validation, out / "after")
     summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
-    with written_aside(out / "summary.json") as aside:
+    with atomic_write(out / "summary.json") as aside:
         aside.write_text(json.dumps(summary, indent=1) + "\n")
     shutil.rmtree(out / "training")
     return summary
@@ -133,7 +133,7 @@ def claim(out: Path, key: dict) -> None:
         changed = ", ".join(name for name in key if kept.get(name) != key[name])
         raise InputError(f"{out} holds a run with other {changed}; choose another --out or remove it")
     out.mkdir(parents=True, exist_ok=True)
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_text(json.dumps(key, indent=1) + "\n")
 
 
@@ -210,7 +210,7 @@ def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
     objective.requires_grad_(False)
     chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
     chosen += add_lora(backbone.layers, steps.lora, steps.alpha) if steps.lora else list(backbone.layers.parameters())
-    new = objective.segmenter.settings.about.get("new_tokens")
+    new = objective.segmenter.settings.new_markers
     if new and steps.lora and steps.tokens == "rows":
         chosen += add_rows(backbone.model, backbone.markers.ids)
     elif new or not steps.lora:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from reasonseg.errors import InputError
-from reasonseg.runtime import many, processes
+from reasonseg.runtime import is_distributed, processes
 from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import SHARDED_OPTIMIZER as OPTIMIZER
 from reasonseg.training.trainer import WEIGHTS, StageTrainer, changing, like
@@ -27,7 +27,7 @@ def shard(objective: Objective) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    if not many():
+    if not is_distributed():
         raise InputError(
             "shard: true needs several processes; start with accelerate launch or torchrun, or leave it out"
         )
@@ -43,7 +43,7 @@ def shard(objective: Objective) -> None:
 
 
 def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sharded values gathered, on the CPU; all processes ask together, and only the first one gets them."""
+    """Sharded values gather_rows, on the CPU; all processes ask together, and only the first one gets them."""
     kept = {}
     for name, value in values.items():
         full = value.full_tensor() if isinstance(value, DTensor) else value

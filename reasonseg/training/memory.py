@@ -34,8 +34,8 @@ from reasonseg.checkpoints.delta import FILE
 from reasonseg.checkpoints.delta import read as read_changes
 from reasonseg.errors import InputError
 from reasonseg.nn.lora import add_lora
-from reasonseg.nn.meta_init import hollow
-from reasonseg.nn.pretrained import place_of
+from reasonseg.nn.meta_init import meta_init
+from reasonseg.nn.pretrained import model_path
 
 CONTEXT = 0.6 * 2**30  # what CUDA and its libraries take for themselves
 WORDS, ANSWER = 128, 64  # tokens of a question, and of its answer
@@ -135,9 +135,9 @@ class Parts:
 
 def parts_of(model: str) -> Parts:
     """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only configs are read."""
-    with hollow():
+    with meta_init():
         backbone, decoder = (
-            lisa_network(LISA[model]) if model in LISA else _from_folder(place_of(model, only=("*.json", "*.yaml")))
+            lisa_network(LISA[model]) if model in LISA else _from_folder(model_path(model, only=("*.json", "*.yaml")))
         )
     backbone, decoder = backbone.to("meta"), decoder.to("meta")  # buffers too
     backbone.tie_weights()
@@ -151,7 +151,7 @@ def parts_of(model: str) -> Parts:
 def _from_folder(place: Path) -> tuple[nn.Module, nn.Module]:
     if (place / FILE).is_file():
         base, _ = read_changes(place)
-        return _from_folder(place_of(base["source"], base.get("revision")))
+        return _from_folder(model_path(base["source"], base.get("revision")))
     if not (place / "settings.yaml").is_file():
         return _released(place)
     if not (place / "backbone").is_dir():
@@ -187,7 +187,7 @@ def _released(place: Path) -> tuple[nn.Module, nn.Module]:
         )
     tower = llava.tower_folder(layout, None)
     network = llava.LlavaForConditionalGeneration(llava.network_of(layout, llava.tower_config(layout, tower)))
-    return network, lisa.hollow_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)).model
+    return network, lisa.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)).model
 
 
 def encoding(parts: Parts) -> int:

@@ -24,7 +24,7 @@ from reasonseg.nn.feature_store import FeatureStore
 from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.runtime import processes
 from reasonseg.segmenters.base import Segmenter
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.training.fsdp import ShardedTrainer, whole
 from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing, restore
@@ -88,13 +88,13 @@ def _claim(out: Path, segmenter: Segmenter) -> None:
         raise InputError(f"{out} holds a run that began with {begun}, not {model}; choose another out or remove it")
     processes().wait_for_everyone()
     if processes().is_main_process and not file.is_file():
-        with written_aside(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text(json.dumps({"model": model}) + "\n")
 
 
 def _keep(objective: Objective, finished: Path) -> None:
     """Writes what a stage ended with; its checkpoints have served."""
-    with written_aside(finished) as aside:
+    with atomic_write(finished) as aside:
         save_model(objective, str(aside))
     (finished.parent / TRAINED).unlink(missing_ok=True)
     for checkpoint in finished.parent.glob("checkpoint-*"):
@@ -191,7 +191,7 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
     if settings.shard:
         kept = whole(changing(objective))
         if processes().is_main_process:
-            with written_aside(folder / TRAINED) as aside:
+            with atomic_write(folder / TRAINED) as aside:
                 save_file(kept, aside)
     objective.segmenter.feature_store = None
     processes().wait_for_everyone()  # the first one may still be writing

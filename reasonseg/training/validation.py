@@ -12,9 +12,9 @@ from transformers import TrainerCallback
 
 from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import WAYS, evaluate_benchmark
-from reasonseg.runtime import first
+from reasonseg.runtime import is_main_process
 from reasonseg.structures.contact_sheet import contact_sheet
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.structures.overlay import draw_overlay
 from reasonseg.structures.sample import Sample
 
@@ -49,7 +49,7 @@ class Validation(TrainerCallback):
             value = found(summary, self.metric)
             better = value > max((line["value"] for line in self.lines), default=-1.0)
             self.lines.append({"step": state.global_step, "value": value, **summary})
-            if not first():
+            if not is_main_process():
                 segmenter.forget()
                 return
             data = self.config.build()
@@ -58,9 +58,9 @@ class Validation(TrainerCallback):
             draw_answers(segmenter, samples, self.folder / f"validation-{state.global_step}.png")
         segmenter.forget()  # the next step makes other weights
         if better:
-            with written_aside(self.folder / BEST) as aside:
+            with atomic_write(self.folder / BEST) as aside:
                 save_model(self.objective, str(aside))
-        with written_aside(self.folder / LOG) as aside:
+        with atomic_write(self.folder / LOG) as aside:
             aside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
 
@@ -82,5 +82,5 @@ def draw_answers(segmenter: Any, samples: list[Sample], file: Path) -> None:
     answers = segmenter.batch([s.query for s in samples])
     pictures = [draw_overlay(s.query.image, a.masks, a.labels, a.scores) for s, a in zip(samples, answers, strict=True)]
     captions = [f"{s.query.text}\n{a.text}" for s, a in zip(samples, answers, strict=True)]
-    with written_aside(file) as aside:
+    with atomic_write(file) as aside:
         contact_sheet(list(zip(pictures, captions, strict=True))).save(aside, format="PNG")

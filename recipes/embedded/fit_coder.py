@@ -15,7 +15,7 @@ from torch import nn
 from reasonseg import Segmenter
 from reasonseg.datasets.scenes import Config
 from reasonseg.segmenters.prompting import distinct
-from reasonseg.structures.images import written_aside
+from reasonseg.structures.images import atomic_write
 from reasonseg.training.objectives.base import framed_masks, tower_features
 from recipes.embedded.codes import Coder, patch_shares
 
@@ -67,6 +67,6 @@ if __name__ == "__main__":
     source = None if options.model == "embedded" else options.model
     coder, cosine = fitted(*pairs(Segmenter.from_pretrained(source, dtype="float32", device="cpu"), options.samples))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(options.out) as aside:
+    with atomic_write(options.out) as aside:
         save_file({f"coder.{name}": value.contiguous() for name, value in coder.state_dict().items()}, aside)
     print(f"mean cosine {cosine:.3f}; wrote {options.out}")

@@ -18,7 +18,7 @@ from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
 from reasonseg.nn import quantization as quant
-from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.meta_init import WeightFiller, meta_init
 from reasonseg.prompters.seg_token import Config as SegTokenConfig
 from reasonseg.structures.markers import REJ, SEG, Markers
 
@@ -38,15 +38,15 @@ def read(layout: Layout, options: LoadOptions) -> Parts:
     Markers.find(tokenizer)
     tower = llava.tower_folder(layout, options.clip)
     vision = llava.tower_config(layout, tower)
-    with hollow():
+    with meta_init():
         backbone = llava.backbone_of(layout, tokenizer, vision, tower, options.template)
     if options.sam:
         kind, decoder = sam.decoder_from(options.sam, device, dtype, allow)
     else:
-        with hollow():
-            kind, decoder = "sam", sam.hollow_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key))
+        with meta_init():
+            kind, decoder = "sam", sam.meta_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key))
     config = SegTokenConfig(options.read or "predicting", backbone.width, decoder.width)
-    with hollow():
+    with meta_init():
         prompter = config.build()
     kinds = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config)}
     kinds["decoder"] = Kind(kind, config_class("decoders", kind)())
@@ -58,13 +58,13 @@ def read(layout: Layout, options: LoadOptions) -> Parts:
     fill(parts, layout, tower, device, dtype, allow, with_sam=not options.sam)
     rows = backbone.model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
-        with drawn_alike():
+        with seeded_init():
             backbone.model.resize_token_embeddings(len(tokenizer))
     return parts.eval()
 
 
 @contextmanager
-def drawn_alike() -> Iterator[None]:
+def seeded_init() -> Iterator[None]:
     """What starts at random inside starts the same at every load, so that a killed training finds its model again."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -73,12 +73,12 @@ def drawn_alike() -> Iterator[None]:
 
 def fill(parts: Parts, layout: Layout, tower: Path, device, dtype, allow, with_sam: bool) -> None:
     """Fills parts without values, shard by shard."""
-    filling = Filling(parts, device, dtype, layout.folder)
+    filling = WeightFiller(parts, device, dtype, layout.folder)
     if not with_sam:  # has its values already
         filling.filled |= {name for name in filling.parameters if name.startswith("decoder.")}
     if not layout.is_lisa:
         filling.filled |= {name for name in filling.parameters if name.startswith("prompter.")}
-        with drawn_alike():
+        with seeded_init():
             fresh = parts.prompter.config.build().to(device, dtype or torch.float32)
         parts.prompter.load_state_dict(fresh.state_dict(), assign=True)
     heads = sam.head_layers(layout.sam_keys) if with_sam else 0

@@ -16,7 +16,7 @@ from reasonseg.config.schema import parse
 from reasonseg.errors import InputError
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.llama_tokenizer import ADDED, LlamaPieces
-from reasonseg.nn.meta_init import Filling
+from reasonseg.nn.meta_init import WeightFiller
 
 LISA_TOKENS = ("[SEG]", "<im_start>", "<im_end>")  # in the order in which LISA's training adds them
 LLAMA = (
@@ -118,7 +118,7 @@ def tower_config(layout: Layout, folder: Path) -> dict:
 
 
 def backbone_of(layout: Layout, tokenizer, vision: dict, tower: Path, template: str | None) -> Llava:
-    """The hollow backbone; call it inside `hollow()`."""
+    """The hollow backbone; call it inside `meta_init()`."""
     pixels = ImageProcessor.load(tower, size=vision["image_size"], resample="bicubic", aspect="crop", mean=MEAN, std=STD)
     if pixels.size != vision["image_size"]:
         raise InputError(
@@ -140,7 +140,7 @@ def target(name: str) -> str:
     return f"model.{name}"
 
 
-def fill_tower(filling: Filling, folder: Path, lead: str = "") -> None:
+def fill_tower(filling: WeightFiller, folder: Path, lead: str = "") -> None:
     """Fills the vision tower from a CLIP folder: a whole CLIPModel, or its vision half."""
     shards = Shards(folder)
     half = "vision_model." if any(k.startswith("vision_model.") for k in shards.of) else ""
@@ -151,7 +151,7 @@ def fill_tower(filling: Filling, folder: Path, lead: str = "") -> None:
             filling.put([place + inner + key.removeprefix(half)], value, f"{folder.name}/{key}")
 
 
-def fill_identity(filling: Filling, layout: Layout, lead: str = "") -> None:
+def fill_identity(filling: WeightFiller, layout: Layout, lead: str = "") -> None:
     """A single linear projector is transformers' with a second layer that changes nothing."""
     if "model.mm_projector.weight" in layout.keys:
         width = layout.shape("model.mm_projector.weight")[0]

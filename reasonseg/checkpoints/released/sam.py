@@ -19,7 +19,7 @@ from reasonseg.decoders.base import Decoder
 from reasonseg.decoders.sam import SamDecoder
 from reasonseg.errors import InputError
 from reasonseg.nn.image_processor import ImageProcessor
-from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.meta_init import WeightFiller, meta_init
 from reasonseg.nn.pretrained import download
 
 DECODER_HEADS = 8
@@ -131,8 +131,8 @@ def _count(names: list[str], pattern: str) -> int:
     return max(found) + 1
 
 
-def hollow_sam(names: list[str], shape) -> SamDecoder:
-    """A decoder without values that fits original tensors; call it inside `hollow()`."""
+def meta_sam(names: list[str], shape) -> SamDecoder:
+    """A decoder without values that fits original tensors; call it inside `meta_init()`."""
     config = config_of(names, shape)
     mean, std = (tuple(v / 255 for v in values) for values in (MEAN, STD))
     return SamDecoder(SamModel(config), ImageProcessor(config.vision_config.image_size, mean, std))
@@ -144,9 +144,9 @@ def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, a
     if path.is_file():
         shards = Shards(path)
         names = list(shards.of)
-        with hollow():
-            decoder = hollow_sam(names, shards.shape)
-        filling, heads = Filling(decoder, device, dtype, path), head_layers(names)
+        with meta_init():
+            decoder = meta_sam(names, shards.shape)
+        filling, heads = WeightFiller(decoder, device, dtype, path), head_layers(names)
         for name, value in shards.items():
             filling.put([f"model.{ours}" for ours in renamed(name, heads)], value, name)
         filling.done(allow)

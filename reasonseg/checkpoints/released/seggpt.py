@@ -17,7 +17,7 @@ from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.decoders.seggpt import Config, SegGpt, pixels_for
 from reasonseg.errors import InputError
-from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.meta_init import WeightFiller, meta_init
 from reasonseg.prompters.examples import Config as ExamplesConfig
 
 EXACT = {
@@ -76,9 +76,9 @@ def _original(file: Path, config: Config, device, dtype, allow) -> SegGpt:
     shards = Shards(file)
     names = {key.removeprefix("model."): key for key in shards.of}
     network = network_of({name: shards.shape(key) for name, key in names.items()}, file)
-    with hollow():
+    with meta_init():
         model = SegGptForImageSegmentation(network)
-    filling = Filling(model, device, dtype, file)
+    filling = WeightFiller(model, device, dtype, file)
     for name, key in names.items():
         value = shards.tensor(key)
         target = renamed(name)

@@ -14,7 +14,7 @@ from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.sam import DECODER_HEADS
 from reasonseg.decoders.sam import SamDecoder
 from reasonseg.errors import InputError
-from reasonseg.nn.pretrained import place_of
+from reasonseg.nn.pretrained import model_path
 from reasonseg.nn.prompt import Prompt
 
 
@@ -32,7 +32,7 @@ def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, 
         weights = Shards(sam)
         names = {key: key for key in weights.of}
     else:
-        format_, found = find_format(place_of(source))
+        format_, found = find_format(model_path(source))
         if format_.original_sam is None:
             raise InputError(f"--verify compares SAM decoders with segment-anything; {source} holds none of its weights")
         weights, names = format_.original_sam(found)

@@ -22,7 +22,7 @@ from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
 from reasonseg.nn.image_processor import ImageProcessor
-from reasonseg.nn.meta_init import Filling, hollow
+from reasonseg.nn.meta_init import WeightFiller, meta_init
 from reasonseg.prompters.vlp import Config, Vlp
 
 FILE = "best_model.pt"
@@ -83,11 +83,11 @@ def read(file: Path, options: LoadOptions) -> Parts:
     decoder.pixels = ImageProcessor(PICTURE, aspect="squash", enlarged=side)
     config = Config(surgery=surgery_of(names), queries=shape[QUERIES][0], width_out=decoder.width, masks="squash")
     tokenizer = AutoTokenizer.from_pretrained(options.clip) if options.clip is not None else None
-    with hollow():
+    with meta_init():
         network = CLIPModel(clip_config(shape))
         pixels = ImageProcessor(network.config.vision_config.image_size, MEAN, STD, aspect="crop_even", resample="bicubic")
         vlp = Vlp(config, network, tokenizer, pixels)
-    filling = Filling(vlp, device, dtype, file)
+    filling = WeightFiller(vlp, device, dtype, file)
     for name, key in names.items():
         if not name.startswith("clipmodel.visual.attn."):  # a second name of one of the blocks
             for target, value in renamed(name, shards.tensor(key)):

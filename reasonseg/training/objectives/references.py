@@ -123,7 +123,7 @@ class References(Objective):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         segmenter, vlp, things = self.segmenter, self.segmenter.references, batch["things"]
         with torch.set_grad_enabled(self.tower and torch.is_grad_enabled()):
-            looked = vlp.look(batch["pictures"])
+            looked = vlp.patch_encoder.encode(batch["pictures"])
         seen = vlp.placed(looked)
         device = seen.device
         labels = [t["label"] if torch.rand(()) >= self.unnamed else None for t in things]
