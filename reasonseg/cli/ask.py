@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import add_model_options, box, load_model, point, positive
+from reasonseg.cli.options import Command, Parser, add_model_options, box, load_model, point, positive
 from reasonseg.errors import InputError
 
 
-def add_ask(commands) -> None:
-    """`ask IMAGE [TEXT]`."""
-    parser = commands.add_parser("ask", help="one question about one image", description="Asks for masks in an image.")
+def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("text", metavar="TEXT", nargs="?", default="")
     parser.add_argument("--out", metavar="DIR", help="write overlay.png, mask-*.png and answer.json there")
@@ -26,15 +24,14 @@ def add_ask(commands) -> None:
         "--by", choices=["pixel", "global", "thing"], default="pixel", help="how the bank compares (default: pixel)"
     )
     parser.add_argument("--refine", action="store_true", help="sharpen SegGPT's masks with the SAM of --sam")
-    parser.add_argument("--force-seg", action="store_true", help="a mask in any case")
+    parser.add_argument("--force-seg", action="store_true", help="draw a mask in any case")
     parser.add_argument(
-        "--absent-threshold", type=float, default=0.5, metavar="P", help="share of <REJ> that means absent"
+        "--absent-threshold", type=float, default=0.5, metavar="P", help="answer absent where <REJ> has at least this share of <REJ> and <SEG> (default: 0.5)"
     )
     parser.add_argument("--max-new-tokens", type=positive, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     add_model_options(parser)
-    parser.set_defaults(run=_ask)
 
 
 def _ask(options) -> None:
@@ -49,6 +46,7 @@ def _ask(options) -> None:
     image = read_image(options.image)
     segmenter = load_model(options)
     if options.bank:
+        segmenter.capabilities.require("--bank", "references")
         references += _chosen(options, segmenter, image)
     query = Query(image, options.text, references, options.point, options.box)
     answer = segmenter(
@@ -73,10 +71,11 @@ def _ask(options) -> None:
         )
     if answer.status == "absent":
         print(
-            "  absent: the model says it is not in this image (--absent-threshold moves the line, --force-seg overrides)"
+            "  absent: the model says it is not in this image "
+            "(--absent-threshold sets the threshold, --force-seg draws a mask in any case)"
         )
     elif answer.status == "no_seg":
-        print("  no mask: the model only talked (--force-seg gets one in any case)")
+        print("  no mask: the model answered in words only (--force-seg draws one in any case)")
     if options.out:
         print(f"wrote {options.out}/overlay.png, {len(answer.masks)} masks and answer.json")
 
@@ -114,17 +113,12 @@ def _chosen(options, segmenter, image) -> list:
     return chosen
 
 
-def add_chat(commands) -> None:
-    """`chat [IMAGE]`."""
-    parser = commands.add_parser(
-        "chat", help="a conversation about an image", description="Talks about images; /help lists what it knows."
-    )
+def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", nargs="?")
     parser.add_argument(
         "--out", metavar="DIR", default="out/chat", help="where each turn is written (default: %(default)s)"
     )
     add_model_options(parser)
-    parser.set_defaults(run=_chat)
 
 
 def _chat(options) -> None:
@@ -133,4 +127,13 @@ def _chat(options) -> None:
     converse(lambda: load_model(options), options.image, options.out)
 
 
-COMMANDS = (add_ask, add_chat)
+COMMANDS = (
+    Command("ask", "ask one question about one image", "Asks for masks in an image.", _ask_arguments, _ask),
+    Command(
+        "chat",
+        "talk about an image",
+        "A conversation about images in the terminal; /help lists its commands.",
+        _chat_arguments,
+        _chat,
+    ),
+)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Parser
+from reasonseg.cli.options import Command, Parser, verbs_of
 
 
-def add_bank(commands) -> None:
-    """`bank add|list|remove`."""
-    parser = commands.add_parser(
-        "bank", help="annotated images to choose examples from", description="Keeps a reference bank."
-    )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=Parser)
+def _arguments(parser: Parser) -> None:
+    verbs = verbs_of(parser)
     one = verbs.add_parser("add", help="copy an image and its mask into a bank")
     one.add_argument("folder", metavar="DIR")
     one.add_argument("image", metavar="IMAGE")
@@ -48,4 +44,4 @@ def _remove(options) -> None:
     print(f"removed {options.id}")
 
 
-COMMANDS = (add_bank,)
+COMMANDS = (Command("bank", "keep annotated images to choose examples from", "Keeps a reference bank.", _arguments),)

@@ -1,4 +1,4 @@
-"""Looks at the machine and says what works, what does not, and the remedy."""
+"""`doctor`: looks at the machine and says what works, what does not, and the remedy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import platform
 import shutil
 from pathlib import Path
 
+from reasonseg.cli.options import Command, Parser
+
 EXTRAS = {
     "train": ("tensorboard",),
     "serve": ("fastapi", "uvicorn", "prometheus_client", "gradio"),
@@ -16,6 +18,22 @@ EXTRAS = {
     "sam": ("segment_anything",),
 }
 CORE = ("torch", "torchvision", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow", "supervision")
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--plan", metavar="MODEL", help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id"
+    )
+
+
+def _doctor(options) -> int:
+    from reasonseg.runtime import quiet_libraries
+
+    if options.plan:
+        quiet_libraries()
+        print_plan(options.plan)
+        return 0
+    return examine()
 
 
 def examine() -> int:
@@ -60,3 +78,29 @@ def examine() -> int:
     free = shutil.disk_usage(Path.home()).free / 2**30
     print(f"  free disk under home: {free:.0f} GiB")
     return int(failed)
+
+
+def print_plan(model: str) -> None:
+    """What a model takes of a GPU, and the smallest usual one that has it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from reasonseg.training.memory import QUESTIONS, card, plan
+
+    table = Table(title=f"{model}: GiB of a GPU")
+    for name in ("language model in", "weights", "answer", "LoRA", "all of it"):
+        table.add_column(name, justify="left" if name == "language model in" else "right")
+    for row in plan(model):
+        said = [f"{row[k]:.1f} ({card(row[k])})" if row[k] else "" for k in ("answer", "lora", "whole")]
+        table.add_row(row["precision"], f"{row['weights']:.1f}", *said)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask decoder and prompter too; layers "
+        "computed again in the backward pass, train.checkpointing=true; one part of a batch at once, train.accumulate). LoRA "
+        "beside int8 or nf4 is QLoRA. Added up without a GPU, with 0.6 GiB for CUDA itself; in brackets the smallest usual "
+        "card that holds it. Several GPUs share the last column (shard=true)."
+    )
+
+
+COMMANDS = (Command("doctor", "check what works on this machine", "Checks the machine; names the remedy.", _arguments, _doctor),)

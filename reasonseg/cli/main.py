@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from reasonseg import __version__
-from reasonseg.cli import ask, bank, evaluate, model, scenes, serve, train
-from reasonseg.cli.options import Parser
+from reasonseg.cli.options import Command, Parser
+from reasonseg.config.kinds import files, kind_module, kinds
 from reasonseg.errors import InputError
 
 
@@ -29,8 +29,8 @@ def console() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. User mistakes are one line on stderr and exit code 2."""
-    options = read_arguments(arguments)
     try:
+        options = read_arguments(arguments)
         return options.run(options) or 0
     except InputError as error:
         print(f"reasonseg: {' '.join(str(error).split())}", file=sys.stderr)
@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """What a command line says."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser(words[0] if words else "", tuple(words[1:]))
+    options, rest = parser.parse_known_args(words)
     if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         options.overrides += rest  # key=value after an option, which argparse does not take for the same list
     elif rest:
@@ -53,22 +54,32 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     return options
 
 
-def build_parser() -> Parser:
-    """All commands and their options."""
+def commands(word: str = "") -> list[Command]:
+    """All commands: those of this folder, and those that installed packages add (group `reasonseg.cli`).
+
+    Other packages are looked through only where `word`, the command that runs, is not one of ours.
+    """
+    own = [command for name in files("cli") for command in kind_module("cli", name).COMMANDS]
+    if word in {command.name for command in own}:
+        return own
+    added = [name for name in kinds("cli") if name not in files("cli")]
+    return own + [command for name in added for command in kind_module("cli", name).COMMANDS]
+
+
+def build_parser(word: str | None = None, asked: tuple[str, ...] = ()) -> Parser:
+    """The parser of all commands; options are added to the command `word` alone, or to all (None)."""
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-    groups = [
-        ask.COMMANDS,
-        train.COMMANDS,
-        model.COMMANDS,
-        evaluate.COMMANDS,
-        scenes.COMMANDS,
-        bank.COMMANDS,
-        serve.COMMANDS,
-    ]
-    for add in (add for group in groups for add in group):
-        add(commands)
+    added = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    for command in commands(word or ""):
+        one = added.add_parser(
+            command.name, help=command.help, description=command.description, epilog=command.epilog or None
+        )
+        if word in (None, command.name):
+            one.asked = asked
+            command.arguments(one)
+            if command.run is not None:
+                one.set_defaults(run=command.run)
     return parser
 
 

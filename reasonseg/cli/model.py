@@ -1,16 +1,11 @@
-"""`import`, `merge`, `show` and `doctor`."""
+"""`import` and `merge`: other layouts of a model into a folder of ours."""
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Parser, add_model_options, load_model
+from reasonseg.cli.options import Command, Parser
 
 
-def add_import(commands) -> None:
-    """`import SRC DST`."""
-    parser = commands.add_parser(
-        "import", help="released LISA or LLaVA weights into a model folder",
-        description="Reads a released checkpoint (LISA v1; LLaVA v1 with --sam) and writes a folder for --model.",
-    )  # fmt: skip
+def _import_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder, hub id, or the weight file of a training checkpoint")
     parser.add_argument("target", metavar="DST")
     parser.add_argument("--verify", action="store_true", help="run the original segment-anything beside it and compare")
@@ -23,40 +18,33 @@ def add_import(commands) -> None:
     )
     parser.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit")
     parser.add_argument("--revision", help="of a hub model")
-    parser.set_defaults(run=_import)
 
 
 def _import(options) -> None:
     from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
-    from reasonseg.checkpoints.folder import DTYPES
-    from reasonseg.checkpoints.released.verify import differences, read_to_import
+    from reasonseg.checkpoints.folder import STORED, load, save
+    from reasonseg.checkpoints.released.verify import differences
 
-    layout, segmenter = read_to_import(
-        options.source, revision=options.revision, dtype=DTYPES.get(options.dtype), clip=options.clip,
-        sam_from=options.sam, template=options.template, at=options.read, allow=tuple(options.allow),
+    parts = load(
+        options.source, device="cpu", dtype=options.dtype or STORED, clip=options.clip, sam=options.sam,
+        template=options.template, read=options.read, allow=tuple(options.allow), revision=options.revision,
     )  # fmt: skip
-    segmenter.save_pretrained(options.target)
-    count = sum(p.numel() for p in segmenter.parameters()) / 1e6
+    save(parts, options.target)
+    count = sum(p.numel() for p in parts.parameters()) / 1e6
     print(f"{count:.1f} M parameters written to {options.target}")
     if options.verify:
-        found = differences(segmenter, layout, options.sam)
+        found = differences(parts, options.source, options.sam)
         print("largest difference to segment-anything: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
 
 
-def add_merge(commands) -> None:
-    """`merge SRC DST`."""
-    parser = commands.add_parser(
-        "merge", help="a fine-tuned model's changes and the model below them, as one folder",
-        description="Folds the changes that finetune wrote (train.save=changes, or --quantization) into a whole model.",
-    )  # fmt: skip
+def _merge_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder with changes.yaml")
     parser.add_argument("target", metavar="DST")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: float32)"
     )
-    parser.set_defaults(run=_merge)
 
 
 def _merge(options) -> None:
@@ -77,63 +65,19 @@ def _merge(options) -> None:
     print(f"wrote {options.target}")
 
 
-def add_show(commands) -> None:
-    """`show config` and `show model`."""
-    parser = commands.add_parser(
-        "show", help="print a config or a model", description="What a config or a model says, in full."
-    )
-    what = parser.add_subparsers(title="what", required=True, metavar="WHAT", parser_class=Parser)
-    config = what.add_parser("config", help="the resolved settings of a config")
-    config.add_argument("config", metavar="CONFIG")
-    config.add_argument("overrides", nargs="*", metavar="key=value")
-    config.set_defaults(run=_show_config)
-    model = what.add_parser("model", help="parts and sizes of a model")
-    add_model_options(model)
-    model.set_defaults(run=_show_model)
-
-
-def _show_config(options) -> None:
-    from reasonseg.runtime import quiet_libraries
-
-    quiet_libraries()
-    import yaml
-
-    from reasonseg.config.schema import dump
-    from reasonseg.config.training import read_run
-
-    settings = read_run(options.config, options.overrides)
-    print(yaml.safe_dump(dump(settings), sort_keys=False, allow_unicode=True), end="")
-
-
-def _show_model(options) -> None:
-    from reasonseg.evaluation.tables import print_model
-
-    print_model(load_model(options, notice=False))
-
-
-def add_doctor(commands) -> None:
-    """`doctor`."""
-    parser = commands.add_parser(
-        "doctor", help="what works on this machine", description="Checks the machine; names the remedy."
-    )
-    parser.add_argument(
-        "--plan", metavar="MODEL", help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id"
-    )
-    parser.set_defaults(run=_doctor)
-
-
-def _doctor(options) -> int:
-    from reasonseg.runtime import quiet_libraries
-
-    if options.plan:
-        quiet_libraries()
-        from reasonseg.evaluation.tables import print_plan
-
-        print_plan(options.plan)
-        return 0
-    from reasonseg.cli.doctor import examine
-
-    return examine()
-
-
-COMMANDS = (add_import, add_merge, add_show, add_doctor)
+COMMANDS = (
+    Command(
+        "import",
+        "convert released weights into a model folder",
+        "Reads whatever --model reads (LISA v1, LLaVA v1 with --sam, VLP-SAM, SegGPT ...) and writes a folder for --model.",
+        _import_arguments,
+        _import,
+    ),
+    Command(
+        "merge",
+        "write a fine-tuned model's changes and their base as one folder",
+        "Folds the changes that finetune wrote (train.save=changes, or --quantization) into a whole model.",
+        _merge_arguments,
+        _merge,
+    ),
+)

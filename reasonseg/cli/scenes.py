@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Parser, positive
+from reasonseg.cli.options import Command, Parser, positive, verbs_of
 
 
-def add_scenes(commands) -> None:
-    """`scenes draw` and `scenes sprites`."""
-    parser = commands.add_parser("scenes", help="draw scenes or render sprites", description="The embedded world.")
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB", parser_class=Parser)
+def _arguments(parser: Parser) -> None:
+    verbs = verbs_of(parser)
     draw = verbs.add_parser("draw", help="a contact sheet of scenes with questions and true masks")
     draw.add_argument("--out", required=True, metavar="DIR")
     draw.add_argument("--split", default="val")
@@ -40,4 +38,4 @@ def _scenes_sprites(options) -> None:
     print(f"wrote {render_pack(Path(options.out))} sprites and index.json to {options.out}")
 
 
-COMMANDS = (add_scenes,)
+COMMANDS = (Command("scenes", "draw synthetic scenes or render sprites", "Synthetic scenes with exact masks.", _arguments),)

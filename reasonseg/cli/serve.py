@@ -6,15 +6,11 @@ import os
 import sys
 from typing import Any
 
-from reasonseg.cli.options import add_model_options, load_model, positive
+from reasonseg.cli.options import Command, Parser, add_model_options, load_model, model_keywords, positive
 from reasonseg.errors import InputError
 
 
-def add_serve(commands) -> None:
-    """`serve`."""
-    parser = commands.add_parser(
-        "serve", help="answer over HTTP", description="Answers questions over HTTP, see /docs there."
-    )
+def _arguments(parser: Parser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)")
     parser.add_argument("--port", type=positive, default=8000, help="(default: %(default)s)")
     parser.add_argument(
@@ -40,7 +36,6 @@ def add_serve(commands) -> None:
     parser.add_argument("--tls-cert", metavar="FILE")
     parser.add_argument("--tls-key", metavar="FILE")
     add_model_options(parser)
-    parser.set_defaults(run=_serve)
 
 
 def _serve(options) -> None:
@@ -90,8 +85,6 @@ def _fleet(options) -> None:
         from reasonseg.serving.ray_serve import run
     except ImportError as error:
         raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
-    from reasonseg.cli.options import model_keywords
-
     if options.tls_cert or options.tls_key:
         raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
     limits, token = _guards(options)
@@ -101,71 +94,4 @@ def _fleet(options) -> None:
     )  # fmt: skip
 
 
-def add_annotate(commands) -> None:
-    """`annotate INPUT OUTPUT`."""
-    parser = commands.add_parser(
-        "annotate", help="masks of many pictures, on one machine or many", description="Annotates pictures on Ray."
-    )
-    parser.add_argument("input", metavar="INPUT", help="a folder, a .parquet with a column image, or a COCO .json")
-    parser.add_argument(
-        "output", metavar="OUTPUT", help="parquet files and annotations.json are written there; resumes"
-    )
-    parser.add_argument("--ask", action="append", default=[], metavar="TEXT", help="asked about every picture")
-    parser.add_argument("--queries", metavar="FILE", help="questions, one a line")
-    parser.add_argument("--bank", metavar="DIR", default="", help="annotated images to choose examples from")
-    parser.add_argument("--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)")
-    parser.add_argument("--by", choices=["pixel", "global", "thing"], default="pixel")
-    parser.add_argument("--address", metavar="A", help="of a Ray cluster, or auto (default: this machine)")
-    parser.add_argument(
-        "--models", type=positive, metavar="N", help="at work at a time (default: one a GPU, or one for two cores)"
-    )
-    parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="pictures that go through together (default: 16)"
-    )
-    parser.add_argument(
-        "--shard", type=positive, default=64, metavar="N", help="pictures of one unit of work (default: 64)"
-    )
-    add_model_options(parser)
-    parser.set_defaults(run=_annotate)
-
-
-def _annotate(options) -> None:
-    try:
-        from reasonseg.serving.ray_annotate import Task, annotate, questions_in
-    except ImportError as error:
-        raise InputError(f"annotate needs {error.name}: pip install 'reasonseg[fleet]'") from None
-    from reasonseg.cli.options import model_keywords
-
-    questions = (*options.ask, *(questions_in(options.queries) if options.queries else ()))
-    bank = os.path.abspath(options.bank) if options.bank else ""
-    model = model_keywords(options)
-    for name in ("source", "clip", "sam"):  # the pool has folders of its own
-        if model.get(name) and os.path.exists(model[name]):
-            model[name] = os.path.abspath(model[name])
-    task = Task(questions, bank, options.shots, options.by, model, options.batch)
-    counts = annotate(
-        options.input, options.output, task, address=options.address, models=options.models, shard=options.shard,
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
-    print(", ".join(f"{n} {status}" for status, n in sorted(counts.items())) + f"; wrote {options.output}")
-
-
-def add_export(commands) -> None:
-    """`export SRC DST --format F`."""
-    parser = commands.add_parser(
-        "export", help="answers in the formats of others", description="Writes masks in another format."
-    )
-    parser.add_argument("source", metavar="SRC", help="the folder of ask --out, or of annotate")
-    parser.add_argument("out", metavar="DST")
-    parser.add_argument("--format", choices=["coco", "labelme", "yolo", "png", "labelstudio"], required=True)
-    parser.set_defaults(run=_export)
-
-
-def _export(options) -> None:
-    from reasonseg.structures.export import export, records
-
-    export(records(options.source), options.out, options.format)
-    print(f"wrote {options.out}")
-
-
-COMMANDS = (add_serve, add_annotate, add_export)
+COMMANDS = (Command("serve", "answer over HTTP", "Answers questions over HTTP; see /docs there.", _arguments, _serve),)

@@ -7,12 +7,13 @@ find it by its file name, or by the names in its `NAMES`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
 
+from reasonseg.config.kinds import kind_module, kinds
 from reasonseg.errors import InputError
 from reasonseg.structures.sample import Sample
 
@@ -31,6 +32,31 @@ class Name:
     fields: Mapping[str, Any] = field(default_factory=dict)
     splits: tuple[str, ...] = ("train", "val", "test")
     evaluated: bool = True
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """A data set as commands know it: its `Config`, and what goes with its name."""
+
+    name: Name
+    config: type
+
+    def build(self, **given: Any) -> Any:
+        """Its settings with what was `given`, as far as it has such settings."""
+        known = {field.name for field in fields(self.config)}
+        return self.config(**self.name.fields, **{k: v for k, v in given.items() if k in known})
+
+
+def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:
+    """Every data set by its name; those of `words` that are dotted paths to a module are taken too."""
+    asked = (words,) if isinstance(words, str) else words
+    dotted = [w for w in asked if "." in w and "/" not in w and not w.startswith("-") and "=" not in w]
+    found: dict[str, NamedSet] = {}
+    for kind in [*kinds("datasets"), *dotted]:
+        module = kind_module("datasets", kind, "data set")
+        for name, entry in getattr(module, "NAMES", {kind: Name()}).items():
+            found[name] = NamedSet(entry, module.Config)
+    return found
 
 
 class TrainingData(Protocol):
