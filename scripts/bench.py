@@ -29,7 +29,7 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter
-from reasonseg.backbones import base as speaking
+from reasonseg.backbones import base as backbones
 from reasonseg.nn.feature_store import FeatureStore
 from reasonseg.nn.features import Features
 from reasonseg.nn.lora import add_lora, fold_adapters
@@ -42,7 +42,7 @@ WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat 
 
 
 class Forced(LogitsProcessor):
-    """Says the given ids, whatever the scores; counts them as our own chooser does."""
+    """Says the given ids, whatever the scores; counts them as our own processor does."""
 
     def __init__(self, ids: list[int]):
         self.ids, self.steps, self.probabilities = ids, 0, []
@@ -61,12 +61,12 @@ class Forced(LogitsProcessor):
 @contextmanager
 def forced(ids: list[int]):
     """Our engine says these ids."""
-    kept = speaking.MarkerLogitsProcessor
-    speaking.MarkerLogitsProcessor = lambda *_, **__: Forced(ids)
+    kept = backbones.MarkerLogitsProcessor
+    backbones.MarkerLogitsProcessor = lambda *_, **__: Forced(ids)
     try:
         yield
     finally:
-        speaking.MarkerLogitsProcessor = kept
+        backbones.MarkerLogitsProcessor = kept
 
 
 def answer_of(segmenter: Segmenter, length: int) -> list[int]:
@@ -294,7 +294,7 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of the difference over the norm)."""
     from segment_anything import sam_model_registry
 
-    from reasonseg.checkpoints.released import lisa, sam
+    from reasonseg.checkpoints.released import sam
     from reasonseg.nn.meta_init import WeightFiller, meta_init
 
     gpu = torch.cuda.is_available()
@@ -302,7 +302,7 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     original = sam_model_registry[vit]().eval()
     weights = original.state_dict()
     with meta_init():
-        decoder = lisa.meta_sam(list(weights), lambda k: tuple(weights[k].shape))
+        decoder = sam.meta_sam(list(weights), lambda k: tuple(weights[k].shape))
     filling = WeightFiller(decoder, device, dtype, Path(vit))
     for key, value in weights.items():
         filling.put([f"model.{name}" for name in sam.renamed(key, sam.head_layers(list(weights)))], value, key)

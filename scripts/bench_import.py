@@ -110,10 +110,9 @@ def write(folder: Path, layers: int) -> int:
 
 
 def prove_shapes() -> None:
-    """Fills a hollow LISA-7B with tensors that have only shapes; raises where one is missing, left over or reshaped."""
+    """Fills a LISA-7B without values with tensors that have only shapes; raises where one is missing, left over or reshaped."""
     from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import Layout
-    from reasonseg.checkpoints.released.lisa import meta_sam
 
     class Shapes:
         of = shapes(32)
@@ -126,7 +125,7 @@ def prove_shapes() -> None:
     with meta_init():
         vision = CLIPVisionConfig(**CLIP).to_dict()
         model = llava.LlavaForConditionalGeneration(llava.network_of(layout, vision))
-        decoder = meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
+        decoder = sam.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
     whole = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"model": model}), "decoder": decoder})
     filling = WeightFiller(whole, torch.device("meta"), torch.bfloat16, layout.folder)
     for name in names:

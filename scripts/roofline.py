@@ -26,12 +26,14 @@ from transformers import DynamicCache
 from reasonseg import Query, Segmenter
 from reasonseg.backbones import llava
 from reasonseg.checkpoints.folder import DTYPES
+from reasonseg.checkpoints.parts import Parts
 from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.decoders import sam
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import EMBEDDED
 from reasonseg.prompters import seg_token
+from reasonseg.segmenters.base import segmenter_of
 from reasonseg.training.memory import LISA, lisa_network
 from scripts.bench import answer_of, environment, forced, image, show, timed
 
@@ -57,7 +59,8 @@ def random_lisa(name: str, device: torch.device, dtype: torch.dtype) -> Segmente
         "decoder": Kind("sam", sam.Config()),
     }
     settings = ModelSettings(**parts, about={"name": f"{name}, random weights"})
-    return Segmenter(settings, backbone, pointing.build().to(device, dtype), decoder).eval()
+    prompter = pointing.build().to(device, dtype)
+    return segmenter_of(Parts(settings, backbone, prompter, decoder)).eval()
 
 
 def seconds(work: Callable[[], object], runs: int) -> float:
@@ -96,7 +99,7 @@ def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
     speaking = (network.get_decoder(), network.get_output_embeddings())
     drawing = (segmenter.prompter, decoder.model.mask_decoder)
     said = partial(
-        backbone.speak,
+        backbone.generate,
         [query],
         seen,
         max_new_tokens=tokens,

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 
@@ -262,3 +263,21 @@ def indexed_table(root: Path) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), table / "train.parquet")
     (table / "labels.json").write_text((folder / "labels.json").read_text())
     return table
+
+
+STEPS = 3
+
+
+def config(folder: Path, root: str, **stage) -> str:
+    """A run on a folder in which some questions ask in vain, so that parts of a batch hold different counts."""
+    settings = {
+        "objective": "language", "steps": STEPS, "batch": 8, "lr": 1e-3, "warmup": 1, "optimizer": "adamw",
+        "train": ["segmenter.prompter.", "segmenter.decoder.model.mask_decoder.", "segmenter.backbone.model.model.language"],
+    }  # fmt: skip
+    tree = {
+        "start": "embedded", "data": {"kind": "folder", "root": root, "absent": 0.5}, "stages": {"words": settings | stage},
+        "bf16": False, "workers": 0, "log_every": 1, "save_every": STEPS, "out": str(folder / "out"),
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    return str(folder / "run.yaml")

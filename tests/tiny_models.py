@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from transformers import AutoTokenizer
 
 from reasonseg.nn.pretrained import EMBEDDED
@@ -42,3 +43,20 @@ def tiny_qwen(folder: Path):
     network |= {"image_token_id": ids["<|image_pad|>"], "video_token_id": ids["<|video_pad|>"]}
     network |= {"vision_start_token_id": ids["<|vision_start|>"], "vision_end_token_id": ids["<|vision_end|>"]}
     return str(folder), network
+
+
+def reference_model():
+    """References and SAM, without words, small and fresh."""
+    from reasonseg import Segmenter
+    from reasonseg.config.model import ModelSettings
+    from reasonseg.config.schema import Kind
+    from reasonseg.decoders.sam import Config as SamConfig
+    from reasonseg.prompters.vlp import Config
+
+    torch.manual_seed(0)
+    settings = ModelSettings(Kind("sam", SamConfig.example()), references=Kind("vlp", Config.example()))
+    segmenter = Segmenter.build(settings).eval()
+    for weight in segmenter.decoder.model.mask_decoder.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    return segmenter

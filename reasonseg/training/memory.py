@@ -177,7 +177,7 @@ def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
 
 
 def _released(place: Path) -> tuple[nn.Module, nn.Module]:
-    from reasonseg.checkpoints.released import lisa, llava
+    from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import recognise
 
     layout = recognise(place)
@@ -187,7 +187,7 @@ def _released(place: Path) -> tuple[nn.Module, nn.Module]:
         )
     tower = llava.tower_folder(layout, None)
     network = llava.LlavaForConditionalGeneration(llava.network_of(layout, llava.tower_config(layout, tower)))
-    return network, lisa.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)).model
+    return network, sam.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)).model
 
 
 def encoding(parts: Parts) -> int:

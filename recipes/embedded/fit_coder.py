@@ -36,10 +36,10 @@ def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]
         samples = [data[i] for i in range(start, min(start + BATCH, count))]
         images, of_image = distinct([s.query.image for s in samples])
         features = tower_features(segmenter, backbone.pixels.batch(images, segmenter.device, torch.float32))
-        taught = backbone.teach(samples, segmenter.prompter.config.at)
-        tokens.append(segmenter.prompter(taught.states).tokens[:, 0])
+        output = backbone.teach(samples, segmenter.prompter.config.at)
+        tokens.append(segmenter.prompter(output.states).tokens[:, 0])
         masks = torch.cat([framed_masks(torch.from_numpy(s.truth.masks), backbone.pixels.size) for s in samples])
-        pooled.append(pool(features[[of_image[i] for i in taught.of]], patch_shares(masks, backbone.grid)))
+        pooled.append(pool(features[[of_image[i] for i in output.sample_index]], patch_shares(masks, backbone.grid)))
     return torch.cat(pooled), torch.cat(tokens)
 
 
