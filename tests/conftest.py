@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parity import PARITY, TITLE, oracle
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -44,14 +44,6 @@ def picture():
     return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
 
-def oracle(*parts):
-    """A file of the reference outputs, or a loud skip where they are absent."""
-    path = SHARED.joinpath("oracle", *parts)
-    if not path.exists():
-        pytest.skip(f"LOUD: reference outputs are absent ({'/'.join(parts)}); parity is NOT tested here")
-    return path
-
-
 @pytest.fixture(scope="session")
 def results():
     """What the reference's data loaders returned."""
@@ -62,27 +54,6 @@ def results():
 def masks():
     """The masks that `results` name."""
     return np.load(oracle("E_data", "masks.npz"))
-
-
-TITLE = """# Parity with the reference implementations
-
-Written by `pytest tests/checkpoints/released tests/decoders/test_seggpt.py --parity-table docs/parity.md` (float32, CPU),
-from what the reference implementations printed on tiny random weights in the released layouts. `B ...` is SAM alone,
-`eval_*` LISA's chat path, `forward_*` its teacher-forced one, `C ...` VLP-SAM step by step, `F ...` SegGPT (`train_*` with
-random patches masked; its gradient norms agree too). Token ids are compared too, and are equal in every case.
-"""
-PARITY: list[
-    tuple[str, str, float, float]
-] = []  # (case, what is compared, largest difference, allowed), for docs/parity.md
-
-
-def close(case, what, found, expected, atol=2e-4, rtol=0.0):
-    """Asserts that arrays agree, and notes by how much they differ."""
-    found = found.numpy(force=True) if hasattr(found, "numpy") else np.asarray(found)
-    expected = np.asarray(expected)
-    difference = float(np.abs(found - expected).max()) if expected.size else 0.0
-    PARITY.append((case, what, difference, atol))
-    np.testing.assert_allclose(found, expected, atol=atol, rtol=rtol)
 
 
 def pytest_addoption(parser):

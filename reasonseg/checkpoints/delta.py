@@ -43,9 +43,11 @@ class Changes:
     @classmethod
     def of(cls, segmenter: nn.Module, alpha: float) -> Changes:
         """What a model's training works on (everything that requires a gradient), before adapters are folded."""
+        from peft.tuners.lora import LoraLayer
+
         found, rows = {}, []
         for name, layer in adapters(segmenter).items():
-            if hasattr(layer, "lora_A"):
+            if isinstance(layer, LoraLayer):
                 found |= {f"lora_{s}:{name}": getattr(layer, f"lora_{s}")[NAME].weight for s in "AB"}
             elif not layer.tied_adapter:
                 found[f"rows:{name}.weight"], rows = layer.trainable_tokens_delta[NAME], layer.token_indices[NAME]

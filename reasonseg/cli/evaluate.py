@@ -74,8 +74,7 @@ def _benchmark_arguments(parser: Parser, name: str, config: type) -> None:
 
 def _model(options: argparse.Namespace, *needs: Any) -> Any:
     """The model that is scored; None where predictions are. Raises `InputError` where it lacks one of `needs`."""
-    from reasonseg.datasets.base import named_sets
-from reasonseg.runtime import quiet_libraries
+    from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
     if options.predictions:

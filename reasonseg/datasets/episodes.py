@@ -95,6 +95,10 @@ class Episodes:
     def __len__(self) -> int:
         return self.config.count if self.labels else 0
 
+    def id(self, i: int) -> str:
+        """The name of episode `i`."""
+        return f"{self.config.benchmark}-{self.config.fold}-{self.config.group}-{i}"
+
     def __getitem__(self, i: int) -> Sample:
         if not 0 <= i < len(self):
             raise IndexError(i)
@@ -106,9 +110,8 @@ class Episodes:
         text = f"Segment the {label}." if config.prompt == "label" else ""
         truth = Answer("", (mask == 1)[None], np.ones(1), [label], "found")
         ignored = mask == BOUNDARY
-        name = f"{config.benchmark}-{config.fold}-{config.group}-{i}"
         sample = Query(image, text, references=references)
-        return Sample(sample, truth, name, config.group, ignored if ignored.any() else None)
+        return Sample(sample, truth, self.id(i), config.group, ignored if ignored.any() else None)
 
 
 class DrawnEpisodes:

@@ -71,7 +71,7 @@ class Mix:
         """The name of sample `i`, its set in front."""
         name, k = self.places[i]
         data = self.sets[name]
-        return f"{name}: {data.id(k) if hasattr(data, 'id') else data[k].id}"
+        return f"{name}: {data.id(k)}"
 
     def __getitem__(self, i: int) -> Sample:
         name, k = self.places[i]

@@ -90,6 +90,10 @@ class Scenes:
     def __len__(self) -> int:
         return self.config.count
 
+    def id(self, i: int) -> str:
+        """The name of sample `i`."""
+        return f"{self.config.split}-{i}"
+
     def __getitem__(self, i: int) -> Sample:
         return self.known(i)[0]
 
@@ -108,7 +112,7 @@ class Scenes:
         status = "found" if labels else "absent"
         truth = Answer(question.answer, masks, np.ones(len(masks)), labels, status)
         query = Query(scene.image, question.text, references)
-        return Sample(query, truth, f"{self.config.split}-{i}", question.level), scene, question
+        return Sample(query, truth, self.id(i), question.level), scene, question
 
     def _references(self, i: int, sprite: Sprite, others: list[Scene]) -> list[Reference]:
         named = np.random.default_rng([self.config.seed, 5, i]).random() < self.config.labelled

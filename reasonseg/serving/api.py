@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -25,6 +25,7 @@ from reasonseg import __version__
 from reasonseg.errors import InputError
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.requests import (
     Ask,
     Limits,
@@ -43,7 +44,6 @@ from reasonseg.serving.session import Session
 from reasonseg.structures.answer import Answer
 
 log = logging.getLogger("reasonseg.serving")
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 GRACE = 1.0  # seconds a late answer is still waited for
 GUARDED = (
     "/v1/",
@@ -59,35 +59,6 @@ class Failure(Exception):
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         self.response = JSONResponse({"error": message}, status, headers)
-
-
-class Metrics:
-    """What /metrics shows, in a registry of its own so that several apps can live in a process."""
-
-    def __init__(self, engine_depth: Callable[[], int], conversations: Callable[[], int]):
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "reasonseg_requests_total", "requests by path and status", ["path", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "reasonseg_request_seconds", "from first byte to last", ["path"], buckets=SECONDS, registry=self.registry
-        )
-        self.batch = Histogram(
-            "reasonseg_batch_size", "questions answered together", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
-        )
-        self.wait = Histogram(
-            "reasonseg_queue_seconds", "waiting for the model", buckets=SECONDS, registry=self.registry
-        )
-        self.work = Histogram("reasonseg_model_seconds", "a batch took", buckets=SECONDS, registry=self.registry)
-        for name, help_, read in (
-            ("reasonseg_queue_depth", "requests that wait", engine_depth),
-            ("reasonseg_conversations", "conversations kept", conversations),
-        ):
-            Gauge(name, help_, registry=self.registry).set_function(read)
-
-    def observe(self, event: str, value: float) -> None:
-        """For the engine."""
-        getattr(self, event).observe(value)
 
 
 def make_app(

@@ -24,7 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from reasonseg.datasets.folder import PICTURES, Config, Folder
+from reasonseg.datasets.folder import Config, Folder
+from reasonseg.datasets.layouts.base import PICTURES
 from reasonseg.errors import InputError
 from reasonseg.structures.images import atomic_write, read_image, read_mask
 from reasonseg.structures.query import Reference

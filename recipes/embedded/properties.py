@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Scenes, pack_of
-from reasonseg.datasets.synthetic.questions import FRAMES
 from reasonseg.datasets.synthetic.sprites import Sprite
+from reasonseg.datasets.synthetic.wordings import FRAMES
 from reasonseg.errors import InputError
 from reasonseg.segmenters.base import Segmenter
 from reasonseg.segmenters.prompting import distinct

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import oracle
+from parity import oracle
 from small_data import parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import InputError
@@ -58,7 +58,7 @@ def test_semantic_asks_for_named_classes(tmp_path):
         ("mapillary", {"bird", "ground animal", "curb"}),
     ):
         data = Semantic(str(semantic(tmp_path / name, name)), name).build()
-        samples = data.taught(0, 12, np.random.default_rng(0))
+        samples = data.training_samples(0, 12, np.random.default_rng(0))
         assert {s.truth.labels[0] for s in samples} <= wanted and len({s.truth.labels[0] for s in samples}) >= 2
         for s in samples:
             value = next(k for k, n in data.names.items() if n == s.truth.labels[0])
@@ -74,7 +74,7 @@ def test_semantic_asks_for_named_classes(tmp_path):
 def test_parts_are_named_in_two_ways(tmp_path):
     data = Parts(str(parts(tmp_path))).build()
     assert data.pictures == 2, "one picture shows nothing to ask for"
-    samples = data.taught(0, 40, np.random.default_rng(0))
+    samples = data.training_samples(0, 40, np.random.default_rng(0))
     assert {s.truth.labels[0] for s in samples} == {"mug", "mug handle", "the handle of the mug"}
 
 
@@ -82,7 +82,7 @@ def test_conversations_carry_what_was_said_before(tmp_path):
     data = Vqa(str(vqa(tmp_path))).build()
     assert data[0].query.history == (("What is it?", "A cup."),) and data[0].truth.text == "Red."
     assert data[1].query.history == () and not len(data[1].truth.masks)
-    assert {s.truth.text for s in data.taught(0, 20, np.random.default_rng(0))} == {"A cup.", "Red."}
+    assert {s.truth.text for s in data.training_samples(0, 20, np.random.default_rng(0))} == {"A cup.", "Red."}
 
 
 @pytest.mark.parametrize("which", ["reason_explanatory0.5", "reason_explanatory-1", "refer_3sets"])
@@ -103,7 +103,7 @@ def test_everything_lisa_draws_we_draw(which):
     drawn: dict[tuple, list] = {}
     for k, data in enumerate(sets):
         for picture in range(data.pictures):
-            for s in data.taught(picture, 1500, np.random.default_rng([k, picture])):
+            for s in data.training_samples(picture, 1500, np.random.default_rng([k, picture])):
                 key = (" ".join(s.query.text.split()), s.truth.text.replace("<SEG>", "[SEG]"), s.query.size)
                 drawn.setdefault(key, []).append(s.truth.masks)
     for case in cases:

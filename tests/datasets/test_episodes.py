@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import oracle
+from parity import oracle
 from PIL import Image
 
 from reasonseg import Answer, InputError

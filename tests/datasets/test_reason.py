@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from conftest import oracle
+from parity import oracle
 from small_data import reason_seg
 
 from reasonseg.datasets.reason import Config, read_annotation, read_pair

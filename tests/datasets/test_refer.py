@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import oracle
+from parity import oracle
 from small_data import refer
 
 from reasonseg.datasets.refer import Config

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import close, oracle
+from parity import close, oracle
 from PIL import Image
 from transformers import SegGptForImageSegmentation
 

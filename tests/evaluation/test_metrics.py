@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import oracle
+from parity import oracle
 
 from reasonseg import InputError
 from reasonseg.evaluation.metrics import Counts, bootstrap, bootstrap_mean, count, mean_iou, refusals

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import oracle
+from parity import oracle
 
 from reasonseg.errors import InputError
 from reasonseg.nn.llama_tokenizer import LlamaPieces

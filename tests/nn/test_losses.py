@@ -1,6 +1,6 @@
 import numpy as np
 import torch
-from conftest import oracle
+from parity import oracle
 
 from reasonseg.nn import losses
 

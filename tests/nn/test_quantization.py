@@ -1,7 +1,7 @@
 """8-bit and 4-bit language models mark what the full one marks, and nothing else is quantised."""
 
 import pytest
-from conftest import oracle
+from parity import oracle
 
 from reasonseg import Segmenter
 from reasonseg.errors import InputError

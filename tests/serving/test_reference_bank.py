@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from small_data import pairs
+from tiny_models import reference_model
 
 from reasonseg import InputError
 from reasonseg.serving.reference_bank import FEATURES, Bank, add, remove, similarity

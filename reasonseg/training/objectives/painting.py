@@ -8,12 +8,12 @@ from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
+from reasonseg.datasets.synthetic.shown_families import Families
 from reasonseg.decoders.seggpt import block
 from reasonseg.nn import losses
 from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.reference_masks import region
 from reasonseg.training.objectives.base import Objective, mean_overlap, resampled
-from reasonseg.training.objectives.references import Families
 
 SHARPNESS = 2.0  # of the projection with which readers begin
 MAX_THINGS = 3  # of a family that are painted

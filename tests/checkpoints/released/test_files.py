@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import oracle
+from parity import oracle
 
 from reasonseg import Query, Segmenter
 from reasonseg.checkpoints.folder import STORED, load

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import close, oracle
+from parity import close, oracle
 from PIL import Image
 
 from reasonseg import Answer, Query, Sample, Segmenter

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import close, oracle
+from parity import close, oracle
 from PIL import Image
 
 from reasonseg import Segmenter

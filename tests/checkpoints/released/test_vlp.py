@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import close, oracle
+from parity import close, oracle
 
 from reasonseg import Query, Reference, Segmenter
 from reasonseg.errors import InputError
