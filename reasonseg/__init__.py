@@ -6,7 +6,8 @@
     answer = segmenter(Query.open("photo.jpg", "the cup one could drink from"))
     answer.save("out/answer")
 
-The data classes load at once; what needs torch (`Segmenter`, `Session`, `Bank`) loads when it is first touched.
+The data classes load at once; what needs torch (`Segmenter`, `Session`, `Bank`) loads when it is
+first touched.
 """
 
 from reasonseg.errors import InputError

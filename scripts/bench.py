@@ -1,4 +1,5 @@
-"""Speed as ratios of paired runs in one process: bench.py latency|throughput|evaluation|training|encoder [--json FILE].
+"""Speed as ratios of paired runs in one process: bench.py
+latency|throughput|evaluation|training|encoder [--json FILE].
 
 latency     one question on a new image, and a follow-up on the same, against (a) the reference protocol: no key-value cache, the
             vision tower and the language model over the whole prefix at every token, image encoder at every question; and (b) a
@@ -10,7 +11,8 @@ training    a step of 8 questions, adapters and mask decoder trained: frozen enc
 encoder     SAM's --vit with random weights, --batch pictures at once (bfloat16 on a GPU): eager, sdpa and compiled against the
             original package (extra `sam`), one by one in float32
 
-A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their range.
+A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their
+range.
 """
 
 import argparse
@@ -38,7 +40,14 @@ from reasonseg.structures.answer import Answer
 from reasonseg.structures.sample import Sample
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8
-WORDS = ("the cup", "what flies", "the largest animal", "the red car", "the cat left of the tree", "something to eat")
+WORDS = (
+    "the cup",
+    "what flies",
+    "the largest animal",
+    "the red car",
+    "the cat left of the tree",
+    "something to eat",
+)
 
 
 class Forced(LogitsProcessor):
@@ -49,7 +58,9 @@ class Forced(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         """Scores in which the next given id is the greatest."""
-        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+        return torch.full_like(scores.float(), -torch.inf).scatter(
+            1, self.choose(scores)[:, None], 0.0
+        )
 
     def choose(self, scores):
         """The next given id, for every row."""
@@ -85,7 +96,9 @@ def reference(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarr
     for token in answer:
         row = torch.tensor([ids], device=segmenter.device)
         embedded = backbone.embed(row, backbone.encode([query.image]))
-        hidden = model.model.language_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        hidden = model.model.language_model(
+            inputs_embeds=embedded, use_cache=False
+        ).last_hidden_state
         _ = model.lm_head(hidden)[:, -1].argmax(-1)
         ids = [*ids, token]
     place = len(ids) - len(answer) + answer.index(backbone.markers.seg) - 1
@@ -98,10 +111,15 @@ def plain(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
     backbone = segmenter.backbone
     row = torch.tensor([backbone.prompt_ids(query)], device=segmenter.device)
     out = backbone.model.generate(
-        inputs_embeds=backbone.embed(row, backbone.encode([query.image])), attention_mask=torch.ones_like(row),
-        max_new_tokens=len(answer), do_sample=False, output_hidden_states=True, return_dict_in_generate=True,
-        logits_processor=LogitsProcessorList([Forced(answer)]), pad_token_id=backbone.tokenizer.pad_token_id,
-    )  # fmt: skip
+        inputs_embeds=backbone.embed(row, backbone.encode([query.image])),
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=len(answer),
+        do_sample=False,
+        output_hidden_states=True,
+        return_dict_in_generate=True,
+        logits_processor=LogitsProcessorList([Forced(answer)]),
+        pad_token_id=backbone.tokenizer.pad_token_id,
+    )
     step = answer.index(backbone.markers.seg)
     return drawn(segmenter, query, out.hidden_states[step][-1][:, -1])
 
@@ -109,7 +127,9 @@ def plain(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
 def drawn(segmenter: Segmenter, query: Query, state: torch.Tensor) -> np.ndarray:
     """Encodes the image and draws one mask."""
     features = segmenter.decoder.encode([query.image])
-    logits, _ = segmenter.decoder.decode(features, torch.zeros(1, dtype=torch.long), segmenter.prompter(state))
+    logits, _ = segmenter.decoder.decode(
+        features, torch.zeros(1, dtype=torch.long), segmenter.prompter(state)
+    )
     return (segmenter.decoder.restore(logits, query.size) > 0).cpu().numpy()
 
 
@@ -150,12 +170,20 @@ def latency(segmenter: Segmenter, runs: int) -> dict:
     """First question and follow-up, by answer length."""
     seconds = {str(length): latency_of(segmenter, length, runs) for length in LENGTHS}
     spread = {
-        f"{ours}_over_{baseline}": {length: ratio(spent, baseline, ours) for length, spent in seconds.items()}
+        f"{ours}_over_{baseline}": {
+            length: ratio(spent, baseline, ours) for length, spent in seconds.items()
+        }
         for ours in ("first", "followup")
         for baseline in ("reference", "plain")
     }
-    ratios = {name: {length: r["median"] for length, r in by_length.items()} for name, by_length in spread.items()}
-    medians = {length: {k: statistics.median(v) for k, v in spent.items()} for length, spent in seconds.items()}
+    ratios = {
+        name: {length: r["median"] for length, r in by_length.items()}
+        for name, by_length in spread.items()
+    }
+    medians = {
+        length: {k: statistics.median(v) for k, v in spent.items()}
+        for length, spent in seconds.items()
+    }
     return {"ratios": ratios, "spread": spread, "seconds": medians}
 
 
@@ -183,7 +211,8 @@ def latency_of(segmenter: Segmenter, length: int, runs: int) -> dict[str, list[f
 def throughput(segmenter: Segmenter, runs: int) -> dict:
     """Batches against one by one; sizes of images and lengths of questions mixed."""
     queries = [
-        Query(image(i, (360 + 40 * (i % 4), 640 - 60 * (i % 3))), WORDS[i % len(WORDS)]) for i in range(max(BATCHES))
+        Query(image(i, (360 + 40 * (i % 4), 640 - 60 * (i % 3))), WORDS[i % len(WORDS)])
+        for i in range(max(BATCHES))
     ]
 
     def asked(count: int, batch: int):
@@ -193,7 +222,9 @@ def throughput(segmenter: Segmenter, runs: int) -> dict:
 
     ratios, spread, spent = {}, {}, {}
     for n in BATCHES:
-        seconds = paired({"single": lambda n=n: asked(n, 1), "batch": lambda n=n: asked(n, n)}, max(runs // 2, 3))
+        seconds = paired(
+            {"single": lambda n=n: asked(n, 1), "batch": lambda n=n: asked(n, n)}, max(runs // 2, 3)
+        )
         spread[str(n)] = ratio(seconds, "single", "batch")
         ratios[str(n)] = spread[str(n)]["median"]
         spent[str(n)] = {"questions_per_second": n / statistics.median(seconds["batch"])}
@@ -214,12 +245,18 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         embedded = backbone.embed(ids, backbone.encode([q.image for q in queries]))
-        hidden = backbone.model.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
+        hidden = backbone.model.model.language_model(
+            inputs_embeds=embedded, attention_mask=mask
+        ).last_hidden_state
         _ = backbone.model.lm_head(hidden)
-        return torch.stack([hidden[i, len(row) - len(answer) + place - 1] for i, row in enumerate(rows)])
+        return torch.stack(
+            [hidden[i, len(row) - len(answer) + place - 1] for i, row in enumerate(rows)]
+        )
 
     def masks(features, prompt: Prompt):
-        logits, _ = segmenter.decoder.decode(features, torch.zeros(SENTENCES, dtype=torch.long), prompt)
+        logits, _ = segmenter.decoder.decode(
+            features, torch.zeros(SENTENCES, dtype=torch.long), prompt
+        )
         return (segmenter.decoder.restore(logits, queries[0].size) > 0).cpu().numpy()
 
     def theirs():
@@ -240,7 +277,13 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
             segmenter.decoder.encode = whole
 
     seconds = paired(
-        {"reference": theirs, "ours": ours, "reference-": lambda: without(theirs), "ours-": lambda: without(ours)}, runs
+        {
+            "reference": theirs,
+            "ours": ours,
+            "reference-": lambda: without(theirs),
+            "ours-": lambda: without(ours),
+        },
+        runs,
     )
     spread = {
         "evaluation_over_reference": ratio(seconds, "reference", "ours"),
@@ -262,7 +305,9 @@ def training(segmenter: Segmenter, runs: int) -> dict:
         truth = Answer("The thing <SEG>.", mask, [1.0], [words], "found")
         samples.append(Sample(Query(image(k), words), truth, str(k), ""))
     segmenter.train().requires_grad_(False)
-    trained = list(segmenter.prompter.parameters()) + list(segmenter.decoder.model.mask_decoder.parameters())
+    trained = list(segmenter.prompter.parameters()) + list(
+        segmenter.decoder.model.mask_decoder.parameters()
+    )
     trained += add_lora(segmenter.backbone.layers, 8, 16.0)
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -277,7 +322,10 @@ def training(segmenter: Segmenter, runs: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         kept = FeatureStore(Path(folder))
-        works = {"encoders at every step": lambda: step(None, "every"), "kept": lambda: step(kept, "kept")}
+        works = {
+            "encoders at every step": lambda: step(None, "every"),
+            "kept": lambda: step(kept, "kept"),
+        }
         step(kept, "kept")
         seconds = paired(works, runs)
     fold_adapters(segmenter.backbone.layers)
@@ -291,7 +339,9 @@ def training(segmenter: Segmenter, runs: int) -> dict:
 
 @torch.inference_mode()
 def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) -> dict:
-    """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of the difference over the norm)."""
+    """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of
+    the difference over the norm).
+    """
     from segment_anything import sam_model_registry
 
     from reasonseg.checkpoints.released import sam
@@ -305,7 +355,11 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
         decoder = sam.meta_sam(list(weights), lambda k: tuple(weights[k].shape))
     filling = WeightFiller(decoder, device, dtype, Path(vit))
     for key, value in weights.items():
-        filling.put([f"model.{name}" for name in sam.renamed(key, sam.head_layers(list(weights)))], value, key)
+        filling.put(
+            [f"model.{name}" for name in sam.renamed(key, sam.head_layers(list(weights)))],
+            value,
+            key,
+        )
     filling.done()
     pixels = torch.stack([decoder.eval().pixels(image(i)) for i in range(batch)]).to(device)
     original.to(device)
@@ -328,11 +382,18 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
     spread = {f"{name}_over_original": ratio(seconds, "original", name) for name in names}
     truth = made["original"]
     return {
-        "ratios": {k: v["median"] for k, v in spread.items()}, "spread": spread, "pictures": batch, "encoder": vit,
-        "relative_error": {name: float((made[name] - truth).norm() / truth.norm()) for name in names},
-        "mask_pixels_apart": {name: float((masks[name] != masks["original"]).float().mean()) for name in names},
+        "ratios": {k: v["median"] for k, v in spread.items()},
+        "spread": spread,
+        "pictures": batch,
+        "encoder": vit,
+        "relative_error": {
+            name: float((made[name] - truth).norm() / truth.norm()) for name in names
+        },
+        "mask_pixels_apart": {
+            name: float((masks[name] != masks["original"]).float().mean()) for name in names
+        },
         "seconds": {k: statistics.median(v) for k, v in seconds.items()},
-    }  # fmt: skip
+    }
 
 
 def clicked(decoder, embedding: torch.Tensor) -> torch.Tensor:
@@ -358,9 +419,12 @@ def environment(segmenter: Segmenter | None) -> dict:
     device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
     model = segmenter.fingerprint if segmenter else ""
     return {
-        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-        "device": device, "model": model,
-    }  # fmt: skip
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": device,
+        "model": model,
+    }
 
 
 def show(tree: dict, lead: str = "") -> None:
@@ -369,17 +433,25 @@ def show(tree: dict, lead: str = "") -> None:
         if isinstance(value, dict):
             show(value, f"{lead}{name} ")
         else:
-            print(f"{lead}{name}: {value:.3f}" if isinstance(value, float) else f"{lead}{name}: {value}")
+            print(
+                f"{lead}{name}: {value:.3f}"
+                if isinstance(value, float)
+                else f"{lead}{name}: {value}"
+            )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mode", choices=MODES)
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--compile", action="store_true", help="our step of a word")
-    parser.add_argument("--vit", choices=["vit_b", "vit_l", "vit_h"], default="vit_b", help="of encoder")
+    parser.add_argument(
+        "--vit", choices=["vit_b", "vit_l", "vit_h"], default="vit_b", help="of encoder"
+    )
     parser.add_argument("--batch", type=int, default=1, help="pictures of encoder")
     options = parser.parse_args()
     alone = options.mode == "encoder"

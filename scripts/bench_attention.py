@@ -1,7 +1,8 @@
 """What our two ways of attention gain, as ratios of seconds in one process.
 
-`products`: two plain products against torch's fused CPU kernel, forward and backward. `places`: SegGPT's relative positions as
-more channels under a fused kernel, against transformers' own layer, forward.
+`products`: two plain products against torch's fused CPU kernel, forward and backward. `places`:
+SegGPT's relative positions as more channels under a fused kernel, against transformers' own layer,
+forward.
 
 bench_attention.py [--tokens N] [--side N]
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from transformers import SegGptConfig
 from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
-from reasonseg.decoders.seggpt import attend as placed
+from reasonseg.nn.canvas import attend as placed
 from reasonseg.nn.attention import attend
 
 RUNS = 8
@@ -23,7 +24,10 @@ RUNS = 8
 
 def seconds(attention, tokens: int, batch: int = 64, heads: int = 6, width: int = 32) -> float:
     """One pass forward and backward in bfloat16."""
-    parts = [torch.randn(batch, heads, tokens, width, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    parts = [
+        torch.randn(batch, heads, tokens, width, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
+    ]
     began = time.perf_counter()
     attention(*parts).float().sum().backward()
     return time.perf_counter() - began
@@ -41,18 +45,32 @@ def seconds_placed(attention, layer: SegGptAttention, side: int) -> float:
 def told(name: str, spent: list[dict[str, float]], theirs: str, ours: str) -> None:
     """Prints the median ratio; the first run warms up."""
     ratios = sorted(run[theirs] / run[ours] for run in spent[1:])
-    print(f"{name}: {theirs} / {ours} {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(
+        f"{name}: {theirs} / {ours} {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "
+        f"{ratios[-1]:.2f})"
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=196)
-    parser.add_argument("--side", type=int, default=28, help="patches across a SegGPT picture (28: as released)")
+    parser.add_argument(
+        "--side", type=int, default=28, help="patches across a SegGPT picture (28: as released)"
+    )
     options = parser.parse_args()
-    ways = {"fused": F.scaled_dot_product_attention, "products": lambda q, k, v: attend(None, q, k, v)[0]}
-    spent = [{name: seconds(way, options.tokens) for name, way in ways.items()} for _ in range(RUNS)]
+    ways = {
+        "fused": F.scaled_dot_product_attention,
+        "products": lambda q, k, v: attend(None, q, k, v)[0],
+    }
+    spent = [
+        {name: seconds(way, options.tokens) for name, way in ways.items()} for _ in range(RUNS)
+    ]
     told(f"{options.tokens} tokens", spent, "fused", "products")
     layer = SegGptAttention(SegGptConfig()).eval()
     layers = {"transformers": lambda layer, x: layer(x)[0], "places": placed}
-    spent = [{n: seconds_placed(w, layer, options.side) for n, w in layers.items()} for _ in range(RUNS)]
+    spent = [
+        {n: seconds_placed(w, layer, options.side) for n, w in layers.items()} for _ in range(RUNS)
+    ]
     told(f"SegGPT ViT-L, {2 * options.side**2} tokens", spent, "transformers", "places")

@@ -1,10 +1,11 @@
 """LISA-7B's shapes with random weights, in the released layout: imported, asked, and measured.
 
-bench_import.py [--layers N] [--device D] [--dtype T] [--quantization int8|nf4] [--folder DIR] [--keep] [--json FILE]
-bench_import.py --shapes      only proves, on the meta device, that every tensor of the released model finds its place
+bench_import.py [--layers N] [--device D] [--dtype T] [--quantization int8|nf4] [--folder DIR]
+[--keep] [--json FILE] bench_import.py --shapes      only proves, on the meta device, that every
+tensor of the released model finds its place
 
-The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the extra `sam` for the names
-of SAM's tensors.
+The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the extra
+`sam` for the names of SAM's tensors.
 """
 
 import argparse
@@ -26,26 +27,41 @@ from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.nn.meta_init import WeightFiller, meta_init
 
 WIDTH, INNER, HEADS, ROWS = 4096, 11008, 32, 32003
-CLIP = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+CLIP = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
 CLIP |= {"image_size": 224, "patch_size": 14, "projection_dim": 768, "hidden_act": "quick_gelu"}
 SHARD = 3 * 2**30
 
 
 def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name, shape and stored precision of every tensor of a released LISA-7B with so many layers."""
+    """Name, shape and stored precision of every tensor of a released LISA-7B with so many
+    layers.
+    """
     from segment_anything import sam_model_registry
 
     half, full = torch.bfloat16, torch.float32
-    found = {"model.embed_tokens.weight": ((ROWS, WIDTH), half), "lm_head.weight": ((ROWS, WIDTH), half)}
+    found = {
+        "model.embed_tokens.weight": ((ROWS, WIDTH), half),
+        "lm_head.weight": ((ROWS, WIDTH), half),
+    }
     found["model.norm.weight"] = ((WIDTH,), half)
     for i in range(layers):
         lead = f"model.layers.{i}."
         found |= {f"{lead}self_attn.{p}_proj.weight": ((WIDTH, WIDTH), half) for p in "qkvo"}
         found |= {f"{lead}mlp.{p}_proj.weight": ((INNER, WIDTH), half) for p in ("gate", "up")}
         found[f"{lead}mlp.down_proj.weight"] = ((WIDTH, INNER), half)
-        found |= {f"{lead}{p}_layernorm.weight": ((WIDTH,), half) for p in ("input", "post_attention")}
+        found |= {
+            f"{lead}{p}_layernorm.weight": ((WIDTH,), half) for p in ("input", "post_attention")
+        }
         found[f"{lead}self_attn.rotary_emb.inv_freq"] = ((WIDTH // HEADS // 2,), full)
-    found |= {"model.mm_projector.weight": ((WIDTH, 1024), half), "model.mm_projector.bias": ((WIDTH,), half)}
+    found |= {
+        "model.mm_projector.weight": ((WIDTH, 1024), half),
+        "model.mm_projector.bias": ((WIDTH,), half),
+    }
     for number, (rows, columns) in {0: (WIDTH, WIDTH), 2: (256, WIDTH)}.items():
         found[f"model.text_hidden_fcs.0.{number}.weight"] = ((rows, columns), full)
         found[f"model.text_hidden_fcs.0.{number}.bias"] = ((rows,), full)
@@ -57,14 +73,32 @@ def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 def config(layers: int) -> dict:
     """config.json as released."""
     return {
-        "architectures": ["LISAForCausalLM"], "model_type": "llava", "hidden_size": WIDTH, "intermediate_size": INNER,
-        "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "num_hidden_layers": layers, "vocab_size": ROWS,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu", "bos_token_id": 1, "eos_token_id": 2,
-        "pad_token_id": 0, "mm_hidden_size": 1024, "mm_use_im_start_end": True, "mm_use_im_patch_token": False,
-        "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2, "out_dim": 256, "train_mask_decoder": True,
-        "vision_tower": "openai/clip-vit-large-patch14", "mm_vision_tower": "openai/clip-vit-large-patch14",
-        "tie_word_embeddings": False, "use_cache": False,
-    }  # fmt: skip
+        "architectures": ["LISAForCausalLM"],
+        "model_type": "llava",
+        "hidden_size": WIDTH,
+        "intermediate_size": INNER,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "num_hidden_layers": layers,
+        "vocab_size": ROWS,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "mm_hidden_size": 1024,
+        "mm_use_im_start_end": True,
+        "mm_use_im_patch_token": False,
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "out_dim": 256,
+        "train_mask_decoder": True,
+        "vision_tower": "openai/clip-vit-large-patch14",
+        "mm_vision_tower": "openai/clip-vit-large-patch14",
+        "tie_word_embeddings": False,
+        "use_cache": False,
+    }
 
 
 def tokenizer(folder: Path) -> None:
@@ -78,9 +112,14 @@ def tokenizer(folder: Path) -> None:
     ]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_writer=model, model_type="bpe", vocab_size=2000, byte_fallback=True,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(words),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=2000,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
     pieces = LlamaPieces(model.getvalue(), {}, legacy=True)
     pieces.add_tokens(["[SEG]", "<im_start>", "<im_end>"])
     pieces.save_pretrained(folder)
@@ -105,12 +144,16 @@ def write(folder: Path, layers: int) -> int:
             largest = max(largest, size)
             shard, size, number = {}, 0, number + 1
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
-    CLIPVisionModel(CLIPVisionConfig(**CLIP)).to(torch.float16).save_pretrained(folder / "clip-vit-large-patch14")
+    CLIPVisionModel(CLIPVisionConfig(**CLIP)).to(torch.float16).save_pretrained(
+        folder / "clip-vit-large-patch14"
+    )
     return largest
 
 
 def prove_shapes() -> None:
-    """Fills a LISA-7B without values with tensors that have only shapes; raises where one is missing, left over or reshaped."""
+    """Fills a LISA-7B without values with tensors that have only shapes; raises where one is
+    missing, left over or reshaped.
+    """
     from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import Layout
 
@@ -126,23 +169,37 @@ def prove_shapes() -> None:
         vision = CLIPVisionConfig(**CLIP).to_dict()
         model = llava.LlavaForConditionalGeneration(llava.network_of(layout, vision))
         decoder = sam.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k))
-    whole = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"model": model}), "decoder": decoder})
+    whole = torch.nn.ModuleDict(
+        {"backbone": torch.nn.ModuleDict({"model": model}), "decoder": decoder}
+    )
     filling = WeightFiller(whole, torch.device("meta"), torch.bfloat16, layout.folder)
     for name in names:
         value = torch.empty(layout.shape(name), device="meta")
         if name.startswith("model.visual_model."):
-            ours = sam.renamed(name.removeprefix("model.visual_model."), sam.head_layers(layout.sam_keys))
+            ours = sam.renamed(
+                name.removeprefix("model.visual_model."), sam.head_layers(layout.sam_keys)
+            )
             filling.put([f"decoder.model.{o}" for o in ours], value, name)
         elif not name.startswith("model.text_hidden_fcs."):
             filling.put(["backbone." + llava.target(name)], value, name)
-    elsewhere = ("backbone.model.model.vision_tower.", "backbone.model.model.multi_modal_projector.linear_2.")
+    elsewhere = (
+        "backbone.model.model.vision_tower.",
+        "backbone.model.model.multi_modal_projector.linear_2.",
+    )
     filling.done(allow=elsewhere)
-    print(f"{len(Shapes.of)} tensors, every one in its place; only CLIP's and the identity come from elsewhere")
+    print(
+        f"{len(Shapes.of)} tensors, every one in its place; only CLIP's and the identity come "
+        "from elsewhere"
+    )
 
 
 def peak_host() -> int:
     """The most memory this process ever held, in bytes, mapped files included (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -172,19 +229,26 @@ def measure(folder: Path, options) -> dict:
     }
     found["host_peak_loading_gib"] = host / gib
     if on_gpu:
-        found |= {"device_peak_loading_gib": peak / gib, "device_peak_gib": torch.cuda.max_memory_allocated() / gib}
+        found |= {
+            "device_peak_loading_gib": peak / gib,
+            "device_peak_gib": torch.cuda.max_memory_allocated() / gib,
+        }
         found["device"] = torch.cuda.get_device_name()
     return {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", action="store_true")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--device")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", choices=["int8", "nf4"])
-    parser.add_argument("--folder", type=Path, help="where the weights are written, or lie from an earlier run")
+    parser.add_argument(
+        "--folder", type=Path, help="where the weights are written, or lie from an earlier run"
+    )
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -195,7 +259,15 @@ if __name__ == "__main__":
     if largest:
         print(f"wrote {folder}, largest shard {largest / 2**30:.2f} GiB")
     if largest:  # measured in a process of its own: writing leaves a peak behind
-        again = [sys.executable, "-m", "scripts.bench_import", "--folder", str(folder), "--dtype", options.dtype]
+        again = [
+            sys.executable,
+            "-m",
+            "scripts.bench_import",
+            "--folder",
+            str(folder),
+            "--dtype",
+            options.dtype,
+        ]
         again += ["--device", options.device] if options.device else []
         again += ["--quantization", options.quantization] if options.quantization else []
         again += ["--json", str(options.json)] if options.json else []

@@ -1,5 +1,5 @@
-"""What 8-bit and 4-bit language models cost in masks, on drawn test scenes: compare_quantization.py [--model M]
-[--limit N] [--json FILE].
+"""What 8-bit and 4-bit language models cost in masks, on drawn test scenes: compare_quantization.py
+[--model M] [--limit N] [--json FILE].
 """
 
 import argparse
@@ -22,7 +22,9 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def compare(samples: list[Sample], full: list[Answer], small: list[Answer]) -> dict[str, float]:
-    """Loss of gIoU (over questions the full model finds something for), share with the same objects, masks gone blank."""
+    """Loss of gIoU (over questions the full model finds something for), share with the same
+    objects, masks gone blank.
+    """
     drops, same, blank = [], [], 0
     for sample, a, b in zip(samples, full, small, strict=True):
         pairs = list(zip(a.masks, b.masks, strict=False))
@@ -35,7 +37,12 @@ def compare(samples: list[Sample], full: list[Answer], small: list[Answer]) -> d
                 for answer in (a, b)
             ]
             drops.append(scores[0] - scores[1])
-    return {"giou_drop": float(np.mean(drops)), "same_object": float(np.mean(same)), "blank": blank, "n": len(samples)}
+    return {
+        "giou_drop": float(np.mean(drops)),
+        "same_object": float(np.mean(same)),
+        "blank": blank,
+        "n": len(samples),
+    }
 
 
 def answers(model: Segmenter, samples: list[Sample], name: str) -> list[Answer]:

@@ -1,4 +1,6 @@
-"""Asks the embedded model about the bundled pictures, one a level, and writes what it sees: demo.py FOLDER."""
+"""Asks the embedded model about the bundled pictures, one a level, and writes what it sees:
+demo.py FOLDER.
+"""
 
 import argparse
 import json
@@ -34,12 +36,14 @@ def main() -> None:
         cells.append((overlay, f"{level}: {question['text']}\n{answer.text} ({answer.status})"))
         scores = ", ".join(f"{s:.2f}" for s in answer.scores)
         print(
-            f"{level:10} {question['text']}\n{'':10} {answer.text}  [{answer.status}{': ' + scores if scores else ''}]"
+            f"{level:10} {question['text']}\n{'':10} {answer.text}  "
+            f"[{answer.status}{': ' + scores if scores else ''}]"
         )
     with atomic_write(out / "sheet.png") as aside:
         contact_sheet(cells).save(aside, format="PNG")
     print(
-        f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with answer.json in {out}/LEVEL"
+        f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with "
+        f"answer.json in {out}/LEVEL"
     )
 
 

@@ -1,7 +1,9 @@
-"""Draws the pictures of the demo, one a level, from the validation split: draw_demo_pictures.py [--seed N].
+"""Draws the pictures of the demo, one a level, from the validation split: draw_demo_pictures.py
+[--seed N].
 
-Of the seeds from N on it takes the first on which the embedded model is right about all seven: a demo shows what is meant to
-happen, and how often that happens is measured (`reasonseg eval scenes`), not shown.
+Of the seeds from N on it takes the first on which the embedded model is right about all seven: a
+demo shows what is meant to happen, and how often that happens is measured (`reasonseg eval
+scenes`), not shown.
 """
 
 import argparse
@@ -47,7 +49,9 @@ def main() -> None:
         samples = [data[i] for i in range(len(data))]
         files = [drawn(sample) for sample in samples]
         pictures = [read_image(file) for file in files]
-        queries = [Query(picture, s.query.text) for picture, s in zip(pictures, samples, strict=True)]
+        queries = [
+            Query(picture, s.query.text) for picture, s in zip(pictures, samples, strict=True)
+        ]
         answers = segmenter.batch(queries)
         if all(is_right(answer, s.truth) for answer, s in zip(answers, samples, strict=True)):
             break

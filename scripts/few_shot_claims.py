@@ -1,8 +1,10 @@
-"""What examples are worth, measured on drawn scenes with the embedded models: every figure with its 95 % interval.
+"""What examples are worth, measured on drawn scenes with the embedded models: every figure with its
+95 % interval.
 
     python -m scripts.few_shot_claims [few-shot,composed,selection,ensembles] [--limit 1000] [--seggpt DIR] [--out out/claims.json]
 
-Differences are paired: the same pictures on both sides. Groups that were finished are kept and not measured again.
+Differences are paired: the same pictures on both sides. Groups that were finished are kept and not
+measured again.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def main() -> None:
     parser.add_argument("--model", default=None)
     parser.add_argument("--seggpt", default="tiny-seggpt", metavar="M", help="for ensembles")
     parser.add_argument("--out", default="out/claims.json")
-    parser.add_argument("--docs", metavar="FILE", help="also write the tables there, after its mark <!-- claims -->")
+    parser.add_argument(
+        "--docs", metavar="FILE", help="also write the tables there, after its mark <!-- claims -->"
+    )
     options = parser.parse_args()
     out = Path(options.out)
     results = json.loads(out.read_text()) if out.is_file() else {}
@@ -51,10 +55,17 @@ def main() -> None:
 
     def model(which: str):
         if which not in models:
-            models[which] = Segmenter.from_pretrained(options.model if which == "words" else options.seggpt)
+            models[which] = Segmenter.from_pretrained(
+                options.model if which == "words" else options.seggpt
+            )
         return models[which]
 
-    measures = {"few-shot": few_shot, "composed": composed, "selection": selection, "ensembles": ensembles}
+    measures = {
+        "few-shot": few_shot,
+        "composed": composed,
+        "selection": selection,
+        "ensembles": ensembles,
+    }
     for group in options.groups.split(","):
         key = f"{group} ({options.limit})"
         if key not in results:
@@ -65,7 +76,12 @@ def main() -> None:
         show(key, results[key])
     if options.docs:
         file, mark = Path(options.docs), "<!-- claims -->"
-        text = file.read_text().split(mark)[0] + mark + "\n" + "".join(markdown(k, v) for k, v in results.items())
+        text = (
+            file.read_text().split(mark)[0]
+            + mark
+            + "\n"
+            + "".join(markdown(k, v) for k, v in results.items())
+        )
         with atomic_write(file) as aside:
             aside.write_text(text)
 
@@ -73,10 +89,12 @@ def main() -> None:
 def markdown(group: str, results: dict) -> str:
     """A table of one group for the docs."""
     rows = [
-        f"| {name} | {told(name, row)} | {'{:.3f} to {:.3f}'.format(*row['ci95'])} |\n" for name, row in results.items()
+        f"| {name} | {told(name, row)} | {'{:.3f} to {:.3f}'.format(*row['ci95'])} |\n"
+        for name, row in results.items()
     ]
-    return f"\n**{group.replace(')', ' episodes)')}**\n\n| what | mIoU | 95 % interval |\n|---|---|---|\n" + "".join(
-        rows
+    return (
+        f"\n**{group.replace(')', ' episodes)')}**\n\n| what | mIoU | 95 % interval "
+        "|\n|---|---|---|\n" + "".join(rows)
     )
 
 
@@ -90,7 +108,9 @@ def answered(segmenter, queries: list[Query], name: str) -> list[np.ndarray]:
     masks = []
     for start in tqdm(range(0, len(queries), BATCH), desc=name, disable=not sys.stderr.isatty()):
         for answer in segmenter.batch(queries[start : start + BATCH]):
-            masks.append(answer.masks.any(0) if len(answer.masks) else np.zeros(answer.masks.shape[1:], bool))
+            masks.append(
+                answer.masks.any(0) if len(answer.masks) else np.zeros(answer.masks.shape[1:], bool)
+            )
     return masks
 
 
@@ -98,7 +118,8 @@ def overlaps(samples, masks) -> list[dict]:
     """Counts of each sample's whole truth."""
     found = (count(m, s.truth.masks.any(0)) for s, m in zip(samples, masks, strict=True))
     return [
-        {"inter": c.inter, "union": c.union, "class": s.truth.labels[0]} for s, c in zip(samples, found, strict=True)
+        {"inter": c.inter, "union": c.union, "class": s.truth.labels[0]}
+        for s, c in zip(samples, found, strict=True)
     ]
 
 
@@ -123,7 +144,11 @@ def gain(rows: list[dict], over: list[dict], seed: int = 0) -> dict:
     draws = [rng.integers(len(of), size=len(of)) for _ in range(DRAWS)]
     values = [score(sides[0], d) - score(sides[1], d) for d in draws]
     value = score(sides[0], every) - score(sides[1], every)
-    return {"value": value, "ci95": [float(v) for v in np.percentile(values, [2.5, 97.5])], "n": len(rows)}
+    return {
+        "value": value,
+        "ci95": [float(v) for v in np.percentile(values, [2.5, 97.5])],
+        "n": len(rows),
+    }
 
 
 def episodes(limit: int, **fields) -> list:
@@ -139,17 +164,25 @@ def few_shot(model, limit: int) -> dict:
         for shots, prompt in ((1, "reference"), (5, "reference"), (1, "both"), (1, "label")):
             name = f"{group}, {prompt}, {shots} shot"
             samples = episodes(limit, group=group, shots=shots, prompt=prompt)
-            rows[name] = overlaps(samples, answered(model("words"), [s.query for s in samples], name))
+            rows[name] = overlaps(
+                samples, answered(model("words"), [s.query for s in samples], name)
+            )
             results[name] = miou(rows[name])
     for group in ("withheld", "seen"):
         one = rows[f"{group}, reference, 1 shot"]
-        results[f"{group}: gain of five references over one"] = gain(rows[f"{group}, reference, 5 shot"], one)
-        results[f"{group}: gain of the label beside a reference"] = gain(rows[f"{group}, both, 1 shot"], one)
+        results[f"{group}: gain of five references over one"] = gain(
+            rows[f"{group}, reference, 5 shot"], one
+        )
+        results[f"{group}: gain of the label beside a reference"] = gain(
+            rows[f"{group}, both, 1 shot"], one
+        )
     return results
 
 
 def composed(model, limit: int) -> dict:
-    """Words beside an example ("one like this, but red"), against the words alone and the example alone."""
+    """Words beside an example ("one like this, but red"), against the words alone and the
+    example alone.
+    """
     results = {}
     for withheld in (False, True):
         data = Scenes("test", limit, levels=("alike",), shown=1, withheld=withheld).build()
@@ -172,7 +205,9 @@ def composed(model, limit: int) -> dict:
 
 
 def selection(model, limit: int) -> dict:
-    """One of `POOL` references taken at random, or the most similar (prompt-SelF); then the nearest few together."""
+    """One of `POOL` references taken at random, or the most similar (prompt-SelF); then the
+    nearest few together.
+    """
     segmenter, rows = model("words"), {}
     data = Episodes(count=limit, shots=POOL, group="withheld").build()
     for i in tqdm(range(limit), desc="selection", disable=not sys.stderr.isatty()):
@@ -187,7 +222,9 @@ def selection(model, limit: int) -> dict:
     results = {name: miou(row) for name, row in rows.items()}
     for name in ("pixel", "global", "thing"):
         results[f"gain of {name} selection over random"] = gain(rows[name], rows["random"])
-        results[f"gain of four together over {name} selection alone"] = gain(rows[f"{name}, four together"], rows[name])
+        results[f"gain of four together over {name} selection alone"] = gain(
+            rows[f"{name}, four together"], rows[name]
+        )
     return results
 
 
@@ -200,14 +237,17 @@ def nearest(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, li
     picks = {}
     for by in ("pixel", "global", "thing"):
         values = [
-            float(similarity(seen[0], patches, share, by)) for patches, share in zip(seen[1:], shares, strict=True)
+            float(similarity(seen[0], patches, share, by))
+            for patches, share in zip(seen[1:], shares, strict=True)
         ]
         picks[by] = [pool[k] for k in np.argsort(values)[::-1]]
     return picks
 
 
 def ensembles(model, limit: int) -> dict:
-    """A SegGPT after one and after five references with each ensemble, and over the eight arrangements."""
+    """A SegGPT after one and after five references with each ensemble, and over the eight
+    arrangements.
+    """
     base, results = model("seggpt"), {}
     one, five = episodes(limit, shots=1), episodes(limit, shots=5)
     first = overlaps(one, answered(base, [s.query for s in one], "one reference"))
@@ -216,7 +256,10 @@ def ensembles(model, limit: int) -> dict:
         f"five references, {e}": (Examples(e, 1, base.references.config.type), five)
         for e in ("feature", "spatial", "mean")
     }
-    ways["one reference, eight arrangements"] = (Examples("feature", 8, base.references.config.type), one)
+    ways["one reference, eight arrangements"] = (
+        Examples("feature", 8, base.references.config.type),
+        one,
+    )
     for name, (config, samples) in ways.items():
         segmenter = base.with_references(Kind("examples", config)).eval()
         rows = overlaps(samples, answered(segmenter, [s.query for s in samples], name))

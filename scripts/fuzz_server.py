@@ -1,9 +1,11 @@
-"""Ten thousand malformed or hostile requests: no 5xx but 503, memory that stays, and the next good request right.
+"""Ten thousand malformed or hostile requests: no 5xx but 503, memory that stays, and the next good
+request right.
 
     python -m scripts.fuzz_server [--count 10000] [--out out/hostile.json]
 
-As many of each family: truncated pictures, bombs, wrong types, huge fields, random bytes, deep JSON, broken forms, strange
-paths and methods, strange headers, what schemathesis makes of our OpenAPI; and a few bodies that never end.
+As many of each family: truncated pictures, bombs, wrong types, huge fields, random bytes, deep
+JSON, broken forms, strange paths and methods, strange headers, what schemathesis makes of our
+OpenAPI; and a few bodies that never end.
 """
 
 from __future__ import annotations
@@ -84,7 +86,11 @@ NAMES = [
 def truncated(rng):
     """A picture that ends too early."""
     whole = picture(rng, kind=rng.choice(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
-    return "POST", "/v1/segment", {"files": {"image": whole[: rng.randrange(len(whole))]}, "data": {"text": "the cup"}}
+    return (
+        "POST",
+        "/v1/segment",
+        {"files": {"image": whole[: rng.randrange(len(whole))]}, "data": {"text": "the cup"}},
+    )
 
 
 def bombs(rng):
@@ -98,7 +104,11 @@ def wrong_types(rng):
     fields = {rng.choice(NAMES): rng.choice(ODD) for _ in range(rng.randrange(1, 5))}
     if rng.random() < 0.6:
         fields["image"] = base64.b64encode(picture(rng, 16)).decode()
-    return "POST", "/v1/segment", {"content": json.dumps(fields), "headers": {"content-type": "application/json"}}
+    return (
+        "POST",
+        "/v1/segment",
+        {"content": json.dumps(fields), "headers": {"content-type": "application/json"}},
+    )
 
 
 def huge_fields(rng):
@@ -106,15 +116,32 @@ def huge_fields(rng):
     size = rng.choice([10**4, 10**5, 10**6])
     fields = {"image": base64.b64encode(picture(rng, 16)).decode(), "text": "the cup"}
     fields |= rng.choice(
-        [{"text": "x" * size}, {"points": [[1, 2]] * (size // 10)}, {"text": "word " * (size // 5)}, {"x" * size: 1}]
+        [
+            {"text": "x" * size},
+            {"points": [[1, 2]] * (size // 10)},
+            {"text": "word " * (size // 5)},
+            {"x" * size: 1},
+        ]
     )
     return "POST", "/v1/segment", {"json": fields}
 
 
 def random_bytes(rng):
     """No format at all."""
-    kind = rng.choice(["application/json", "multipart/form-data; boundary=x", "text/plain", "application/x-pickle", ""])
-    return "POST", "/v1/segment", {"content": rng.randbytes(rng.randrange(5000)), "headers": {"content-type": kind}}
+    kind = rng.choice(
+        [
+            "application/json",
+            "multipart/form-data; boundary=x",
+            "text/plain",
+            "application/x-pickle",
+            "",
+        ]
+    )
+    return (
+        "POST",
+        "/v1/segment",
+        {"content": rng.randbytes(rng.randrange(5000)), "headers": {"content-type": kind}},
+    )
 
 
 def deep(rng):
@@ -123,7 +150,10 @@ def deep(rng):
     return (
         "POST",
         "/v1/segment",
-        {"content": rng.choice([b"[", b'{"a":']) * depth, "headers": {"content-type": "application/json"}},
+        {
+            "content": rng.choice([b"[", b'{"a":']) * depth,
+            "headers": {"content-type": "application/json"},
+        },
     )
 
 
@@ -165,8 +195,9 @@ def strange_paths(rng):
 def strange_headers(rng):
     """Headers nobody sends."""
     headers = {
-        rng.choice(["accept", "content-encoding", "transfer-encoding-x", "x-forwarded-for", "range"]): "a"
-        * rng.randrange(4000)
+        rng.choice(
+            ["accept", "content-encoding", "transfer-encoding-x", "x-forwarded-for", "range"]
+        ): "a" * rng.randrange(4000)
     }
     return "POST", "/v1/segment", {"json": {"image": 1}, "headers": headers}
 
@@ -232,7 +263,10 @@ def good(address: str) -> dict:
 
     with (PICTURES / "name.png").open("rb") as file:
         return httpx.post(
-            address + "/v1/segment", files={"image": file}, data={"text": "the umbrella"}, timeout=120
+            address + "/v1/segment",
+            files={"image": file},
+            data={"text": "the umbrella"},
+            timeout=120,
         ).json()
 
 
@@ -242,7 +276,14 @@ def schemathesis(address: str, count: int, seen: Counter) -> None:
     if not Path(command).is_file():
         seen["schemathesis", "not installed"] += 1
         return
-    options = ["--checks", "not_a_server_error", "--max-examples", str(count), "--phases", "fuzzing"]
+    options = [
+        "--checks",
+        "not_a_server_error",
+        "--max-examples",
+        str(count),
+        "--phases",
+        "fuzzing",
+    ]
     call = [command, "run", address + "/openapi.json", *options]
     done = subprocess.run(call, capture_output=True, text=True, timeout=1800)
     seen["schemathesis", "no 5xx" if done.returncode == 0 else "5xx: " + done.stdout[-1500:]] += 1

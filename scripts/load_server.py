@@ -1,8 +1,10 @@
-"""How a server holds up: 32 clients for a minute, against `segmenter.batch` called directly in the same run.
+"""How a server holds up: 32 clients for a minute, against `segmenter.batch` called directly in the
+same run.
 
     python -m scripts.load_server [--clients 32] [--seconds 60] [--out out/load.json]
 
-Goodput is answered questions a second; the baseline is the same questions in batches of 16, measured before and after.
+Goodput is answered questions a second; the baseline is the same questions in batches of 16,
+measured before and after.
 """
 
 from __future__ import annotations
@@ -51,22 +53,30 @@ def body_of(query: Query, number: int) -> bytes:
     file, image = io.BytesIO(), query.image.copy()
     image[0, 0] = number % 256, number // 256 % 256, 0
     Image.fromarray(image).save(file, format="PNG", compress_level=1)
-    return json.dumps({"image": base64.b64encode(file.getvalue()).decode(), "text": query.text}).encode()
+    return json.dumps(
+        {"image": base64.b64encode(file.getvalue()).decode(), "text": query.text}
+    ).encode()
 
 
-async def client(address: str, bodies: Iterator[bytes], until: float, seen: list[tuple[int, float]]) -> None:
+async def client(
+    address: str, bodies: Iterator[bytes], until: float, seen: list[tuple[int, float]]
+) -> None:
     """Asks one question after another; a 503 is waited out as Retry-After says."""
     async with httpx.AsyncClient(base_url=address, timeout=120) as http:
         while time.perf_counter() < until:
             body = next(bodies)
             began = time.perf_counter()
-            found = await http.post("/v1/segment", content=body, headers={"content-type": "application/json"})
+            found = await http.post(
+                "/v1/segment", content=body, headers={"content-type": "application/json"}
+            )
             seen.append((found.status_code, time.perf_counter() - began))
             if found.status_code == 503:
                 await asyncio.sleep(float(found.headers.get("retry-after", 1)))
 
 
-async def clients(address: str, bodies: Iterator[bytes], count: int, seconds: float) -> list[tuple[int, float]]:
+async def clients(
+    address: str, bodies: Iterator[bytes], count: int, seconds: float
+) -> list[tuple[int, float]]:
     """All of them."""
     seen: list[tuple[int, float]] = []
     until = time.perf_counter() + seconds
@@ -101,7 +111,11 @@ def main() -> None:
         "other_errors": sum(status not in (200, 503) for status, _ in seen),
         "p50": float(np.percentile(good, 50)),
         "p99": float(np.percentile(good, 99)),
-        "environment": {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "environment": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     Path(options.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -1,9 +1,11 @@
-"""LISA's claim in miniature: a model never asked what things are for, before and after 239 samples that reason.
+"""LISA's claim in miniature: a model never asked what things are for, before and after 239 samples
+that reason.
 
     python -m scripts.reasoning
 
-Trains `recipes/embedded/configs/plain.yaml` (no question about functions; killed, it goes on where it stopped), writes 239 questions about
-functions as a folder, runs `reasonseg finetune` on it, and asks the test split before and after. Paper: gIoU 44.4 -> 52.9.
+Trains `recipes/embedded/configs/plain.yaml` (no question about functions; killed, it goes on where
+it stopped), writes 239 questions about functions as a folder, runs `reasonseg finetune` on it, and
+asks the test split before and after. Paper: gIoU 44.4 -> 52.9.
 """
 
 import argparse
@@ -42,7 +44,9 @@ def without_words(seed: int = 0) -> Segmenter:
 
 
 def function_samples(count: int) -> Iterator[Sample]:
-    """Questions about functions of the training split, one a scene; scenes that give rise to none are passed over."""
+    """Questions about functions of the training split, one a scene; scenes that give rise to
+    none are passed over.
+    """
     data = Config("train", 10 * count, 239, size=252, levels=("function",)).build()
     found = 0
     for i in range(len(data)):
@@ -62,7 +66,14 @@ def write_samples(folder: Path, count: int) -> None:
     for i, sample in enumerate(function_samples(count)):
         Image.fromarray(sample.query.image).save(folder / f"{i:03}.png")
         masks = [to_rle(mask) for mask in sample.truth.masks]
-        lines.append({"image": f"{i:03}.png", "text": sample.query.text, "answer": sample.truth.text, "masks": masks})
+        lines.append(
+            {
+                "image": f"{i:03}.png",
+                "text": sample.query.text,
+                "answer": sample.truth.text,
+                "masks": masks,
+            }
+        )
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -74,10 +85,16 @@ def scored(source: Path, out: Path, limit: int) -> dict:
 
 def main() -> None:
     """Runs what is not finished yet and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("out/reasoning"))
-    parser.add_argument("--limit", type=int, default=1200, help="test questions in all, over the levels")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of finetune, such as train.lr=1e-3")
+    parser.add_argument(
+        "--limit", type=int, default=1200, help="test questions in all, over the levels"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of finetune, such as train.lr=1e-3"
+    )
     options = parser.parse_args()
     start, plain, folder = options.out / "start", options.out / "plain", options.out / "samples"
     if not (start / "settings.yaml").is_file():
@@ -85,17 +102,31 @@ def main() -> None:
     train(read_run("recipes/embedded/configs/plain.yaml", [f"start={start}", f"out={plain}"]))
     if not (folder / "samples.jsonl").is_file():
         write_samples(folder, SAMPLES)
-    how = ["train.lora=0", "train.max_steps=240", "train.batch=16", "train.lr=1e-3", "data.absent=0", "data.share=0.02"]
+    how = [
+        "train.lora=0",
+        "train.max_steps=240",
+        "train.batch=16",
+        "train.lr=1e-3",
+        "data.absent=0",
+        "data.share=0.02",
+    ]
     settings = parse(FinetuneSettings, override({}, [*how, *options.overrides]))
     finetune(
-        Segmenter.from_pretrained(plain / "model", dtype=torch.float32), str(folder), options.out / "tuned", settings
+        Segmenter.from_pretrained(plain / "model", dtype=torch.float32),
+        str(folder),
+        options.out / "tuned",
+        settings,
     )
     before, after = (
-        scored(p / "model", options.out / f"eval_{p.name}", options.limit) for p in (plain, options.out / "tuned")
+        scored(p / "model", options.out / f"eval_{p.name}", options.limit)
+        for p in (plain, options.out / "tuned")
     )
     print("| questions | never asked about functions | after 239 samples |\n|---|---|---|")
     for level in LEVELS:
-        cells = [f"{v['giou']:.3f} ({v['ci95'][0]:.3f} to {v['ci95'][1]:.3f})" for v in (before[level], after[level])]
+        cells = [
+            f"{v['giou']:.3f} ({v['ci95'][0]:.3f} to {v['ci95'][1]:.3f})"
+            for v in (before[level], after[level])
+        ]
         print(f"| {level} (n = {before[level]['n']}) | {' | '.join(cells)} |")
 
 

@@ -1,4 +1,5 @@
-"""Measures what was published (`scripts/published.yaml`) as far as weights and data are here; says what the rest lacks.
+"""Measures what was published (`scripts/published.yaml`) as far as weights and data are here; says
+what the rest lacks.
 
     scripts/reproduce.sh --models DIR --data DIR [--only WORD] [--out out/reproduce]
 
@@ -25,12 +26,16 @@ def read(models: str, data: str) -> list[dict]:
     rows = yaml.safe_load(PUBLISHED.read_text())
     for row in rows:
         row["needs"] = [place.format(models=models, data=data) for place in row["needs"]]
-        row["arguments"] = [part.format(models=models, data=data) for part in shlex.split(row["command"])]
+        row["arguments"] = [
+            part.format(models=models, data=data) for part in shlex.split(row["command"])
+        ]
     return rows
 
 
 def measure(arguments: list[str], out: Path) -> dict | None:
-    """The summary of a `reasonseg` command, run or gone on with in a folder of its own; None where it ends with an error."""
+    """The summary of a `reasonseg` command, run or gone on with in a folder of its own; None
+    where it ends with an error.
+    """
     place = out / hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:12]
     command = [sys.executable, "-m", "reasonseg.cli", *arguments, "--out", str(place), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -53,28 +58,44 @@ def verdict(row: dict, value: float | None) -> str:
     if value is None:
         return f"| {row['name']} | {row['expected']:.3f} | - | the summary has no {row['key']} |"
     off = value - row["expected"]
-    judged = "reached" if abs(off) <= row["tolerance"] else f"off by {off:+.3f}, more than {row['tolerance']}"
+    judged = (
+        "reached"
+        if abs(off) <= row["tolerance"]
+        else f"off by {off:+.3f}, more than {row['tolerance']}"
+    )
     return f"| {row['name']} | {row['expected']:.3f} | {value:.3f} | {judged} |"
 
 
 def main() -> int:
     """Runs what can be run; 1 where a number is off."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--models", default="models", help="released weights, each a folder by the name in published.yaml"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--data", default="dataset", help="LISA's dataset folder, with VOC2012, COCO2014, FSS-1000 beside"
+        "--models",
+        default="models",
+        help="released weights, each a folder by the name in published.yaml",
+    )
+    parser.add_argument(
+        "--data",
+        default="dataset",
+        help="LISA's dataset folder, with VOC2012, COCO2014, FSS-1000 beside",
     )
     parser.add_argument("--only", default="", help="rows whose name holds this")
     parser.add_argument("--out", type=Path, default=Path("out/reproduce"))
     options = parser.parse_args()
-    rows = [row for row in read(options.models, options.data) if options.only.lower() in row["name"].lower()]
+    rows = [
+        row
+        for row in read(options.models, options.data)
+        if options.only.lower() in row["name"].lower()
+    ]
     runs: dict[tuple, dict | None] = {}
     lines = ["| what | published | measured | |", "|---|---|---|---|"]
     for row in rows:
         if missing := [place for place in row["needs"] if not Path(place).exists()]:
-            lines.append(f"| {row['name']} | {row['expected']:.3f} | - | missing: {', '.join(missing)} |")
+            lines.append(
+                f"| {row['name']} | {row['expected']:.3f} | - | missing: {', '.join(missing)} |"
+            )
             continue
         key = tuple(row["arguments"])
         if key not in runs:

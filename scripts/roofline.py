@@ -1,9 +1,11 @@
-"""Where the time of an answer goes, stage by stage, beside what the hardware allows: floor.py [--model M] [--json FILE].
+"""Where the time of an answer goes, stage by stage, beside what the hardware allows: floor.py
+[--model M] [--json FILE].
 
-The floor of a stage is the larger of its operations (torch's flop counter) over the rate of a large matrix product, and the
-bytes of its weights over the bandwidth of a large copy, both measured first, in the model's precision. A word's is its
-weights' bytes alone. `--model` is a folder or hub id as for `reasonseg ask`, or `lisa-7b`, `lisa-13b`: those shapes with
-random weights, which are as fast as real ones. Preparing pictures and masks at full size have no floor; reading a follow-up's
+The floor of a stage is the larger of its operations (torch's flop counter) over the rate of a large
+matrix product, and the bytes of its weights over the bandwidth of a large copy, both measured
+first, in the model's precision. A word's is its weights' bytes alone. `--model` is a folder or hub
+id as for `reasonseg ask`, or `lisa-7b`, `lisa-13b`: those shapes with random weights, which are as
+fast as real ones. Preparing pictures and masks at full size have no floor; reading a follow-up's
 question includes taking up what is kept of its picture.
 
     python -m scripts.roofline --model lisa-7b --device cuda --compile
@@ -50,7 +52,12 @@ def random_lisa(name: str, device: torch.device, dtype: torch.dtype) -> Segmente
     spoken = llava.AutoTokenizer.from_pretrained(EMBEDDED / "backbone")
     network.config.image_token_id = spoken.convert_tokens_to_ids(llava.IMAGE)
     how = llava.Config("llava_v1")
-    backbone = llava.Llava(network, spoken, ImageProcessor(size=network.config.vision_config.image_size, aspect="crop"), how)
+    backbone = llava.Llava(
+        network,
+        spoken,
+        ImageProcessor(size=network.config.vision_config.image_size, aspect="crop"),
+        how,
+    )
     decoder = sam.SamDecoder(huge, ImageProcessor(size=huge.config.vision_config.image_size))
     pointing = seg_token.Config(width_in=backbone.width, width_out=decoder.width)
     parts = {
@@ -69,7 +76,9 @@ def seconds(work: Callable[[], object], runs: int) -> float:
 
 
 def hardware(device: torch.device, dtype: torch.dtype, runs: int) -> dict[str, float]:
-    """Bytes a second of a large copy (read and written), and operations a second of a large matrix product."""
+    """Bytes a second of a large copy (read and written), and operations a second of a large
+    matrix product.
+    """
     big, side = (2**30, 8192) if device.type == "cuda" else (2**27, 2048)
     source = torch.empty(big, dtype=torch.uint8, device=device).fill_(1)
     target = torch.empty_like(source)
@@ -85,7 +94,9 @@ def weighs(*modules: nn.Module) -> int:
 
 @torch.inference_mode()
 def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
-    """Seconds, floors and their ratio of every stage, and of a first answer and a follow-up of `tokens`."""
+    """Seconds, floors and their ratio of every stage, and of a first answer and a follow-up of
+    `tokens`.
+    """
     backbone, decoder, device = segmenter.backbone, segmenter.decoder, segmenter.device
     dtype, picture = next(backbone.parameters()).dtype, image(0)
     query, answer = Query(picture, "the cat left of the tree"), answer_of(segmenter, tokens)
@@ -110,11 +121,23 @@ def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
     )
 
     works = {
-        "pictures prepared": (lambda: [p.pixels.batch([picture], device, dtype) for p in pixels], ()),
-        "vision tower": (lambda: network.get_image_features(pixel_values=pixels[backbone]), backbone.encoders),
+        "pictures prepared": (
+            lambda: [p.pixels.batch([picture], device, dtype) for p in pixels],
+            (),
+        ),
+        "vision tower": (
+            lambda: network.get_image_features(pixel_values=pixels[backbone]),
+            backbone.encoders,
+        ),
         "image encoder": (lambda: decoder.encoder(pixels[decoder]), (decoder.encoder,)),
-        "prompt read": (lambda: backbone.stepper.read(inputs["inputs_embeds"], None, None, DynamicCache()), speaking),
-        "question read": (lambda: backbone.stepper.read(*rest(backbone, query, seen, prefixes)), speaking),
+        "prompt read": (
+            lambda: backbone.stepper.read(inputs["inputs_embeds"], None, None, DynamicCache()),
+            speaking,
+        ),
+        "question read": (
+            lambda: backbone.stepper.read(*rest(backbone, query, seen, prefixes)),
+            speaking,
+        ),
         "mask drawn": (lambda: decoder.decode(encoded, first, segmenter.prompter(state)), drawing),
         "mask at full size": (lambda: (decoder.restore(logits, query.size) > 0).cpu().numpy(), ()),
     }
@@ -130,14 +153,21 @@ def stages(segmenter: Segmenter, tokens: int, runs: int) -> dict:
         all_words = seconds(partial(said, prefixes=prefixes), runs)
     with forced(answer[:1]):
         one_word = seconds(partial(said, prefixes=prefixes, max_new_tokens=1), runs)
-    word = {"seconds": (all_words - one_word) / (tokens - 1), "floor": weighs(*speaking) / can["bandwidth"]}
+    word = {
+        "seconds": (all_words - one_word) / (tokens - 1),
+        "floor": weighs(*speaking) / can["bandwidth"],
+    }
     table[f"a word, of {tokens}"] = word
     whole = {}
     with forced(answer):
         whole["first answer"] = {
-            "seconds": seconds(lambda: (segmenter.forget(), segmenter(query, max_new_tokens=tokens)), runs)
+            "seconds": seconds(
+                lambda: (segmenter.forget(), segmenter(query, max_new_tokens=tokens)), runs
+            )
         }
-        whole["follow-up"] = {"seconds": seconds(lambda: segmenter(query, max_new_tokens=tokens), runs)}
+        whole["follow-up"] = {
+            "seconds": seconds(lambda: segmenter(query, max_new_tokens=tokens), runs)
+        }
     common = (tokens - 1) * word["floor"] + table["mask drawn"]["floor"]
     once = sum(table[name]["floor"] for name in ("vision tower", "image encoder", "prompt read"))
     whole["first answer"]["floor"] = once + common
@@ -156,11 +186,19 @@ def rest(backbone, query: Query, seen: torch.Tensor, prefixes: torch.Tensor) -> 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder, hub id, lisa-7b or lisa-13b (default: the embedded model)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", help="folder, hub id, lisa-7b or lisa-13b (default: the embedded model)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, float32 on a CPU")
-    parser.add_argument("--tokens", type=int, default=20, help="of the answer (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, float32 on a CPU"
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=20, help="of the answer (default: %(default)s)"
+    )
     parser.add_argument("--compile", action="store_true", help="the step of a word")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--json", type=Path)

@@ -1,4 +1,6 @@
-"""Writes the table of an `eval scenes` summary into the README and the model card: score_table.py SUMMARY."""
+"""Writes the table of an `eval scenes` summary into the README and the model card:
+score_table.py SUMMARY.
+"""
 
 import argparse
 import json
@@ -8,7 +10,14 @@ from pathlib import Path
 from reasonseg.nn.pretrained import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
-TARGETS = {"name": 0.85, "attribute": 0.80, "relation": 0.70, "compare": 0.70, "function": 0.75, "multi": 0.70}
+TARGETS = {
+    "name": 0.85,
+    "attribute": 0.80,
+    "relation": 0.70,
+    "compare": 0.70,
+    "function": 0.75,
+    "multi": 0.70,
+}
 
 
 def table(summary: dict) -> str:
@@ -25,12 +34,18 @@ def table(summary: dict) -> str:
     known = overall["t_acc"]
     low, high = overall["ci95"]
     strict = summary["levels"]["multi"]["strict_giou"]
-    lines.append(f"| overall (without novel) | {overall['giou']:.3f} | {low:.3f} - {high:.3f} | - | {overall['n']} |")
+    lines.append(
+        f"| overall (without novel) | {overall['giou']:.3f} | {low:.3f} - {high:.3f} | - | "
+        f"{overall['n']} |"
+    )
     return "\n".join(lines) + (
-        f"\n\nFor comparison: a random object's true mask scores {worth['random_object']['giou']:.3f}, "
+        "\n\nFor comparison: a random object's true mask scores "
+        f"{worth['random_object']['giou']:.3f}, "
         "this model shown another image "
-        f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box {worth['true_object']['giou']:.3f}. "
-        f"Masks are compared place by place; with every mask beyond those asked for as a wrong one `multi` scores {strict:.3f}. "
+        f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box "
+        f"{worth['true_object']['giou']:.3f}. "
+        "Masks are compared place by place; with every mask beyond those asked for as a wrong "
+        f"one `multi` scores {strict:.3f}. "
         "`novel` is the function level in wordings that training never used; "
         f"{1 - novel['t_acc']:.0%} of it is refused, and without it T-acc is {known:.3f}."
     )
@@ -44,7 +59,10 @@ if __name__ == "__main__":
         old = file.read_text()
         block = f"<!-- table: reasonseg eval scenes -->\n{text}\n<!-- end of table -->"
         new = re.sub(
-            r"<!-- table: reasonseg eval scenes -->(.*?<!-- end of table -->)?", lambda _, b=block: b, old, flags=re.S
+            r"<!-- table: reasonseg eval scenes -->(.*?<!-- end of table -->)?",
+            lambda _, b=block: b,
+            old,
+            flags=re.S,
         )
         file.write_text(new)
     print(text)

@@ -18,7 +18,16 @@ def served(*options: str, patience: float = 120) -> Iterator[tuple[str, subproce
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    command = [sys.executable, "-m", "reasonseg.cli", "serve", "--port", port, "--no-page", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "reasonseg.cli",
+        "serve",
+        "--port",
+        port,
+        "--no-page",
+        *options,
+    ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:

@@ -58,13 +58,25 @@ def masks():
 
 def pytest_addoption(parser):
     """`--parity-table FILE` writes what the parity tests measured."""
-    parser.addoption("--parity-table", metavar="FILE", help="write the differences to the reference outputs as a table")
+    parser.addoption(
+        "--parity-table",
+        metavar="FILE",
+        help="write the differences to the reference outputs as a table",
+    )
 
 
 def pytest_sessionfinish(session):
     """Writes the table where it was asked for."""
     file = session.config.getoption("--parity-table")
     if file:
-        rows = [f"| {case} | {what} | {found:.1e} | {allowed:.0e} |" for case, what, found, allowed in PARITY]
-        head = [TITLE, "", "| case | what is compared | largest difference | allowed |", "|---|---|---|---|"]
+        rows = [
+            f"| {case} | {what} | {found:.1e} | {allowed:.0e} |"
+            for case, what, found, allowed in PARITY
+        ]
+        head = [
+            TITLE,
+            "",
+            "| case | what is compared | largest difference | allowed |",
+            "|---|---|---|---|",
+        ]
         Path(file).write_text("\n".join([*head, *rows]) + "\n")

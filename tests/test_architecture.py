@@ -1,4 +1,6 @@
-"""The house rules that a machine can hold: imports go down, there is no circle, files and functions stay small."""
+"""The house rules that a machine can hold: imports go down, there is no circle, files and
+functions stay small.
+"""
 
 import ast
 import importlib
@@ -23,8 +25,22 @@ FLOORS = (  # from the ground up: a room imports from floors below its own
     {"serving"},
     {"cli"},
 )
-STRANGERS = ("backbones", "prompters", "decoders", "datasets", "training/objectives", "cli")  # one file a kind
-SHARED = ("base", "options", "synthetic", "layouts")  # what the files of such a room may import of their own room
+# one file a kind
+STRANGERS = (
+    "backbones",
+    "prompters",
+    "decoders",
+    "datasets",
+    "training/objectives",
+    "cli",
+)
+# what the files of such a room may import of their own room
+SHARED = (
+    "base",
+    "options",
+    "synthetic",
+    "layouts",
+)
 
 
 def place(file: Path) -> list[str]:
@@ -40,7 +56,9 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports(file: Path) -> tuple[str, ...]:
-    """The modules of ours that a file imports anywhere in it, in functions and for type checkers too."""
+    """The modules of ours that a file imports anywhere in it, in functions and for type checkers
+    too.
+    """
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reasonseg":
@@ -59,7 +77,9 @@ def floor(room: str) -> int:
 
 def test_the_walk_sees_files():
     assert len(FILES) > 90 and len(RECIPES) > 8
-    assert {place(f)[0] for f in FILES} - {"__init__"} == {room for names in FLOORS for room in names}
+    assert {place(f)[0] for f in FILES} - {"__init__"} == {
+        room for names in FLOORS for room in names
+    }
     assert sum(len(imports(f)) for f in FILES) > 300
     assert "reasonseg.structures.query" in imports(PACKAGE / "segmenters" / "embedding.py")
 
@@ -73,10 +93,14 @@ def test_imports_go_down(file):
     for name in imports(file):
         there = name.split(".")[1:]
         if there and there[0] != here[0]:
-            assert floor(there[0]) < floor(here[0]), f"{'/'.join(here)} imports {name}, which is not below it"
+            assert floor(there[0]) < floor(here[0]), (
+                f"{'/'.join(here)} imports {name}, which is not below it"
+            )
         elif room in STRANGERS and name.startswith("reasonseg." + room.replace("/", ".") + "."):
             inside = there[len(here) - 1]
-            assert inside in SHARED or here[-1] in ("main", "__main__"), f"{'/'.join(here)} imports its sibling {name}"
+            assert inside in SHARED or here[-1] in ("main", "__main__"), (
+                f"{'/'.join(here)} imports its sibling {name}"
+            )
 
 
 def test_no_module_is_in_a_circle():
@@ -102,16 +126,19 @@ def test_recipes_are_outside():
     """Research uses the package; the package does not know of it."""
     for file in FILES:
         roots = {
-            (node.module or "").split(".")[0] for node in ast.walk(ast.parse(file.read_text()))
+            (node.module or "").split(".")[0]
+            for node in ast.walk(ast.parse(file.read_text()))
             if isinstance(node, ast.ImportFrom)
-        }  # fmt: skip
+        }
         assert not roots & {"recipes", "scripts", "tests"}, file
 
 
 @pytest.mark.parametrize("file", [*FILES, *RECIPES], ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_and_functions_are_small(file):
     text = file.read_text()
-    assert len(text.splitlines()) <= 400, f"{file.name} has {len(text.splitlines())} lines: is it two files?"
+    assert len(text.splitlines()) <= 400, (
+        f"{file.name} has {len(text.splitlines())} lines: is it two files?"
+    )
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = node.end_lineno - node.lineno + 1
@@ -124,27 +151,43 @@ def test_the_top_of_the_package_reads_as_a_table_of_contents():
 
 
 @pytest.mark.parametrize(
-    "word", [".cuda()", ".half()", ".bfloat16()", "trust_remote_code", "pickle.load", "except:", "object.__setattr__"]
+    "word",
+    [
+        ".cuda()",
+        ".half()",
+        ".bfloat16()",
+        "trust_remote_code",
+        "pickle.load",
+        "except:",
+        "object.__setattr__",
+    ],
 )
 def test_words_that_do_not_occur(word):
     assert not [f for f in FILES if word in f.read_text()]
 
 
 @pytest.mark.parametrize(
-    "room", ["backbones", "prompters", "decoders", "segmenters", "checkpoints", "checkpoints/released"]
+    "room",
+    ["backbones", "prompters", "decoders", "segmenters", "checkpoints", "checkpoints/released"],
 )
 def test_parts_are_not_asked_for_attributes(room):
-    """What a part can do is written in its Protocol: `hasattr` would make a contract that nobody can read."""
+    """What a part can do is written in its Protocol: `hasattr` would make a contract that nobody
+    can read.
+    """
     assert not [f for f in (PACKAGE / room).glob("*.py") if "hasattr(" in f.read_text()]
 
 
-@pytest.mark.parametrize("file", [*sorted((ROOT / "scripts").glob("*.py")), *RECIPES], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [*sorted((ROOT / "scripts").glob("*.py")), *RECIPES], ids=lambda f: f.stem
+)
 def test_every_script_loads(file):
     """What it takes from the package is there."""
     importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.stem not in ("__init__", "__main__")], ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if f.stem not in ("__init__", "__main__")], ids=lambda f: f.stem
+)
 def test_tests_mirror_the_rooms(file):
     """Every room has its folder of tests."""
     assert (ROOT / "tests" / place(file)[0]).is_dir() or len(place(file)) == 1

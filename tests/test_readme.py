@@ -18,7 +18,9 @@ COMMANDS = [
     if line.startswith("reasonseg ")
 ]
 MADE = "out/mine/model"  # by a command that is too slow to run here
-QUICK = [c for c in COMMANDS if c[1] in ("ask", "bank", "scenes", "show", "doctor") and MADE not in c]
+QUICK = [
+    c for c in COMMANDS if c[1] in ("ask", "bank", "scenes", "show", "doctor") and MADE not in c
+]
 
 
 def test_the_readme_has_commands():
@@ -67,5 +69,7 @@ def test_the_python_example_runs(scenes, tmp_path, monkeypatch):
 
 def test_the_table_is_what_the_model_card_says():
     card = (ROOT / "reasonseg" / "assets" / "tiny" / "README.md").read_text()
-    rows = re.findall(r"^\| (?:name|attribute|relation|compare|function|multi|absent|novel) .*$", TEXT, re.M)
+    rows = re.findall(
+        r"^\| (?:name|attribute|relation|compare|function|multi|absent|novel) .*$", TEXT, re.M
+    )
     assert len(rows) == 8 and all(row in card for row in rows)

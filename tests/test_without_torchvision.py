@@ -1,4 +1,6 @@
-"""The embedded model answers where torchvision is not installed (transformers then has no tensor image processors)."""
+"""The embedded model answers where torchvision is not installed (transformers then has no tensor
+image processors).
+"""
 
 import subprocess
 import sys

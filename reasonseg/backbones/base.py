@@ -1,7 +1,8 @@
 """What a backbone is, what backbones share, and what they return.
 
-A backbone is a vision-language model that has learned the marker tokens: it generates an answer and keeps the state that
-predicted each token, or runs a true answer (teacher forcing) and returns its cross entropy and the states of its `<SEG>`.
+A backbone is a vision-language model that has learned the marker tokens: it generates an answer and
+keeps the state that predicted each token, or runs a true answer (teacher forcing) and returns its
+cross entropy and the states of its `<SEG>`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from reasonseg.structures.markers import Markers, joined
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-IGNORED = -100  # the label of a token that no loss counts
-State = Literal["predicting", "at"]  # which state of `<SEG>` is read: the one that predicts it (LISA's rule), or the one at it
+# which state of `<SEG>` is read: the one that predicts it (LISA's rule), or the one at it
+State = Literal["predicting", "at"]
 
 
 @dataclass
 class GeneratedOutput:
-    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`, `probabilities[t]` its probability.
+    """One generated answer. `states[t]` `[width]` is the state that predicted `ids[t]`,
+    `probabilities[t]` its probability.
 
-    Where the states `at` the tokens are wanted, `states` holds one more: the state after the last token.
+    Where the states `at` the tokens are wanted, `states` holds one more: the state after the last
+    token.
     """
 
     text: str
@@ -42,10 +45,11 @@ class GeneratedOutput:
 
 @dataclass
 class TeacherForcedOutput:
-    """True answers run through a backbone: summed cross entropy, its number of tokens, and the states of every `<SEG>`.
+    """True answers run through a backbone: summed cross entropy, its number of tokens, and the
+    states of every `<SEG>`.
 
-    `states` `[m, width]` are in the order of the samples; `sample_index[m]` says which sample each belongs to. `correct` counts
-    the tokens that were predicted right.
+    `states` `[m, width]` are in the order of the samples; `sample_index[m]` says which sample each
+    belongs to. `correct` counts the tokens that were predicted right.
     """
 
     cross_entropy: torch.Tensor
@@ -78,7 +82,9 @@ class Backbone(Protocol):
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
-        """The modules that `encode` runs; none where a kind cannot encode an image apart from words."""
+        """The modules that `encode` runs; none where a kind cannot encode an image apart from
+        words.
+        """
 
     @property
     def pixels(self) -> ImageProcessor:
@@ -89,7 +95,9 @@ class Backbone(Protocol):
         """The vision tower as others may use it; None where it cannot be run alone."""
 
     def encode(self, images: list) -> Any:
-        """What the language model sees of uint8 `[h, w, 3]` images: `[b, patches, width]`, where there are encoders."""
+        """What the language model sees of uint8 `[h, w, 3]` images: `[b, patches, width]`, where
+        there are encoders.
+        """
 
     def check(self, query: Query) -> None:
         """Raises `InputError` for a question that is longer than the model reads."""
@@ -98,29 +106,48 @@ class Backbone(Protocol):
         """Ids of a true answer with its end."""
 
     def regions(self, queries: list[Query], patch_features: Callable | None = None) -> Any:
-        """What the language model reads of each query's references, `[r, width]`; only where it `reads_references`."""
+        """What the language model reads of each query's references, `[r, width]`; only where it
+        `reads_references`.
+        """
 
     def prefix(self, features: torch.Tensor) -> torch.Tensor:
-        """Keys and values of what every prompt about an image begins with; only where it `keeps_prefixes`."""
+        """Keys and values of what every prompt about an image begins with; only where it
+        `keeps_prefixes`.
+        """
 
     def prefix_in(self, cache: Any) -> torch.Tensor:
         """The same, cut out of the keys and values of whole prompts."""
 
     def generate(
-        self, queries: list[Query], features: torch.Tensor | None = None, regions: list | None = None,
-        prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
-        absent_threshold: float, state: State = "predicting", on_cache: Callable[[Any], None] | None = None,
+        self,
+        queries: list[Query],
+        features: torch.Tensor | None = None,
+        regions: list | None = None,
+        prefixes: torch.Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        force_seg: bool,
+        absent_threshold: float,
+        state: State = "predicting",
+        on_cache: Callable[[Any], None] | None = None,
         on_text: Callable[[int, str], None] | None = None,
-    ) -> list[GeneratedOutput]:  # fmt: skip
+    ) -> list[GeneratedOutput]:
         """Answers to several questions, the same as one by one."""
 
     def teach(
-        self, samples: list[Sample], state: State = "predicting", features: torch.Tensor | None = None
+        self,
+        samples: list[Sample],
+        state: State = "predicting",
+        features: torch.Tensor | None = None,
     ) -> TeacherForcedOutput:
         """Runs true answers through the model."""
 
     def compile(self) -> None:
-        """Makes the step of each token faster after a first, slow one. Raises `InputError` where a kind cannot."""
+        """Makes the step of each token faster after a first, slow one. Raises `InputError` where
+        a kind cannot.
+        """
 
     def save(self, folder: Path) -> None:
         """Writes a transformers folder with tokenizer or processor."""
@@ -129,10 +156,12 @@ class Backbone(Protocol):
 
 
 class LanguageBackbone(nn.Module):
-    """What kinds share: generation that keeps the states it passes through, and defaults for what a kind may leave out.
+    """What kinds share: generation that keeps the states it passes through, and defaults for what a
+    kind may leave out.
 
-    A kind gives `model` (a transformers image-text-to-text model), `tokenizer`, `markers`, `prompt_inputs(queries)` (the keyword
-    arguments of `model.generate`, padded on the left), `length`, `answer_ids`, `teach` and `save`.
+    A kind gives `model` (a transformers image-text-to-text model), `tokenizer`, `markers`,
+    `prompt_inputs(queries)` (the keyword arguments of `model.generate`, padded on the left),
+    `length`, `answer_ids`, `teach` and `save`.
     """
 
     model: Any
@@ -152,12 +181,16 @@ class LanguageBackbone(nn.Module):
         """The vision tower as others may use it; None where it cannot be run alone."""
         return None
 
-    def regions(self, queries: list[Query], patch_features: Callable | None = None) -> list[torch.Tensor]:
+    def regions(
+        self, queries: list[Query], patch_features: Callable | None = None
+    ) -> list[torch.Tensor]:
         """What the language model reads of each query's references; see `Backbone.regions`."""
         raise NotImplementedError
 
     def prefix(self, features: torch.Tensor) -> torch.Tensor:
-        """Keys and values of what every prompt about an image begins with; see `Backbone.prefix`."""
+        """Keys and values of what every prompt about an image begins with; see
+        `Backbone.prefix`.
+        """
         raise NotImplementedError
 
     def prefix_in(self, cache: Any) -> torch.Tensor:
@@ -183,7 +216,13 @@ class LanguageBackbone(nn.Module):
     def ends(self) -> set[int]:
         """Ids that end an answer."""
         ends = self.model.generation_config.eos_token_id
-        ends = [self.tokenizer.eos_token_id] if ends is None else ends if isinstance(ends, list) else [ends]
+        ends = (
+            [self.tokenizer.eos_token_id]
+            if ends is None
+            else ends
+            if isinstance(ends, list)
+            else [ends]
+        )
         return set(ends)
 
     @property
@@ -203,7 +242,9 @@ class LanguageBackbone(nn.Module):
         """Raises `InputError` for a question that is longer than the model reads."""
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit and (length := self.length(query)) >= limit:
-            raise InputError(f"the question and its history are {length} tokens long; this model reads {limit}")
+            raise InputError(
+                f"the question and its history are {length} tokens long; this model reads {limit}"
+            )
 
     def prompt_inputs(
         self,
@@ -219,53 +260,88 @@ class LanguageBackbone(nn.Module):
         raise NotImplementedError
 
     def compile(self) -> None:
-        """Makes the step of each token faster after a first, slow one. Raises `InputError` where a kind cannot."""
-        raise InputError("compile is for backbone llava; this one runs transformers' generate; leave it out")
+        """Makes the step of each token faster after a first, slow one. Raises `InputError` where
+        a kind cannot.
+        """
+        raise InputError(
+            "compile is for backbone llava; this one runs transformers' generate; leave it out"
+        )
 
     @torch.inference_mode()
     def generate(
-        self, queries: list[Query], features: torch.Tensor | None = None, regions: list | None = None,
-        prefixes: torch.Tensor | None = None, *, max_new_tokens: int, temperature: float, seed: int, force_seg: bool,
-        absent_threshold: float, state: State = "predicting", on_cache: Callable[[Any], None] | None = None,
+        self,
+        queries: list[Query],
+        features: torch.Tensor | None = None,
+        regions: list | None = None,
+        prefixes: torch.Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int,
+        force_seg: bool,
+        absent_threshold: float,
+        state: State = "predicting",
+        on_cache: Callable[[Any], None] | None = None,
         on_text: Callable[[int, str], None] | None = None,
-    ) -> list[GeneratedOutput]:  # fmt: skip
+    ) -> list[GeneratedOutput]:
         """Answers to several questions, generated as one batch; the same as one by one.
 
-        `features` are `encode` of the images, `regions` what is read of references, `prefixes` what is kept of images that were
-        read before. With `state` `at` the last token is fed too, so that the state at it is known even where the limit ends
-        the answer. `on_cache` is given the keys and values at the end; `on_text(i, text)` is called with the answer to question i
-        so far, whenever it grows.
+        `features` are `encode` of the images, `regions` what is read of references, `prefixes` what
+        is kept of images that were read before. With `state` `at` the last token is fed too, so
+        that the state at it is known even where the limit ends the answer. `on_cache` is given the
+        keys and values at the end; `on_text(i, text)` is called with the answer to question i so
+        far, whenever it grows.
         """
         given = {} if prefixes is None else {"prefixes": prefixes}
         inputs = self.prompt_inputs(queries, features, regions, **given)
         at = state == "at"
         processor = MarkerLogitsProcessor(
-            self.markers, self.ends, len(queries), limit=max_new_tokens, temperature=temperature, seed=seed,
-            force_seg=force_seg, absent_threshold=absent_threshold,
+            self.markers,
+            self.ends,
+            len(queries),
+            limit=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            force_seg=force_seg,
+            absent_threshold=absent_threshold,
             on_tokens=self._listener(len(queries), on_text) if on_text is not None else None,
-        )  # fmt: skip
+        )
         ids, states, cache = self.say(inputs, processor, max_new_tokens + at)
         if on_cache is not None:
             on_cache(cache)
         shares = torch.stack(processor.probabilities, 1).tolist()
-        return [self._output(row[:max_new_tokens], states[i], shares[i], at) for i, row in enumerate(ids.tolist())]
+        return [
+            self._output(row[:max_new_tokens], states[i], shares[i], at)
+            for i, row in enumerate(ids.tolist())
+        ]
 
-    def say(self, inputs: dict, processor: MarkerLogitsProcessor, limit: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Up to `limit` tokens: ids `[b, n]`, the states that predicted them `[b, n, width]`, and the keys and values.
+    def say(
+        self, inputs: dict, processor: MarkerLogitsProcessor, limit: int
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Up to `limit` tokens: ids `[b, n]`, the states that predicted them `[b, n, width]`, and
+        the keys and values.
 
-        `inputs` are those of `prompt_inputs`. By `generate`, which knows what each family of models wants; a kind that
-        knows its own may say it faster.
+        `inputs` are those of `prompt_inputs`. By `generate`, which knows what each family of models
+        wants; a kind that knows its own may say it faster.
         """
         length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
         with last_states(self.model.get_output_embeddings()) as caught:
             made = self.model.generate(
-                **inputs, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True,
-                logits_processor=LogitsProcessorList([processor]), pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=sorted(self.ends), return_dict_in_generate=True,
-            )  # fmt: skip
+                **inputs,
+                max_new_tokens=limit,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                logits_processor=LogitsProcessorList([processor]),
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=sorted(self.ends),
+                return_dict_in_generate=True,
+            )
         return made.sequences[:, length:], torch.stack(caught, 1), made.past_key_values
 
-    def _listener(self, rows: int, on_text: Callable[[int, str], None]) -> Callable[[list[int]], None]:
+    def _listener(
+        self, rows: int, on_text: Callable[[int, str], None]
+    ) -> Callable[[list[int]], None]:
         """Takes the tokens of a step and calls `on_text` for each text that has grown."""
         ids: list[list[int]] = [[] for _ in range(rows)]
         texts = [""] * rows
@@ -282,9 +358,13 @@ class LanguageBackbone(nn.Module):
 
         return chosen
 
-    def _output(self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool) -> GeneratedOutput:
+    def _output(
+        self, ids: list[int], states: torch.Tensor, shares: list[float], at: bool
+    ) -> GeneratedOutput:
         length = next((t + 1 for t, i in enumerate(ids) if i in self.ends), len(ids))
-        return GeneratedOutput(self.decode(ids[:length]), ids[:length], states[: length + at], shares[:length])
+        return GeneratedOutput(
+            self.decode(ids[:length]), ids[:length], states[: length + at], shares[:length]
+        )
 
     def decode(self, ids: list[int]) -> str:
         """The text of generated ids with the markers in it, ends left out."""

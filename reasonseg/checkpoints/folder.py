@@ -1,7 +1,8 @@
 """Saves and loads models.
 
-A model is a folder: `settings.yaml`, `decoder/`, and as far as it has them `backbone/`, `references/` (transformers folders all),
-`prompter.safetensors` and `references.safetensors`. A folder of changes and released checkpoints are read as well.
+A model is a folder: `settings.yaml`, `decoder/`, and as far as it has them `backbone/`,
+`references/` (transformers folders all), `prompter.safetensors` and `references.safetensors`. A
+folder of changes and released checkpoints are read as well.
 """
 
 from __future__ import annotations
@@ -34,17 +35,24 @@ STORED = "stored"  # a dtype: every weight as it is in its file
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a model folder aside and renames it; `dtype` is that of the stored weights (None: as they are).
+    """Writes a model folder aside and renames it; `dtype` is that of the stored weights (None: as
+    they are).
 
-    Raises `InputError` for a quantized model, one with adapters that are not folded, and a folder that holds something else.
+    Raises `InputError` for a quantized model, one with adapters that are not folded, and a folder
+    that holds something else.
     """
     folder = Path(folder)
     if any(quant.is_quantized(module) for module in parts.modules()):
         raise InputError("a quantized model is not saved; load it without quantization to save it")
     if adapters(parts):
-        raise InputError("this model has adapters beside its weights; fold them first (reasonseg.nn.lora.fold_adapters)")
+        raise InputError(
+            "this model has adapters beside its weights; fold them first "
+            "(reasonseg.nn.lora.fold_adapters)"
+        )
     if folder.exists() and not (folder / "settings.yaml").exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} holds something that is not a reasonseg model; choose another folder")
+        raise InputError(
+            f"{folder} holds something that is not a reasonseg model; choose another folder"
+        )
     with atomic_folder(folder) as aside:
         _write(parts, aside, dtype)
 
@@ -55,11 +63,19 @@ def _write(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
             part.save(folder / name)
     for name in ("prompter", "references"):
         if (part := getattr(parts, name)) is not None and (weights := part.learned()):
-            save_file({k: v.contiguous() for k, v in weights.items()}, folder / f"{name}.safetensors")
+            save_file(
+                {k: v.contiguous() for k, v in weights.items()}, folder / f"{name}.safetensors"
+            )
     if dtype is not None:
         _cast(folder, dtype)
     settings = {name: value for name, value in dump(parts.settings).items() if value is not None}
-    for part in ("backbone", "decoder", "references", "refiner"):  # what the transformers folders say is not said twice
+    # what the transformers folders say is not said twice
+    for part in (
+        "backbone",
+        "decoder",
+        "references",
+        "refiner",
+    ):
         for name in ("network", "pixels", "tokenizer"):
             settings.get(part, {}).pop(name, None)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
@@ -69,10 +85,15 @@ def _write(parts: Parts, folder: Path, dtype: torch.dtype | None) -> None:
 def _cast(folder: Path, dtype: torch.dtype) -> None:
     """Rewrites the weights of a folder in another precision; the model in memory keeps its own."""
     for file in folder.rglob("*.safetensors"):
-        weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()}
+        weights = {
+            k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()
+        }
         save_file(weights, file, metadata={"format": "pt"})
     for file in folder.rglob("config.json"):
-        config = {**json.loads(file.read_text(encoding="utf-8")), "dtype": str(dtype).removeprefix("torch.")}
+        config = {
+            **json.loads(file.read_text(encoding="utf-8")),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
@@ -92,21 +113,34 @@ def load(
 ) -> Parts:
     """The parts of a model from a folder, a hub id (`owner/name`) or, for None, the packaged one.
 
-    The keywords are those of `Segmenter.from_pretrained`, which see; `dtype` may also be `stored`. A folder of changes is read
-    with the model it changes (`delta`), a released checkpoint as it is (`released`); beside SegGPT a `sam` is its refiner.
+    The keywords are those of `Segmenter.from_pretrained`, which see; `dtype` may also be `stored`.
+    A folder of changes is read with the model it changes (`delta`), a released checkpoint as it is
+    (`released`); beside SegGPT a `sam` is its refiner.
     """
-    options = load_options(device, dtype, quantization, clip=clip, sam=sam, template=template, read=read, allow=allow)
+    options = load_options(
+        device, dtype, quantization, clip=clip, sam=sam, template=template, read=read, allow=allow
+    )
     place = model_path(source, revision)
-    origin = {"source": source if source is None else str(source), "clip": clip, "sam": sam, "template": template}
+    origin = {
+        "source": source if source is None else str(source),
+        "clip": clip,
+        "sam": sam,
+        "template": template,
+    }
     origin |= {"read": read, "allow": list(allow), "revision": revision}
     if (place / delta.FILE).is_file():
         if given := [name for name in ("clip", "sam", "template", "read", "allow") if origin[name]]:
-            raise InputError(f"{place} holds changes of a model that is loaded as it was then; leave {given[0]} out")
+            raise InputError(
+                f"{place} holds changes of a model that is loaded as it was then; leave "
+                f"{given[0]} out"
+            )
         parts = _changed(place, device=device, dtype=dtype, quantization=quantization)
     elif (place / "settings.yaml").is_file():
         if clip is not None:
             name = source or "the packaged model"
-            raise InputError(f"clip does not apply to {name}, which has its vision tower; leave it out")
+            raise InputError(
+                f"clip does not apply to {name}, which has its vision tower; leave it out"
+            )
         parts = _own(place, _settings(place, options), options)
     else:
         format_, found = find_format(place)
@@ -114,15 +148,22 @@ def load(
     parts.origin = delta.origin_of(place, origin)
     if compile:
         if parts.backbone is None:
-            raise InputError(f"compile is for models that read words, {place} takes examples only; leave it out")
+            raise InputError(
+                f"compile is for models that read words, {place} takes examples only; leave it out"
+            )
         parts.backbone.compile()
     return parts
 
 
 def load_options(
-    device: str | torch.device | None, dtype: str | torch.dtype | None, quantization: str | None, **more: Any
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    quantization: str | None,
+    **more: Any,
 ) -> LoadOptions:
-    """The options of a load with device and precision decided; raises `InputError` for words that are not known."""
+    """The options of a load with device and precision decided; raises `InputError` for words
+    that are not known.
+    """
     place = torch.device(device or (f"cuda:{local_rank()}" if torch.cuda.is_available() else "cpu"))
     if isinstance(dtype, str) and dtype not in (*DTYPES, STORED):
         raise InputError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -131,7 +172,8 @@ def load_options(
     precision = DTYPES[dtype] if isinstance(dtype, str) and dtype != STORED else dtype
     if precision is None:
         precision = torch.bfloat16 if place.type == "cuda" else torch.float32
-    return LoadOptions(place, None if precision == STORED else precision, quantization, **more)  # type: ignore[arg-type]
+    chosen = precision if isinstance(precision, torch.dtype) else None
+    return LoadOptions(place, chosen, quantization, **more)
 
 
 def _changed(folder: Path, **options: Any) -> Parts:
@@ -153,7 +195,9 @@ def _own(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts:
         return _parts(folder, settings, options)
     except (SafetensorError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f"{folder} cannot be read, a file may be cut short: {reason}; fetch it again") from None
+        raise InputError(
+            f"{folder} cannot be read, a file may be cut short: {reason}; fetch it again"
+        ) from None
 
 
 def _parts(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts:
@@ -165,7 +209,8 @@ def _parts(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts
         if options.quantization:
             precision = dtype or torch.float32
             quant.quantize(backbone.layers, options.quantization, precision, options.device)
-    place = "decoder" if "tokens" in settings.decoder.config.takes else "refiner"  # what a `sam` stands for
+    # what a `sam` stands for
+    place = "decoder" if "tokens" in settings.decoder.config.takes else "refiner"
     drawers = {"decoder": settings.decoder, "refiner": settings.refiner}
     drawn = {
         name: kind.config.load(folder / name, allow, **how)
@@ -182,7 +227,9 @@ def _parts(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts
             part = kind.config.load(folder / name, allow, **how) if own else kind.config.build()
             built[name] = part if dtype is None else part.to(dtype)
     prompters = built.get("prompter"), built.get("references")
-    parts = Parts(settings, backbone, prompters[0], drawn["decoder"], prompters[1], drawn.get("refiner"))
+    parts = Parts(
+        settings, backbone, prompters[0], drawn["decoder"], prompters[1], drawn.get("refiner")
+    )
     for name, part in built.items():
         if part.learned():
             _fill(part, folder / f"{name}.safetensors", allow)
@@ -191,11 +238,21 @@ def _parts(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts
 
 def _settings(folder: Path, options: LoadOptions) -> ModelSettings:
     tree = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
-    if isinstance(tree, dict) and isinstance(tree.get("about"), dict) and tree["about"].pop("new_tokens", False):
+    if (
+        isinstance(tree, dict)
+        and isinstance(tree.get("about"), dict)
+        and tree["about"].pop("new_tokens", False)
+    ):
         tree["new_markers"] = True  # where models of before said it
     settings = parse(ModelSettings, tree)
     if settings.backbone is None:
-        options.refuse(folder, "template", "read", "quantization", why="is of models that read words; this one has none")
+        options.refuse(
+            folder,
+            "template",
+            "read",
+            "quantization",
+            why="is of models that read words; this one has none",
+        )
     if options.template is not None:
         tree["backbone"]["template"] = options.template
     if options.read is not None:
@@ -217,7 +274,9 @@ def _fill(module: Any, file: Path, allow: tuple[str, ...]) -> None:
     module.load_state_dict({**module.state_dict(), **fits})
 
 
-def push(parts: Parts, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> None:
+def push(
+    parts: Parts, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None
+) -> None:
     """Saves to a temporary folder and uploads it to the hub."""
     import tempfile
 

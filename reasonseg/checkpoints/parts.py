@@ -1,4 +1,6 @@
-"""The parts of one model, fitted together: what every checkpoint is read into, and what every segmenter is made of."""
+"""The parts of one model, fitted together: what every checkpoint is read into, and what every
+segmenter is made of.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ from reasonseg.prompters.base import Prompter, ReferencePrompter
 class Parts(nn.Module):
     """A backbone that speaks, prompters that say what to segment, a decoder that draws.
 
-    `backbone` and `prompter` are None in a model that takes examples only, `references` in one that takes words only. `refiner`
-    is a second decoder that sharpens what a decoder without edges of its own (SegGPT) paints. Raises `InputError` where parts
-    do not fit one another.
+    `backbone` and `prompter` are None in a model that takes examples only, `references` in one that
+    takes words only. `refiner` is a second decoder that sharpens what a decoder without edges of
+    its own (SegGPT) paints. Raises `InputError` where parts do not fit one another.
     """
 
     backbone: Backbone | None
@@ -41,25 +43,42 @@ class Parts(nn.Module):
         refiner: Decoder | None = None,
     ):
         super().__init__()
-        self.settings, self.backbone, self.prompter, self.decoder = settings, backbone, prompter, decoder
+        self.settings, self.backbone, self.prompter, self.decoder = (
+            settings,
+            backbone,
+            prompter,
+            decoder,
+        )
         self.references, self.refiner = references, refiner
-        self.origin: dict[str, Any] | None = None  # the keywords of `from_pretrained`, where it came from there
+        self.origin: dict[str, Any] | None = (
+            None  # the keywords of `from_pretrained`, where it came from there
+        )
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
-                raise InputError(f"{name} makes {part.makes}, the decoder takes {', '.join(decoder.takes)}")
+                raise InputError(
+                    f"{name} makes {part.makes}, the decoder takes {', '.join(decoder.takes)}"
+                )
             if part is not None and part.makes == "tokens" and part.width_out != decoder.width:
-                raise InputError(f"{name} makes tokens of width {part.width_out}, the decoder takes {decoder.width}")
+                raise InputError(
+                    f"{name} makes tokens of width {part.width_out}, the decoder takes "
+                    f"{decoder.width}"
+                )
         if prompter is not None and backbone is not None and prompter.width_in != backbone.width:
             raise InputError(
-                f"the prompter reads states of width {prompter.width_in}, the backbone has {backbone.width}"
+                f"the prompter reads states of width {prompter.width_in}, the backbone has "
+                f"{backbone.width}"
             )
         if references is not None:
             references.bind(backbone, decoder)
 
     def language(self) -> tuple[Backbone, Prompter]:
-        """The backbone and its prompter. Raises `InputError` in a model that takes examples only."""
+        """The backbone and its prompter. Raises `InputError` in a model that takes examples
+        only.
+        """
         if self.backbone is None or self.prompter is None:
-            raise InputError("this model takes examples only and reads no words; take one with a language model")
+            raise InputError(
+                "this model takes examples only and reads no words; take one with a language model"
+            )
         return self.backbone, self.prompter
 
     @property
@@ -69,10 +88,14 @@ class Parts(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Name and a hash of the settings and of the first values of every weight: other weights, another fingerprint."""
+        """Name and a hash of the settings and of the first values of every weight: other
+        weights, another fingerprint.
+        """
         digest = hashlib.sha256(repr(self.settings).encode())
         for name, value in self.named_parameters():
-            digest.update(name.encode() + value.detach().flatten()[:64].float().cpu().numpy().tobytes())
+            digest.update(
+                name.encode() + value.detach().flatten()[:64].float().cpu().numpy().tobytes()
+            )
         return f"{self.settings.about.get('name', 'model')}-{digest.hexdigest()[:12]}"
 
 
@@ -80,13 +103,20 @@ def build_parts(settings: ModelSettings) -> Parts:
     """Parts with fresh weights. Raises `InputError` where they do not fit one another."""
     decoder = settings.decoder.config.build()
     backbone = settings.backbone.config.build() if settings.backbone else None
-    kinds = {name: fitted(getattr(settings, name), backbone, decoder) for name in ("prompter", "references")}
+    kinds = {
+        name: fitted(getattr(settings, name), backbone, decoder)
+        for name in ("prompter", "references")
+    }
     built = {name: kind.config.build() if kind else None for name, kind in kinds.items()}
-    return Parts(replace(settings, **kinds), backbone, built["prompter"], decoder, built["references"])
+    return Parts(
+        replace(settings, **kinds), backbone, built["prompter"], decoder, built["references"]
+    )
 
 
 def fitted(kind: Kind | None, backbone: Backbone | None, decoder: Decoder) -> Kind | None:
-    """A prompter's settings with the widths that it leaves to its neighbours (0) taken from them."""
+    """A prompter's settings with the widths that it leaves to its neighbours (0) taken from
+    them.
+    """
     if kind is None:
         return None
     encoder = backbone.patch_encoder if backbone is not None else None
@@ -95,4 +125,9 @@ def fitted(kind: Kind | None, backbone: Backbone | None, decoder: Decoder) -> Ki
         "width_tower": encoder.width if encoder is not None else 0,
         "width_out": decoder.width,
     }
-    return Kind(kind.kind, replace(kind.config, **{k: v for k, v in widths.items() if getattr(kind.config, k, None) == 0}))
+    return Kind(
+        kind.kind,
+        replace(
+            kind.config, **{k: v for k, v in widths.items() if getattr(kind.config, k, None) == 0}
+        ),
+    )

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Command, Parser, add_model_options, box, load_model, point, positive
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_model_options,
+    box,
+    load_model,
+    point,
+    positive,
+)
 from reasonseg.errors import InputError
 
 
 def _ask_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("text", metavar="TEXT", nargs="?", default="")
-    parser.add_argument("--out", metavar="DIR", help="write overlay.png, mask-*.png and answer.json there")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write overlay.png, mask-*.png and answer.json there"
+    )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     parser.add_argument("--box", type=box, action="append", default=[], metavar="x0,y0,x1,y1")
     parser.add_argument("--point", type=point, action="append", default=[], metavar="x,y[,0]")
-    parser.add_argument("--ref", action="append", default=[], metavar="IMG", help="an example image")
-    parser.add_argument("--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order")
-    parser.add_argument("--label", action="append", default=[], metavar="L", help="its label, in the same order")
     parser.add_argument(
-        "--bank", metavar="DIR", help="a folder of annotated images to choose examples from (with --label: of that)"
+        "--ref", action="append", default=[], metavar="IMG", help="an example image"
     )
-    parser.add_argument("--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)")
     parser.add_argument(
-        "--by", choices=["pixel", "global", "thing"], default="pixel", help="how the bank compares (default: pixel)"
+        "--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order"
     )
-    parser.add_argument("--refine", action="store_true", help="sharpen SegGPT's masks with the SAM of --sam")
+    parser.add_argument(
+        "--label", action="append", default=[], metavar="L", help="its label, in the same order"
+    )
+    parser.add_argument(
+        "--bank",
+        metavar="DIR",
+        help="a folder of annotated images to choose examples from (with --label: of that)",
+    )
+    parser.add_argument(
+        "--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)"
+    )
+    parser.add_argument(
+        "--by",
+        choices=["pixel", "global", "thing"],
+        default="pixel",
+        help="how the bank compares (default: pixel)",
+    )
+    parser.add_argument(
+        "--refine", action="store_true", help="sharpen SegGPT's masks with the SAM of --sam"
+    )
     parser.add_argument("--force-seg", action="store_true", help="draw a mask in any case")
     parser.add_argument(
-        "--absent-threshold", type=float, default=0.5, metavar="P", help="answer absent where <REJ> has at least this share of <REJ> and <SEG> (default: 0.5)"
+        "--absent-threshold",
+        type=float,
+        default=0.5,
+        metavar="P",
+        help="answer absent where <REJ> has at least this share of <REJ> and <SEG> (default: 0.5)",
     )
     parser.add_argument("--max-new-tokens", type=positive, metavar="N")
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -50,24 +79,37 @@ def _ask(options) -> None:
         references += _chosen(options, segmenter, image)
     query = Query(image, options.text, references, options.point, options.box)
     answer = segmenter(
-        query, max_new_tokens=options.max_new_tokens, temperature=options.temperature, seed=options.seed,
-        force_seg=options.force_seg, absent_threshold=options.absent_threshold, agreement=len(references) > 1,
+        query,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        force_seg=options.force_seg,
+        absent_threshold=options.absent_threshold,
+        agreement=len(references) > 1,
         refine=options.refine,
-    )  # fmt: skip
+    )
     answer.meta |= {"image": options.image, "size": list(query.size)}
     if options.out:
         answer.save(options.out)
     if options.json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
-    print(answer.text or ("(examples only: no words were said)" if references else "(places only: no words were said)"))
+    print(
+        answer.text
+        or (
+            "(examples only: no words were said)"
+            if references
+            else "(places only: no words were said)"
+        )
+    )
     sizes = [100 * mask.mean() for mask in answer.masks]
     for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
         print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
     for used in answer.references:
         agreed = f", agrees {used['agreement']:.2f}" if "agreement" in used else ""
         print(
-            f"  after {used['name'] or 'an example'} ({used['label'] or 'no label'}): weight {used['weight']:.2f}{agreed}"
+            f"  after {used['name'] or 'an example'} ({used['label'] or 'no label'}): weight "
+            f"{used['weight']:.2f}{agreed}"
         )
     if answer.status == "absent":
         print(
@@ -87,11 +129,15 @@ def _references(options) -> list:
     named = 0 if options.bank else len(options.label)
     if len(options.ref) != len(options.ref_mask) or named > len(options.ref):
         raise InputError(
-            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} --label: pair them"
+            f"{len(options.ref)} --ref, {len(options.ref_mask)} --ref-mask, {len(options.label)} "
+            "--label: pair them"
         )
-    labels = [None if options.bank else label for label in options.label] + [None] * len(options.ref)
+    labels = [None if options.bank else label for label in options.label] + [None] * len(
+        options.ref
+    )
     references = [
-        Reference.open(i, m, label) for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
+        Reference.open(i, m, label)
+        for i, m, label in zip(options.ref, options.ref_mask, labels, strict=False)
     ]
     for reference, file in zip(references, options.ref, strict=True):
         reference.name = file
@@ -106,7 +152,9 @@ def _chosen(options, segmenter, image) -> list:
 
     bank, chosen = Bank(options.bank), []
     for label in options.label or [None]:
-        for choice in bank.select(segmenter, image, options.shots, label, options.by, progress=sys.stderr.isatty()):
+        for choice in bank.select(
+            segmenter, image, options.shots, label, options.by, progress=sys.stderr.isatty()
+        ):
             chosen.append(choice.reference)
     for problem in bank.problems:
         print(f"left out: {problem}", file=sys.stderr)
@@ -116,7 +164,10 @@ def _chosen(options, segmenter, image) -> list:
 def _chat_arguments(parser: Parser) -> None:
     parser.add_argument("image", metavar="IMAGE", nargs="?")
     parser.add_argument(
-        "--out", metavar="DIR", default="out/chat", help="where each turn is written (default: %(default)s)"
+        "--out",
+        metavar="DIR",
+        default="out/chat",
+        help="where each turn is written (default: %(default)s)",
     )
     add_model_options(parser)
 
@@ -128,7 +179,13 @@ def _chat(options) -> None:
 
 
 COMMANDS = (
-    Command("ask", "ask one question about one image", "Asks for masks in an image.", _ask_arguments, _ask),
+    Command(
+        "ask",
+        "ask one question about one image",
+        "Asks for masks in an image.",
+        _ask_arguments,
+        _ask,
+    ),
     Command(
         "chat",
         "talk about an image",

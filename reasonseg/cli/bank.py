@@ -44,4 +44,11 @@ def _remove(options) -> None:
     print(f"removed {options.id}")
 
 
-COMMANDS = (Command("bank", "keep annotated images to choose examples from", "Keeps a reference bank.", _arguments),)
+COMMANDS = (
+    Command(
+        "bank",
+        "keep annotated images to choose examples from",
+        "Keeps a reference bank.",
+        _arguments,
+    ),
+)

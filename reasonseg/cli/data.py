@@ -10,13 +10,18 @@ from reasonseg.datasets.base import named_sets
 
 
 def _arguments(parser: Parser) -> None:
-    check = verbs_of(parser).add_parser("check", help="read every sample, name what is broken, draw a few")
+    check = verbs_of(parser).add_parser(
+        "check", help="read every sample, name what is broken, draw a few"
+    )
     known = named_sets(parser.asked)
     check.add_argument("name", choices=known, metavar="NAME", help=", ".join(known))
     check.add_argument("--root", required=True, metavar="DIR")
     check.add_argument("--split", help="(default: every split there is)")
     check.add_argument(
-        "--out", metavar="DIR", default="out/data", help="where samples are drawn (default: %(default)s)"
+        "--out",
+        metavar="DIR",
+        default="out/data",
+        help="where samples are drawn (default: %(default)s)",
     )
     check.set_defaults(run=_check)
 
@@ -26,7 +31,9 @@ def _check(options: argparse.Namespace) -> int:
 
     found = named_sets(options.name)[options.name]
     splits = [options.split] if options.split and len(found.name.splits) > 1 else found.name.splits
-    configs = {split: found.build(root=options.root, split=split, sentences="all") for split in splits}
+    configs = {
+        split: found.build(root=options.root, split=split, sentences="all") for split in splits
+    }
     report = inspect(configs, options.out, progress=sys.stderr.isatty())
     for line in report.lines():
         print(line)
@@ -34,4 +41,6 @@ def _check(options: argparse.Namespace) -> int:
     return 1 if report.problems else 0
 
 
-COMMANDS = (Command("data", "look at a data set", "Says what a data set holds and lacks.", _arguments),)
+COMMANDS = (
+    Command("data", "look at a data set", "Says what a data set holds and lacks.", _arguments),
+)

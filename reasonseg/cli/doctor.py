@@ -17,12 +17,24 @@ EXTRAS = {
     "quant": ("bitsandbytes",),
     "sam": ("segment_anything",),
 }
-CORE = ("torch", "torchvision", "transformers", "accelerate", "peft", "tokenizers", "numpy", "pillow", "supervision")
+CORE = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "peft",
+    "tokenizers",
+    "numpy",
+    "pillow",
+    "supervision",
+)
 
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--plan", metavar="MODEL", help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id"
+        "--plan",
+        metavar="MODEL",
+        help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id",
     )
 
 
@@ -39,7 +51,10 @@ def _doctor(options) -> int:
 def examine() -> int:
     """Prints a line a finding; returns 1 where something needed is missing, else 0."""
     failed = False
-    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
+    print(
+        f"python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} cores"
+    )
     for name in CORE:
         try:
             print(f"  {name} {importlib.metadata.version(name)}")
@@ -47,7 +62,8 @@ def examine() -> int:
             optional = name == "torchvision"
             failed |= not optional
             print(
-                f"  {name} is missing" + (" (only some backbones need it)" if optional else ": pip install reasonseg")
+                f"  {name} is missing"
+                + (" (only some backbones need it)" if optional else ": pip install reasonseg")
             )
     import torch
 
@@ -62,7 +78,8 @@ def examine() -> int:
     for extra, modules in EXTRAS.items():
         absent = [module for module in modules if find_spec(module) is None]
         print(
-            f"  extra {extra}: " + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
+            f"  extra {extra}: "
+            + (f"no {', '.join(absent)} (pip install 'reasonseg[{extra}]')" if absent else "ready")
         )
     from reasonseg.datasets.synthetic.sprites import emoji_font
     from reasonseg.errors import InputError
@@ -91,16 +108,29 @@ def print_plan(model: str) -> None:
     for name in ("language model in", "weights", "answer", "LoRA", "all of it"):
         table.add_column(name, justify="left" if name == "language model in" else "right")
     for row in plan(model):
-        said = [f"{row[k]:.1f} ({card(row[k])})" if row[k] else "" for k in ("answer", "lora", "whole")]
+        said = [
+            f"{row[k]:.1f} ({card(row[k])})" if row[k] else "" for k in ("answer", "lora", "whole")
+        ]
         table.add_row(row["precision"], f"{row['weights']:.1f}", *said)
     console = Console()
     console.print(table)
     console.print(
-        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask decoder and prompter too; layers "
-        "computed again in the backward pass, train.checkpointing=true; one part of a batch at once, train.accumulate). LoRA "
-        "beside int8 or nf4 is QLoRA. Added up without a GPU, with 0.6 GiB for CUDA itself; in brackets the smallest usual "
+        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask "
+        "decoder and prompter too; layers "
+        "computed again in the backward pass, train.checkpointing=true; one part of a batch at "
+        "once, train.accumulate). LoRA "
+        "beside int8 or nf4 is QLoRA. Added up without a GPU, with 0.6 GiB for CUDA itself; in "
+        "brackets the smallest usual "
         "card that holds it. Several GPUs share the last column (shard=true)."
     )
 
 
-COMMANDS = (Command("doctor", "check what works on this machine", "Checks the machine; names the remedy.", _arguments, _doctor),)
+COMMANDS = (
+    Command(
+        "doctor",
+        "check what works on this machine",
+        "Checks the machine; names the remedy.",
+        _arguments,
+        _doctor,
+    ),
+)

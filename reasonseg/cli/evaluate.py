@@ -18,42 +18,80 @@ SPLITS = {"folder": "all"}  # evaluated by default; elsewhere val
 
 def _arguments(parser: Parser) -> None:
     names = verbs_of(parser, "data sets", "NAME")
-    _scenes_arguments(names.add_parser("scenes", help="synthetic scenes: seven levels of questions, and new wordings"))
-    _episodes_arguments(names.add_parser("episodes", help="few-shot: a thing shown in other images; mIoU and FB-IoU"))
+    _scenes_arguments(
+        names.add_parser(
+            "scenes", help="synthetic scenes: seven levels of questions, and new wordings"
+        )
+    )
+    _episodes_arguments(
+        names.add_parser(
+            "episodes", help="few-shot: a thing shown in other images; mIoU and FB-IoU"
+        )
+    )
     for name, found in named_sets(parser.asked).items():
         if found.name.evaluated:
             one = names.add_parser(name, help="teacher-forced and generated, with 95 %% intervals")
             _benchmark_arguments(one, name, found.config)
 
 
-def _common(parser: Parser, run: Callable[[argparse.Namespace], int | None], seed: str | None = None) -> None:
+def _common(
+    parser: Parser, run: Callable[[argparse.Namespace], int | None], seed: str | None = None
+) -> None:
     """What every evaluation takes."""
     parser.add_argument("--seed", type=int, default=0, help=seed)
-    parser.add_argument("--out", metavar="DIR", help="write rows.jsonl and summary.json there; a killed run resumes")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write rows.jsonl and summary.json there; a killed run resumes"
+    )
     parser.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON instead of a table")
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON instead of a table"
+    )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def _scenes_arguments(parser: Parser) -> None:
     parser.add_argument("--levels", metavar="a,b", help="some of the levels")
-    parser.add_argument("--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji")
+    parser.add_argument(
+        "--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji"
+    )
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=positive, default=2400, metavar="N", help="questions in all (default: 2400)")
+    parser.add_argument(
+        "--limit", type=positive, default=2400, metavar="N", help="questions in all (default: 2400)"
+    )
     _common(parser, _scenes)
 
 
 def _episodes_arguments(parser: Parser) -> None:
-    parser.add_argument("--benchmark", choices=["scenes", "pascal", "coco", "fss"], default="scenes")
-    parser.add_argument("--root", default="", metavar="DIR", help="where the images of pascal, coco or fss lie")
-    parser.add_argument("--fold", type=int, default=0, metavar="F", help="0 to 3")
-    parser.add_argument("--shots", type=positive, default=1, metavar="K", help="references of an episode (default: 1)")
     parser.add_argument(
-        "--prompt", choices=["reference", "label", "both"], default="reference", help="what an episode gives"
+        "--benchmark", choices=["scenes", "pascal", "coco", "fss"], default="scenes"
     )
-    parser.add_argument("--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji, all withheld")
-    parser.add_argument("--limit", type=positive, default=1000, metavar="N", help="episodes a group (default: 1000)")
+    parser.add_argument(
+        "--root", default="", metavar="DIR", help="where the images of pascal, coco or fss lie"
+    )
+    parser.add_argument("--fold", type=int, default=0, metavar="F", help="0 to 3")
+    parser.add_argument(
+        "--shots",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="references of an episode (default: 1)",
+    )
+    parser.add_argument(
+        "--prompt",
+        choices=["reference", "label", "both"],
+        default="reference",
+        help="what an episode gives",
+    )
+    parser.add_argument(
+        "--sprites",
+        metavar="DIR",
+        default="",
+        help="a sprite pack instead of the emoji, all withheld",
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=1000, metavar="N", help="episodes a group (default: 1000)"
+    )
     _common(parser, _episodes)
 
 
@@ -61,19 +99,28 @@ def _benchmark_arguments(parser: Parser, name: str, config: type) -> None:
     """A benchmark takes the settings of its data set that commands know: root, split, sentences."""
     known = {field.name for field in fields(config)}
     parser.add_argument(
-        "--root", default="", metavar="DIR", help="LISA's dataset folder, or the one that holds the data set"
+        "--root",
+        default="",
+        metavar="DIR",
+        help="LISA's dataset folder, or the one that holds the data set",
     )
     if "split" in known:
-        parser.add_argument("--split", default=SPLITS.get(name, "val"), help="(default: %(default)s)")
+        parser.add_argument(
+            "--split", default=SPLITS.get(name, "val"), help="(default: %(default)s)"
+        )
     if "sentences" in known:
-        parser.add_argument("--sentences", choices=["first", "all"], default="first", help="texts of each image")
+        parser.add_argument(
+            "--sentences", choices=["first", "all"], default="first", help="texts of each image"
+        )
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first samples")
     parser.set_defaults(name=name)
     _common(parser, _benchmark, "of the intervals")
 
 
 def _model(options: argparse.Namespace, *needs: Any) -> Any:
-    """The model that is scored; None where predictions are. Raises `InputError` where it lacks one of `needs`."""
+    """The model that is scored; None where predictions are. Raises `InputError` where it lacks
+    one of `needs`.
+    """
     from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
@@ -96,9 +143,16 @@ def _scenes(options: argparse.Namespace) -> None:
     options.name = "scenes"
     levels = tuple(options.levels.split(",")) if options.levels else (*SEVEN, "novel")
     summary = evaluate_scenes(
-        _model(options, "words", "places"), split=options.split, limit=options.limit, seed=options.seed, levels=levels,
-        sprites=options.sprites, out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+        _model(options, "words", "places"),
+        split=options.split,
+        limit=options.limit,
+        seed=options.seed,
+        levels=levels,
+        sprites=options.sprites,
+        out=options.out,
+        predictions=options.predictions,
+        progress=sys.stderr.isatty(),
+    )
     _report(options, summary, print_scenes)
 
 
@@ -109,13 +163,22 @@ def _episodes(options: argparse.Namespace) -> None:
 
     options.name = f"episodes --prompt {options.prompt}"
     config = Config(
-        options.root, options.benchmark, options.fold, options.shots, options.prompt, count=options.limit,
-        seed=options.seed, sprites=options.sprites,
-    )  # fmt: skip
+        options.root,
+        options.benchmark,
+        options.fold,
+        options.shots,
+        options.prompt,
+        count=options.limit,
+        seed=options.seed,
+        sprites=options.sprites,
+    )
     summary = evaluate_episodes(
-        _model(options, "words" if options.prompt == "label" else "references"), config, out=options.out,
-        predictions=options.predictions, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+        _model(options, "words" if options.prompt == "label" else "references"),
+        config,
+        out=options.out,
+        predictions=options.predictions,
+        progress=sys.stderr.isatty(),
+    )
     _report(options, summary, lambda found: print_episodes(options.benchmark, found))
 
 
@@ -124,12 +187,24 @@ def _benchmark(options: argparse.Namespace) -> None:
     from reasonseg.evaluation.tables import print_benchmark
 
     found = named_sets(options.name)[options.name]
-    given = {name: getattr(options, name) for name in ("root", "split", "sentences") if hasattr(options, name)}
+    given = {
+        name: getattr(options, name)
+        for name in ("root", "split", "sentences")
+        if hasattr(options, name)
+    }
     summary = evaluate_benchmark(
-        _model(options, "words"), found.build(**given), name=options.name, limit=options.limit, seed=options.seed,
-        out=options.out, predictions=options.predictions, progress=sys.stderr.isatty(),
-    )  # fmt: skip
+        _model(options, "words"),
+        found.build(**given),
+        name=options.name,
+        limit=options.limit,
+        seed=options.seed,
+        out=options.out,
+        predictions=options.predictions,
+        progress=sys.stderr.isatty(),
+    )
     _report(options, summary, lambda summary: print_benchmark(options.name, summary))
 
 
-COMMANDS = (Command("eval", "score a model on a data set", "Scores a model on a data set.", _arguments),)
+COMMANDS = (
+    Command("eval", "score a model on a data set", "Scores a model on a data set.", _arguments),
+)

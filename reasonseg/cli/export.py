@@ -8,7 +8,9 @@ from reasonseg.cli.options import Command, Parser
 def _arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="the folder of ask --out, or of annotate")
     parser.add_argument("out", metavar="DST")
-    parser.add_argument("--format", choices=["coco", "labelme", "yolo", "png", "labelstudio"], required=True)
+    parser.add_argument(
+        "--format", choices=["coco", "labelme", "yolo", "png", "labelstudio"], required=True
+    )
 
 
 def _export(options) -> None:
@@ -20,6 +22,10 @@ def _export(options) -> None:
 
 COMMANDS = (
     Command(
-        "export", "convert answers to COCO, LabelMe, YOLO ...", "Writes masks in another format.", _arguments, _export
+        "export",
+        "convert answers to COCO, LabelMe, YOLO ...",
+        "Writes masks in another format.",
+        _arguments,
+        _export,
     ),
 )

@@ -15,7 +15,9 @@ from reasonseg.errors import InputError
 
 
 def console() -> None:
-    """The process of a command. `ask` is to be quick, and would spend a third of its seconds tidying up among modules."""
+    """The process of a command. `ask` is to be quick, and would spend a third of its seconds
+    tidying up among modules.
+    """
     gc.set_threshold(50_000, 20, 20)
     code = main()
     if sys.argv[1:2] != ["ask"]:
@@ -47,15 +49,22 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser(words[0] if words else "", tuple(words[1:]))
     options, rest = parser.parse_known_args(words)
-    if rest and hasattr(options, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
-        options.overrides += rest  # key=value after an option, which argparse does not take for the same list
+    if (
+        rest
+        and hasattr(options, "overrides")
+        and all("=" in word and not word.startswith("-") for word in rest)
+    ):
+        options.overrides += (
+            rest  # key=value after an option, which argparse does not take for the same list
+        )
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
 
 
 def commands(word: str = "") -> list[Command]:
-    """All commands: those of this folder, and those that installed packages add (group `reasonseg.cli`).
+    """All commands: those of this folder, and those that installed packages add (group
+    `reasonseg.cli`).
 
     Other packages are looked through only where `word`, the command that runs, is not one of ours.
     """
@@ -67,13 +76,20 @@ def commands(word: str = "") -> list[Command]:
 
 
 def build_parser(word: str | None = None, asked: tuple[str, ...] = ()) -> Parser:
-    """The parser of all commands; options are added to the command `word` alone, or to all (None)."""
+    """The parser of all commands; options are added to the command `word` alone, or to all
+    (None).
+    """
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")
-    added = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+    added = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=Parser
+    )
     for command in commands(word or ""):
         one = added.add_parser(
-            command.name, help=command.help, description=command.description, epilog=command.epilog or None
+            command.name,
+            help=command.help,
+            description=command.description,
+            epilog=command.epilog or None,
         )
         if word in (None, command.name):
             one.asked = asked

@@ -6,17 +6,35 @@ from reasonseg.cli.options import Command, Parser
 
 
 def _import_arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SRC", help="folder, hub id, or the weight file of a training checkpoint")
-    parser.add_argument("target", metavar="DST")
-    parser.add_argument("--verify", action="store_true", help="run the original segment-anything beside it and compare")
-    parser.add_argument("--clip", metavar="DIR", help="vision tower, where it does not lie beside the weights")
-    parser.add_argument("--sam", metavar="FILE", help="mask decoder to use instead: .pth, folder or hub id")
-    parser.add_argument("--template", help="conversation strings: llava_v1, vicuna_v1, llava_llama_2")
-    parser.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: as it is)"
+        "source", metavar="SRC", help="folder, hub id, or the weight file of a training checkpoint"
     )
-    parser.add_argument("--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit")
+    parser.add_argument("target", metavar="DST")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="run the original segment-anything beside it and compare",
+    )
+    parser.add_argument(
+        "--clip", metavar="DIR", help="vision tower, where it does not lie beside the weights"
+    )
+    parser.add_argument(
+        "--sam", metavar="FILE", help="mask decoder to use instead: .pth, folder or hub id"
+    )
+    parser.add_argument(
+        "--template", help="conversation strings: llava_v1, vicuna_v1, llava_llama_2"
+    )
+    parser.add_argument(
+        "--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="stored precision (default: as it is)",
+    )
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit"
+    )
     parser.add_argument("--revision", help="of a hub model")
 
 
@@ -28,22 +46,34 @@ def _import(options) -> None:
     from reasonseg.checkpoints.released.verify import differences
 
     parts = load(
-        options.source, device="cpu", dtype=options.dtype or STORED, clip=options.clip, sam=options.sam,
-        template=options.template, read=options.read, allow=tuple(options.allow), revision=options.revision,
-    )  # fmt: skip
+        options.source,
+        device="cpu",
+        dtype=options.dtype or STORED,
+        clip=options.clip,
+        sam=options.sam,
+        template=options.template,
+        read=options.read,
+        allow=tuple(options.allow),
+        revision=options.revision,
+    )
     save(parts, options.target)
     count = sum(p.numel() for p in parts.parameters()) / 1e6
     print(f"{count:.1f} M parameters written to {options.target}")
     if options.verify:
         found = differences(parts, options.source, options.sam)
-        print("largest difference to segment-anything: " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()))
+        print(
+            "largest difference to segment-anything: "
+            + ", ".join(f"{k} {v:.1e}" for k, v in found.items())
+        )
 
 
 def _merge_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder with changes.yaml")
     parser.add_argument("target", metavar="DST")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="stored precision (default: float32)"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="stored precision (default: float32)",
     )
 
 
@@ -59,9 +89,12 @@ def _merge(options) -> None:
 
     if not (Path(options.source) / FILE).is_file():
         raise InputError(
-            f"{options.source} holds no {FILE}: it is no folder of changes, and whole already if it is a model"
+            f"{options.source} holds no {FILE}: it is no folder of changes, and whole already if "
+            "it is a model"
         )
-    Segmenter.from_pretrained(options.source, device="cpu", dtype=options.dtype).save_pretrained(options.target)
+    Segmenter.from_pretrained(options.source, device="cpu", dtype=options.dtype).save_pretrained(
+        options.target
+    )
     print(f"wrote {options.target}")
 
 
@@ -69,14 +102,16 @@ COMMANDS = (
     Command(
         "import",
         "convert released weights into a model folder",
-        "Reads whatever --model reads (LISA v1, LLaVA v1 with --sam, VLP-SAM, SegGPT ...) and writes a folder for --model.",
+        "Reads whatever --model reads (LISA v1, LLaVA v1 with --sam, VLP-SAM, SegGPT ...) and "
+        "writes a folder for --model.",
         _import_arguments,
         _import,
     ),
     Command(
         "merge",
         "write a fine-tuned model's changes and their base as one folder",
-        "Folds the changes that finetune wrote (train.save=changes, or --quantization) into a whole model.",
+        "Folds the changes that finetune wrote (train.save=changes, or --quantization) into a "
+        "whole model.",
         _merge_arguments,
         _merge,
     ),

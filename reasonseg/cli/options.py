@@ -12,7 +12,9 @@ from reasonseg.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line. `asked` holds the words behind the command, for those that name a module of their own."""
+    """Says a mistake in one line. `asked` holds the words behind the command, for those that
+    name a module of their own.
+    """
 
     asked: tuple[str, ...] = ()
 
@@ -23,10 +25,12 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One command. A file of this folder lists its commands as `COMMANDS`; nothing else has to know of them.
+    """One command. A file of this folder lists its commands as `COMMANDS`; nothing else has to know
+    of them.
 
-    `arguments(parser)` adds the options and is called only for the command that runs. `run(options)` does the work and returns the
-    exit code (None: 0); a command with verbs sets `run` for each of them instead.
+    `arguments(parser)` adds the options and is called only for the command that runs.
+    `run(options)` does the work and returns the exit code (None: 0); a command with verbs sets
+    `run` for each of them instead.
     """
 
     name: str
@@ -45,20 +49,40 @@ def verbs_of(parser: Parser, title: str = "verbs", metavar: str = "VERB") -> Any
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Every keyword of `Segmenter.from_pretrained`."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="M", help="folder or hub id, tiny or tiny-seggpt (default: tiny)")
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="precision of the weights")
-    group.add_argument("--quantization", choices=["int8", "nf4"], help="of the language model's layers")
-    group.add_argument("--clip", metavar="DIR", help="vision tower of a released checkpoint that comes without one")
-    group.add_argument("--sam", metavar="DIR", help="mask decoder to use instead, or SegGPT's refiner")
-    group.add_argument("--template", help="conversation strings: plain, llava_v1, vicuna_v1, llava_llama_2")
-    group.add_argument("--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder")
     group.add_argument(
-        "--allow", action="append", default=[], metavar="PREFIX", help="weights that may be missing or left over"
+        "--model", metavar="M", help="folder or hub id, tiny or tiny-seggpt (default: tiny)"
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    group.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision of the weights"
+    )
+    group.add_argument(
+        "--quantization", choices=["int8", "nf4"], help="of the language model's layers"
+    )
+    group.add_argument(
+        "--clip", metavar="DIR", help="vision tower of a released checkpoint that comes without one"
+    )
+    group.add_argument(
+        "--sam", metavar="DIR", help="mask decoder to use instead, or SegGPT's refiner"
+    )
+    group.add_argument(
+        "--template", help="conversation strings: plain, llava_v1, vicuna_v1, llava_llama_2"
+    )
+    group.add_argument(
+        "--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder"
+    )
+    group.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="weights that may be missing or left over",
     )
     group.add_argument("--revision", help="commit, branch or tag of a hub model")
     group.add_argument(
-        "--compile", action="store_true", help="faster generation after about half a minute of compiling"
+        "--compile",
+        action="store_true",
+        help="faster generation after about half a minute of compiling",
     )
 
 

@@ -25,7 +25,9 @@ def _scenes_draw(options) -> None:
     from reasonseg.structures.contact_sheet import save_sheet
 
     levels = tuple(options.levels.split(",")) if options.levels else SEVEN
-    data = Config(options.split, options.count, options.seed, levels=levels, sprites=options.sprites).build()
+    data = Config(
+        options.split, options.count, options.seed, levels=levels, sprites=options.sprites
+    ).build()
     path = save_sheet([data[i] for i in range(len(data))], options.out)
     print(f"wrote {path}, {options.count} images with masks and samples.jsonl")
 
@@ -38,4 +40,11 @@ def _scenes_sprites(options) -> None:
     print(f"wrote {render_pack(Path(options.out))} sprites and index.json to {options.out}")
 
 
-COMMANDS = (Command("scenes", "draw synthetic scenes or render sprites", "Synthetic scenes with exact masks.", _arguments),)
+COMMANDS = (
+    Command(
+        "scenes",
+        "draw synthetic scenes or render sprites",
+        "Synthetic scenes with exact masks.",
+        _arguments,
+    ),
+)

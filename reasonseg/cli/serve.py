@@ -6,33 +6,74 @@ import os
 import sys
 from typing import Any
 
-from reasonseg.cli.options import Command, Parser, add_model_options, load_model, model_keywords, positive
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_model_options,
+    load_model,
+    model_keywords,
+    positive,
+)
 from reasonseg.errors import InputError
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)"
+    )
     parser.add_argument("--port", type=positive, default=8000, help="(default: %(default)s)")
     parser.add_argument(
-        "--batch", type=positive, default=16, metavar="N", help="questions answered together (default: 16)"
+        "--batch",
+        type=positive,
+        default=16,
+        metavar="N",
+        help="questions answered together (default: 16)",
     )
     parser.add_argument(
-        "--queue", type=positive, default=64, metavar="N", help="that may wait; beyond them 503 (default: 64)"
+        "--queue",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="that may wait; beyond them 503 (default: 64)",
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="to send a request and to answer it (default: 60)"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="to send a request and to answer it (default: 60)",
     )
-    parser.add_argument("--max-body", type=float, default=32.0, metavar="MIB", help="of a request (default: 32)")
     parser.add_argument(
-        "--max-pixels", type=float, default=40.0, metavar="M", help="million pixels of a picture (default: 40)"
+        "--max-body", type=float, default=32.0, metavar="MIB", help="of a request (default: 32)"
     )
-    parser.add_argument("--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)")
-    parser.add_argument("--no-page", action="store_true", help="only /v1 and its company, no page at /")
     parser.add_argument(
-        "--fleet", action="store_true", help="on Ray Serve, with replicas that come and go with the load"
+        "--max-pixels",
+        type=float,
+        default=40.0,
+        metavar="M",
+        help="million pixels of a picture (default: 40)",
     )
-    parser.add_argument("--replicas", type=positive, default=4, metavar="N", help="at most, with --fleet (default: 4)")
-    parser.add_argument("--address", metavar="A", help="of a Ray cluster, with --fleet (default: this machine)")
+    parser.add_argument(
+        "--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)"
+    )
+    parser.add_argument(
+        "--no-page", action="store_true", help="only /v1 and its company, no page at /"
+    )
+    parser.add_argument(
+        "--fleet",
+        action="store_true",
+        help="on Ray Serve, with replicas that come and go with the load",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="at most, with --fleet (default: 4)",
+    )
+    parser.add_argument(
+        "--address", metavar="A", help="of a Ray cluster, with --fleet (default: this machine)"
+    )
     parser.add_argument("--tls-cert", metavar="FILE")
     parser.add_argument("--tls-key", metavar="FILE")
     add_model_options(parser)
@@ -54,22 +95,35 @@ def _serve(options) -> None:
             raise InputError(f"{file} does not exist")
     limits, token = _guards(options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
-        print(f"reasonseg: {options.host} can be reached from outside, and no --token is asked for", file=sys.stderr)
+        print(
+            f"reasonseg: {options.host} can be reached from outside, and no --token is asked for",
+            file=sys.stderr,
+        )
     mount = None
     if not options.no_page:
         try:
             from reasonseg.serving.page import mount
         except ImportError as error:
             raise InputError(
-                f"the page needs {error.name}: pip install 'reasonseg[serve]', or leave it out with --no-page"
+                f"the page needs {error.name}: pip install 'reasonseg[serve]', or leave it out "
+                "with --no-page"
             ) from None
-    app = make_app(load_model(options), limits=limits, token=token, batch=options.batch, waiting=options.queue)
+    app = make_app(
+        load_model(options), limits=limits, token=token, batch=options.batch, waiting=options.queue
+    )
     if mount is not None:
         app = mount(app, token)
     uvicorn.run(
-        app, host=options.host, port=options.port, ssl_certfile=options.tls_cert, ssl_keyfile=options.tls_key,
-        timeout_keep_alive=10, timeout_graceful_shutdown=60, h11_max_incomplete_event_size=64 * 2**10, log_level="info",
-    )  # fmt: skip
+        app,
+        host=options.host,
+        port=options.port,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+        timeout_keep_alive=10,
+        timeout_graceful_shutdown=60,
+        h11_max_incomplete_event_size=64 * 2**10,
+        log_level="info",
+    )
 
 
 def _guards(options) -> tuple[Any, str | None]:
@@ -84,14 +138,31 @@ def _fleet(options) -> None:
     try:
         from reasonseg.serving.ray_serve import run
     except ImportError as error:
-        raise InputError(f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'") from None
+        raise InputError(
+            f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'"
+        ) from None
     if options.tls_cert or options.tls_key:
         raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
     limits, token = _guards(options)
     run(
-        model_keywords(options), host=options.host, port=options.port, limits=limits, token=token, waiting=options.queue,
-        replicas=options.replicas, page=not options.no_page, address=options.address,
-    )  # fmt: skip
+        model_keywords(options),
+        host=options.host,
+        port=options.port,
+        limits=limits,
+        token=token,
+        waiting=options.queue,
+        replicas=options.replicas,
+        page=not options.no_page,
+        address=options.address,
+    )
 
 
-COMMANDS = (Command("serve", "answer over HTTP", "Answers questions over HTTP; see /docs there.", _arguments, _serve),)
+COMMANDS = (
+    Command(
+        "serve",
+        "answer over HTTP",
+        "Answers questions over HTTP; see /docs there.",
+        _arguments,
+        _serve,
+    ),
+)

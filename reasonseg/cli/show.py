@@ -55,15 +55,27 @@ def print_model(segmenter: Any) -> None:
     console = Console()
     console.print(table)
     if segmenter.backbone is None:
-        console.print(f"examples only, no words; score: {settings.score}; device: {segmenter.device}", markup=False)
+        console.print(
+            f"examples only, no words; score: {settings.score}; device: {segmenter.device}",
+            markup=False,
+        )
         return
     markers = segmenter.backbone.markers
-    rej = "none: this model never says absent" if markers.rej is None else f"{markers.rej_text} = {markers.rej}"
+    rej = (
+        "none: this model never says absent"
+        if markers.rej is None
+        else f"{markers.rej_text} = {markers.rej}"
+    )
     console.print(f"markers: {markers.seg_text} = {markers.seg}, {rej}", markup=False)
     console.print(
-        f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: {segmenter.device}",
+        f"prompt state: {segmenter.prompter.config.at}; score: {settings.score}; device: "
+        f"{segmenter.device}",
         markup=False,
     )
 
 
-COMMANDS = (Command("show", "print a config or a model", "What a config or a model says, in full.", _arguments),)
+COMMANDS = (
+    Command(
+        "show", "print a config or a model", "What a config or a model says, in full.", _arguments
+    ),
+)

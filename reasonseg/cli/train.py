@@ -23,10 +23,16 @@ def _train(options) -> None:
 
 
 def _finetune_arguments(parser: Parser) -> None:
-    parser.add_argument("folder", metavar="FOLDER", help="COCO, LabelMe, images/ and masks/, or samples.jsonl")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.max_steps=500")
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="COCO, LabelMe, images/ and masks/, or samples.jsonl"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as train.max_steps=500"
+    )
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without the samples that cannot be used")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without the samples that cannot be used"
+    )
     add_model_options(parser)
 
 
@@ -41,7 +47,8 @@ def _finetune(options) -> None:
     for way in ("teacher_forced", "generated"):
         before, after = (summary[when][way] for when in ("before", "after"))
         print(
-            f"{way.replace('_', '-')} gIoU {before['giou']:.3f} -> {after['giou']:.3f} on {after['n']} validation samples"
+            f"{way.replace('_', '-')} gIoU {before['giou']:.3f} -> {after['giou']:.3f} on "
+            f"{after['n']} validation samples"
         )
     print(f"wrote {options.out}/model; pictures in {options.out}/understood, before and after")
 
@@ -57,9 +64,11 @@ COMMANDS = (
     Command(
         "finetune",
         "train a model on your own images",
-        "Reads a folder of images and masks, shows what it understood, trains, and scores before and after.",
+        "Reads a folder of images and masks, shows what it understood, trains, and scores before "
+        "and after.",
         _finetune_arguments,
         _finetune,
-        epilog="With --quantization nf4 adapters are trained beside 4-bit weights (QLoRA); DIR/model holds what changed.",
+        epilog="With --quantization nf4 adapters are trained beside 4-bit weights (QLoRA), and "
+        "DIR/model holds what changed.",
     ),
 )

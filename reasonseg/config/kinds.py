@@ -1,7 +1,9 @@
-"""Finds a part by its name: a file of a room here, an entry point of another package, or (for runs only) a dotted path.
+"""Finds a part by its name: a file of a room here, an entry point of another package, or (for runs
+only) a dotted path.
 
-A room is a folder in which every file that defines the room's `door` is one kind. `decoders/sam.py` is the kind `sam`, and
-`decoder: {kind: sam}` in YAML chooses it. A package of yours adds a kind without touching this one:
+A room is a folder in which every file that defines the room's `door` is one kind. `decoders/sam.py`
+is the kind `sam`, and `decoder: {kind: sam}` in YAML chooses it. A package of yours adds a kind
+without touching this one:
 
     [project.entry-points."reasonseg.decoders"]
     mine = "my_package.my_decoder"
@@ -32,7 +34,11 @@ DOORS = {  # room -> what each of its files defines
     "checkpoints.released": "FORMAT",
     "cli": "COMMANDS",
 }
-LOCAL = ("datasets", "training.objectives")  # what only a run names, never a saved model: a dotted path is taken too
+# what only a run names, never a saved model: a dotted path is taken too
+LOCAL = (
+    "datasets",
+    "training.objectives",
+)
 
 
 def kinds(room: str) -> list[str]:
@@ -42,11 +48,17 @@ def kinds(room: str) -> list[str]:
 
 @cache
 def files(room: str) -> dict[str, str]:
-    """The kinds that are files of the room here, and their modules; the files are looked at, not imported."""
+    """The kinds that are files of the room here, and their modules; the files are looked at, not
+    imported.
+    """
     package = importlib.import_module(f"reasonseg.{room}")
     door = re.compile(rf"^(?:class {DOORS[room]}\b|{DOORS[room]}\b *[:=])", re.MULTILINE)
     found = sorted(Path(package.__path__[0]).glob("*.py"))
-    return {f.stem: f"reasonseg.{room}.{f.stem}" for f in found if door.search(f.read_text(encoding="utf-8"))}
+    return {
+        f.stem: f"reasonseg.{room}.{f.stem}"
+        for f in found
+        if door.search(f.read_text(encoding="utf-8"))
+    }
 
 
 def _added(room: str) -> dict[str, EntryPoint]:
@@ -54,7 +66,9 @@ def _added(room: str) -> dict[str, EntryPoint]:
 
 
 def kind_module(room: str, kind: str, place: str = "kind") -> ModuleType:
-    """The module of a kind. Raises `InputError` naming `place` where there is none, or it cannot be imported."""
+    """The module of a kind. Raises `InputError` naming `place` where there is none, or it cannot
+    be imported.
+    """
     if name := files(room).get(kind):
         return importlib.import_module(name)
     if point := _added(room).get(kind):
@@ -82,7 +96,10 @@ def check_kind(room: str, kind: str, place: str = "kind") -> None:
 
 def _unknown(room: str, kind: str, place: str) -> str:
     if room == "training.objectives" and kind in OBJECTIVES:
-        return f"{place}: objective {kind!r} is now {OBJECTIVES[kind]!r} (research, outside the package); write that"
+        return (
+            f"{place}: objective {kind!r} is now {OBJECTIVES[kind]!r} (research, outside the "
+            "package); write that"
+        )
     dotted = " or a dotted path to a module" if room in LOCAL else ""
     return f"{place}: no {noun(room)} {kind!r}; {nearest(kind, kinds(room))}{dotted}"
 

@@ -1,4 +1,6 @@
-"""The settings of a model: which kinds stand in its rooms. Saved as `settings.yaml` beside the weights."""
+"""The settings of a model: which kinds stand in its rooms. Saved as `settings.yaml` beside the
+weights.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model. `backbone` and its `prompter` take words, `references` take examples; a model has one of them, or both.
+    """One model. `backbone` and its `prompter` take words, `references` take examples; a model has
+    one of them, or both.
 
     `score`: `predicted` where the decoder's IoU head was trained, else `foreground` probability.
     """
@@ -31,21 +34,26 @@ class ModelSettings:
     prompter: Annotated[Kind, Room("prompters")] | None = None
     references: Annotated[Kind, Room("prompters")] | None = None
     refiner: Annotated[Kind, Room("decoders")] | None = None  # sharpens masks where it is asked to
-    segmenter: Annotated[Kind, Room("segmenters")] | None = field(default=None, repr=False)  # None: embedding
+    # None: embedding
+    segmenter: Annotated[Kind, Room("segmenters")] | None = field(default=None, repr=False)
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64
     memory: int = 8  # earlier turns of a conversation that the model reads
     notice: str = ""  # said once to whoever uses the model from the command line
-    new_markers: bool = field(default=False, repr=False)  # `<SEG>` and `<REJ>` are fresh rows, which a training must teach
-    about: dict[str, Any] = field(default_factory=dict)  # how it was made; for people, nothing reads it
+    # `<SEG>` and `<REJ>` are fresh rows, which a training must teach
+    new_markers: bool = field(default=False, repr=False)
+    # how it was made; for people, nothing reads it
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if (self.backbone is None) != (self.prompter is None):
             raise InputError(
-                "a backbone needs a prompter that reads it, and a prompter needs a backbone; give both or neither"
+                "a backbone needs a prompter that reads it, and a prompter needs a backbone; give "
+                "both or neither"
             )
         if self.backbone is None and self.references is None:
             raise InputError(
-                "a model needs a backbone with its prompter (for words), references (for examples), or all of them"
+                "a model needs a backbone with its prompter (for words), references (for "
+                "examples), or all of them"
             )

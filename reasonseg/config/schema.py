@@ -1,8 +1,9 @@
-"""Settings: frozen dataclasses filled from YAML and dotted overrides, with errors that name the place and the nearest name.
+"""Settings: frozen dataclasses filled from YAML and dotted overrides, with errors that name the
+place and the nearest name.
 
-A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>, ...}`, or its name alone. The
-`Config` in that file says what else may stand there. No library we tried finds kinds by file name and suggests the nearest
-key in YAML, so this is ours, and small.
+A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>,
+...}`, or its name alone. The `Config` in that file says what else may stand there. No library we
+tried finds kinds by file name and suggests the nearest key in YAML, so this is ours, and small.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class NameIn:
-    """Marks a field as the name of a kind whose settings stand elsewhere: `Annotated[str, NameIn("training.objectives")]`."""
+    """Marks a field as the name of a kind whose settings stand elsewhere: `Annotated[str,
+    NameIn("training.objectives")]`.
+    """
 
     room: str
 
 
 def parse(cls: type, tree: dict, place: str = "") -> Any:
-    """An instance of a dataclass from plain values. Raises `InputError` naming the place of what does not fit."""
+    """An instance of a dataclass from plain values. Raises `InputError` naming the place of what
+    does not fit.
+    """
     if not isinstance(tree, dict):
         raise InputError(f"{place or 'settings'}: expected names and values, got {tree!r}")
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -73,7 +78,11 @@ def _value(hint: Any, value: Any, place: str) -> Any:
         return parse(hint, value if value is not None else {}, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _value(next(a for a in arguments if a is not type(None)), value, place)
+        return (
+            None
+            if value is None
+            else _value(next(a for a in arguments if a is not type(None)), value, place)
+        )
     if origin is typing.Literal:
         if value not in arguments:
             raise InputError(f"{place}: {value!r} is not one of {', '.join(map(str, arguments))}")
@@ -94,7 +103,9 @@ def _kind(room: Room, value: Any, place: str) -> Kind:
     if not isinstance(value, dict) or "kind" not in value:
         raise InputError(f"{place}: say a kind, one of {', '.join(kinds(room.name))}")
     rest = {k: v for k, v in value.items() if k != "kind"}
-    return Kind(value["kind"], parse(config_class(room.name, value["kind"], f"{place}.kind"), rest, place))
+    return Kind(
+        value["kind"], parse(config_class(room.name, value["kind"], f"{place}.kind"), rest, place)
+    )
 
 
 def _plain(hint: type, value: Any, place: str) -> Any:
@@ -127,7 +138,9 @@ def override(tree: dict, overrides: list[str]) -> dict:
     for text in overrides:
         path, mark, value = text.partition("=")
         if not mark:
-            raise InputError(f"{text!r} is not an override; write name=value, such as train.lr=1e-4")
+            raise InputError(
+                f"{text!r} is not an override; write name=value, such as train.lr=1e-4"
+            )
         *parents, last = path.split(".")
         branch = tree
         for name in parents:

@@ -13,15 +13,16 @@ from reasonseg.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the share of steps at the
-    end over which the learning rate falls to `floor` of itself; `options` go to the objective; `optimizer`: `muon` on
-    matrices and AdamW on the rest, for training from nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight
-    decay).
+    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the
+    share of steps at the end over which the learning rate falls to `floor` of itself; `options` go
+    to the objective; `optimizer`: `muon` on matrices and AdamW on the rest, for training from
+    nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight decay).
 
-    `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one config trains the same
-    model on one device or many. `lora`: rank of adapters on the language model's q and v, trained beside `train` and folded
-    into the weights when the stage ends, with `dropout` before them. `tokens` trains the rows of the markers alone, in embeddings
-    and head (peft's trainable tokens).
+    `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one
+    config trains the same model on one device or many. `lora`: rank of adapters on the language
+    model's q and v, trained beside `train` and folded into the weights when the stage ends, with
+    `dropout` before them. `tokens` trains the rows of the markers alone, in embeddings and head
+    (peft's trainable tokens).
     """
 
     objective: Annotated[str, NameIn("training.objectives")]
@@ -43,23 +44,28 @@ class Stage:
 
     def __post_init__(self):
         if self.accumulate < 1 or self.batch % self.accumulate:
-            raise InputError(f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal parts")
+            raise InputError(
+                f"batch {self.batch} cannot be split into accumulate = {self.accumulate} equal "
+                "parts"
+            )
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """A whole run: the model it starts from, its data, its stages in order and where it writes.
 
-    `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package); a run has one of the two.
-    `references` is a prompter for examples, given to a model that has none yet.
-    `examples`: from now on the language model reads references beside words (LLaVA backbones).
-    `validation` is scored at every checkpoint on its first `validation_limit` samples; a stage ends with the weights of the
-    checkpoint that is highest in `metric`. Without it, with the last.
-    `dtype`: of what is loaded and not trained, and of the result's files (float32: they are float16); what is trained is float32.
-    `features`: a folder in which what frozen encoders make of each picture is kept, so that it is computed once (for small sets).
-    `checkpointing`: layers of the language model are computed again in the backward pass instead of kept (less memory).
-    `shard`: every process holds a part of each weight, gradient and optimizer state (FSDP); for models that do not fit otherwise.
-    `products`: attention as plain products, faster for small transformers on CPU (`attention.py`).
+    `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package);
+    a run has one of the two. `references` is a prompter for examples, given to a model that has
+    none yet. `examples`: from now on the language model reads references beside words (LLaVA
+    backbones). `validation` is scored at every checkpoint on its first `validation_limit` samples;
+    a stage ends with the weights of the checkpoint that is highest in `metric`. Without it, with
+    the last. `dtype`: of what is loaded and not trained, and of the result's files (float32: they
+    are float16); what is trained is float32. `features`: a folder in which what frozen encoders
+    make of each picture is kept, so that it is computed once (for small sets). `checkpointing`:
+    layers of the language model are computed again in the backward pass instead of kept (less
+    memory). `shard`: every process holds a part of each weight, gradient and optimizer state
+    (FSDP); for models that do not fit otherwise. `products`: attention as plain products, faster
+    for small transformers on CPU (`attention.py`).
     """
 
     data: Annotated[Kind, Room("datasets")]
@@ -86,17 +92,30 @@ class TrainSettings:
 
     def __post_init__(self):
         if (self.model is None) == (not self.start):
-            raise InputError("a run needs one of model (fresh weights) and start (a model folder, or embedded)")
-        if self.shard and (self.features or self.validation is not None):
-            raise InputError("shard: true goes without features and validation; score the model when it is whole again")
-        if self.shard and (muon := [name for name, stage in self.stages.items() if stage.optimizer != "adamw"]):
             raise InputError(
-                f"shard: true needs optimizer: adamw; stage {muon[0]} has muon, which works on whole matrices"
+                "a run needs one of model (fresh weights) and start (a model folder, or embedded)"
+            )
+        if self.shard and (self.features or self.validation is not None):
+            raise InputError(
+                "shard: true goes without features and validation; score the model when it is "
+                "whole again"
+            )
+        if self.shard and (
+            muon := [name for name, stage in self.stages.items() if stage.optimizer != "adamw"]
+        ):
+            raise InputError(
+                f"shard: true needs optimizer: adamw; stage {muon[0]} has muon, which works on "
+                "whole matrices"
             )
         if self.dtype == "bfloat16" and not self.bf16:
-            raise InputError("dtype: bfloat16 needs bf16: true, which lets float32 and bfloat16 weights work together")
+            raise InputError(
+                "dtype: bfloat16 needs bf16: true, which lets float32 and bfloat16 weights work "
+                "together"
+            )
 
 
 def read_run(file: str | Path, overrides: list[str] = ()) -> TrainSettings:
-    """A config file with overrides laid over it. Raises `InputError` with the place and the nearest name."""
+    """A config file with overrides laid over it. Raises `InputError` with the place and the
+    nearest name.
+    """
     return parse(TrainSettings, read(file, overrides))

@@ -1,8 +1,10 @@
-"""What data sets share: how commands name them, endless training samples, and LISA's question templates.
+"""What data sets share: how commands name them, endless training samples, and LISA's question
+templates.
 
-A file of this folder is a kind of data set. Its `Config` says where the files lie; `build()` gives samples by index (`IndexError` at
-the length), `training(length, seed)` samples to train on, a pure function of (seed, index). `eval KIND` and `data check KIND`
-find it by its file name, or by the names in its `NAMES`.
+A file of this folder is a kind of data set. Its `Config` says where the files lie; `build()` gives
+samples by index (`IndexError` at the length), `training(length, seed)` samples to train on, a pure
+function of (seed, index). `eval KIND` and `data check KIND` find it by its file name, or by the
+names in its `NAMES`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ TRIES = 50  # pictures looked at for one with something to ask
 class Name:
     """A name by which commands know a data set.
 
-    `fields` are settings of its `Config` that go with the name, `splits` those that `data check` looks for. `evaluated` off keeps
-    training data out of `eval`.
+    `fields` are settings of its `Config` that go with the name, `splits` those that `data check`
+    looks for. `evaluated` off keeps training data out of `eval`.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -48,9 +50,13 @@ class NamedSet:
 
 
 def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:
-    """Every data set by its name; those of `words` that are dotted paths to a module are taken too."""
+    """Every data set by its name; those of `words` that are dotted paths to a module are taken
+    too.
+    """
     asked = (words,) if isinstance(words, str) else words
-    dotted = [w for w in asked if "." in w and "/" not in w and not w.startswith("-") and "=" not in w]
+    dotted = [
+        w for w in asked if "." in w and "/" not in w and not w.startswith("-") and "=" not in w
+    ]
     found: dict[str, NamedSet] = {}
     for kind in [*kinds("datasets"), *dotted]:
         module = kind_module("datasets", kind, "data set")
@@ -65,7 +71,9 @@ class TrainingData(Protocol):
     pictures: int
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """`count` samples about a picture, sharing its image (the very object); none where it shows nothing to ask for."""
+        """`count` samples about a picture, sharing its image (the very object); none where it
+        shows nothing to ask for.
+        """
 
 
 class Stream:
@@ -89,9 +97,14 @@ class Stream:
     def _drawn(self, number: int) -> list[Sample]:
         for attempt in range(TRIES):
             rng = np.random.default_rng([self.seed, number, attempt])
-            if samples := self.data.training_samples(int(rng.integers(self.data.pictures)), PER_PICTURE, rng):
+            if samples := self.data.training_samples(
+                int(rng.integers(self.data.pictures)), PER_PICTURE, rng
+            ):
                 return samples
-        raise InputError(f"{TRIES} pictures in a row show nothing to ask for; look at them with `reasonseg data check`")
+        raise InputError(
+            f"{TRIES} pictures in a row show nothing to ask for; look at them with `reasonseg "
+            "data check`"
+        )
 
 
 def sample_indices(rng: np.random.Generator, count: int, of: int) -> list[int]:
@@ -125,11 +138,15 @@ ANSWERS = (
 
 
 def validation_question(text: str, is_sentence: bool) -> str:
-    """The question of a text in validation, with the space in front that the reference's prompt has."""
+    """The question of a text in validation, with the space in front that the reference's prompt
+    has.
+    """
     return (SENTENCE if is_sentence else PHRASE).format(text)
 
 
-def training_turn(rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>") -> tuple[str, str]:
+def training_turn(
+    rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>"
+) -> tuple[str, str]:
     """(question, answer) of a text in training; `marker` `<REJ>` where nothing fits."""
     questions = SENTENCES if is_sentence else PHRASES
     question = questions[rng.integers(len(questions))].format(text if is_sentence else text.lower())

@@ -1,12 +1,15 @@
 """Few-shot episodes: a thing in a picture, and other pictures that show it marked.
 
-PASCAL-5i, COCO-20i and FSS-1000 in their usual layouts and folds, and drawn scenes. Episode i asks about the same picture and
-shows the same first references whatever the number of shots, so that differences between runs are paired. Classes seen in
-training and withheld ones are groups of their own and never mix.
+PASCAL-5i, COCO-20i and FSS-1000 in their usual layouts and folds, and drawn scenes. Episode i asks
+about the same picture and shows the same first references whatever the number of shots, so that
+differences between runs are paired. Classes seen in training and withheld ones are groups of their
+own and never mix.
 
-Under `root`: `VOC2012/{JPEGImages,SegmentationClassAug}` or `COCO2014/{train2014,val2014,annotations}` (PNGs whose value is
-the class) with the class lists of PFENet, BAM and VLP-SAM, `splits/lists/{pascal,coco}/fss_list/{train,val}/
-sub_class_file_list_F.txt`; or for FSS-1000 a folder of `1.jpg`, `1.png` ... `10.png` for each class.
+Under `root`: `VOC2012/{JPEGImages,SegmentationClassAug}` or
+`COCO2014/{train2014,val2014,annotations}` (PNGs whose value is the class) with the class lists of
+PFENet, BAM and VLP-SAM, `splits/lists/{pascal,coco}/fss_list/{train,val}/
+sub_class_file_list_F.txt`; or for FSS-1000 a folder of `1.jpg`, `1.png` ... `10.png` for each
+class.
 """
 
 from __future__ import annotations
@@ -35,23 +38,27 @@ BOUNDARY = 255  # in PASCAL's masks: neither thing nor background
 FOLDS = 4
 MAX_TRIES = 20
 PASCAL = (
-    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,potted plant,"
-    "sheep,sofa,train,tv/monitor"
+    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,"
+    "person,potted plant,sheep,sofa,train,tv/monitor"
 ).split(",")
 COCO = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,bench,bird,"
-    "cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,"
-    "sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,knife,spoon,"
-    "bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,"
-    "toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,"
-    "teddy bear,hair drier,toothbrush"
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,"
+    "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,"
+    "backpack,umbrella,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,"
+    "baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,fork,"
+    "knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,"
+    "chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,"
+    "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
+    "hair drier,toothbrush"
 ).split(",")
 NAMES: dict[str, Name] = {}  # `eval episodes` has a report of its own
 
 
 @dataclass(frozen=True)
 class Config:
-    """`prompt`: what an episode gives: `reference` alone, its `label` alone (as words), or `both`. `group`: of classes."""
+    """`prompt`: what an episode gives: `reference` alone, its `label` alone (as words), or
+    `both`. `group`: of classes.
+    """
 
     root: str = ""
     benchmark: Literal["scenes", "pascal", "coco", "fss"] = "scenes"
@@ -103,7 +110,9 @@ class Episodes:
         if not 0 <= i < len(self):
             raise IndexError(i)
         config = self.config
-        label, query, shown = self.source.episode(i, 0 if config.prompt == "label" else config.shots)
+        label, query, shown = self.source.episode(
+            i, 0 if config.prompt == "label" else config.shots
+        )
         named = label if config.prompt != "reference" else None
         references = [Reference(image, mask=mask == 1, label=named) for image, mask in shown]
         image, mask = query
@@ -115,13 +124,19 @@ class Episodes:
 
 
 class DrawnEpisodes:
-    """Scenes in which the thing is one among others; every copy of it has a hue, a turn and a size of its own."""
+    """Scenes in which the thing is one among others; every copy of it has a hue, a turn and a
+    size of its own.
+    """
 
     def __init__(self, config: Config):
         self.config, knowledge = config, Knowledge.load()
         self.sprites = load_pack(config.sprites) if config.sprites else default_pack(knowledge)
         withheld = [s for s in self.sprites if config.sprites or knowledge.withheld(s.name)]
-        self.group = withheld if config.group == "withheld" else [s for s in self.sprites if s not in withheld]
+        self.group = (
+            withheld
+            if config.group == "withheld"
+            else [s for s in self.sprites if s not in withheld]
+        )
         self.labels = [s.name for s in self.group]
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
@@ -129,21 +144,35 @@ class DrawnEpisodes:
         seeds = [self.config.seed, 91, GROUPS.index(self.config.group), i]
         sprite = self.group[np.random.default_rng(seeds).integers(len(self.group))]
         query = self._picture([*seeds, 0], sprite, copies=2)
-        return sprite.name, query, [self._picture([*seeds, k + 1], sprite, copies=1) for k in range(shots)]
+        return (
+            sprite.name,
+            query,
+            [self._picture([*seeds, k + 1], sprite, copies=1) for k in range(shots)],
+        )
 
-    def _picture(self, seeds: list[int], sprite: Sprite, copies: int) -> tuple[np.ndarray, np.ndarray]:
+    def _picture(
+        self, seeds: list[int], sprite: Sprite, copies: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         for attempt in range(MAX_TRIES):
             rng = np.random.default_rng([*seeds, attempt])
-            chosen = [sprite] * int(rng.integers(1, copies + 1)) + company(rng, sprite, self.sprites, 1, 3)
-            scene: Scene = draw_alike(rng, [chosen[k] for k in rng.permutation(len(chosen))], self.config.size)
+            chosen = [sprite] * int(rng.integers(1, copies + 1)) + company(
+                rng, sprite, self.sprites, 1, 3
+            )
+            scene: Scene = draw_alike(
+                rng, [chosen[k] for k in rng.permutation(len(chosen))], self.config.size
+            )
             mask = union_of(scene, sprite)
             if mask.any():
                 return scene.image, mask.astype(np.uint8)
-        raise InputError(f"{sprite.name} was covered by others in {MAX_TRIES} scenes; is its cut-out empty?")
+        raise InputError(
+            f"{sprite.name} was covered by others in {MAX_TRIES} scenes; is its cut-out empty?"
+        )
 
 
 class FoldEpisodes:
-    """PASCAL-5i and COCO-20i. Withheld: the validation classes of the fold; seen: the others, from the training list."""
+    """PASCAL-5i and COCO-20i. Withheld: the validation classes of the fold; seen: the others,
+    from the training list.
+    """
 
     def __init__(self, config: Config):
         self.config, names = config, PASCAL if config.benchmark == "pascal" else COCO
@@ -153,44 +182,68 @@ class FoldEpisodes:
             withheld = list(range(config.fold * per_fold, (config.fold + 1) * per_fold))
         else:
             withheld = list(range(config.fold, len(names), FOLDS))
-        wanted = withheld if config.group == "withheld" else [c for c in range(len(names)) if c not in withheld]
+        wanted = (
+            withheld
+            if config.group == "withheld"
+            else [c for c in range(len(names)) if c not in withheld]
+        )
         part = "val" if config.group == "withheld" else "train"
         lists = self._lists(part)
-        self.files = {names[c]: (c + 1, lists[c + 1]) for c in wanted if len(lists.get(c + 1, [])) > 1}
+        self.files = {
+            names[c]: (c + 1, lists[c + 1]) for c in wanted if len(lists.get(c + 1, [])) > 1
+        }
         self.labels = list(self.files)
 
     def _lists(self, part: str) -> dict[int, list[tuple[str, str]]]:
         inside = Path(
-            "splits/lists", self.config.benchmark, "fss_list", part, f"sub_class_file_list_{self.config.fold}.txt"
+            "splits/lists",
+            self.config.benchmark,
+            "fss_list",
+            part,
+            f"sub_class_file_list_{self.config.fold}.txt",
         )
         for place in (self.root / inside, self.root / "data" / inside):
             if place.is_file():
                 try:
                     return {
-                        int(k): [(str(a), str(b)) for a, b in v] for k, v in ast.literal_eval(place.read_text()).items()
+                        int(k): [(str(a), str(b)) for a, b in v]
+                        for k, v in ast.literal_eval(place.read_text()).items()
                     }
                 except (ValueError, SyntaxError, TypeError, AttributeError) as error:
-                    raise InputError(f"{place} is no class list ({{class: [(image, mask), ...]}}): {error}") from None
+                    raise InputError(
+                        f"{place} is no class list ({{class: [(image, mask), ...]}}): {error}"
+                    ) from None
         raise InputError(
-            f"{self.root / inside} does not exist; it lists the {part} images of each class (PFENet's, BAM's or VLP-SAM's lists)"
+            f"{self.root / inside} does not exist; it lists the {part} images of each class "
+            "(PFENet's, BAM's or VLP-SAM's lists)"
         )
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
-        """(label, (picture, mask), references); masks are uint8 with 1 the thing and 255 what is not counted."""
+        """(label, (picture, mask), references); masks are uint8 with 1 the thing and 255 what is
+        not counted.
+        """
         rng = np.random.default_rng([self.config.seed, 92, GROUPS.index(self.config.group), i])
         label = self.labels[rng.integers(len(self.labels))]
         value, files = self.files[label]
         order = rng.permutation(len(files))
         if shots >= len(files):
-            raise InputError(f"{label} has {len(files)} images; {shots} shots and a query need {shots + 1}")
-        return label, self._read(files[order[0]], value), [self._read(files[order[k + 1]], value) for k in range(shots)]
+            raise InputError(
+                f"{label} has {len(files)} images; {shots} shots and a query need {shots + 1}"
+            )
+        return (
+            label,
+            self._read(files[order[0]], value),
+            [self._read(files[order[k + 1]], value) for k in range(shots)],
+        )
 
     def _read(self, files: tuple[str, str], value: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = (self._place(name) for name in files)
         values = np.array(Image.open(mask))
         picture = read_image(image)
         if values.shape != picture.shape[:2]:
-            raise InputError(f"{mask} is {list(values.shape)}, its picture {list(picture.shape[:2])}")
+            raise InputError(
+                f"{mask} is {list(values.shape)}, its picture {list(picture.shape[:2])}"
+            )
         boundary = (values == BOUNDARY) & (self.config.benchmark == "pascal")
         return picture, np.where(boundary, BOUNDARY, values == value).astype(np.uint8)
 
@@ -199,7 +252,9 @@ class FoldEpisodes:
         parts = Path(name).parts
         names = {"VOC2012": "VOC2012", "COCO2014": "COCO2014", "MSCOCO2014": "COCO2014"}
         start = next((k for k, part in enumerate(parts) if part in names), 0)
-        inside = Path(names.get(parts[start], parts[start]), *(p for p in parts[start + 1 :] if p != ".."))
+        inside = Path(
+            names.get(parts[start], parts[start]), *(p for p in parts[start + 1 :] if p != "..")
+        )
         for place in (self.root / inside, self.root / "Datasets_HSN" / inside):
             if place.is_file():
                 return place
@@ -207,7 +262,9 @@ class FoldEpisodes:
 
 
 class FolderEpisodes:
-    """FSS-1000: a folder a class. Withheld: those of `splits/fss/test.txt` where that lies beside them, else all."""
+    """FSS-1000: a folder a class. Withheld: those of `splits/fss/test.txt` where that lies
+    beside them, else all.
+    """
 
     def __init__(self, config: Config):
         self.config = config
@@ -216,7 +273,12 @@ class FolderEpisodes:
         if not root.is_dir():
             raise InputError(f"{root} is no folder; FSS-1000 has a folder for each class")
         listed = next(
-            (p for p in (root / "splits/fss/test.txt", root.parent / "splits/fss/test.txt") if p.is_file()), None
+            (
+                p
+                for p in (root / "splits/fss/test.txt", root.parent / "splits/fss/test.txt")
+                if p.is_file()
+            ),
+            None,
         )
         every = sorted(d.name for d in root.iterdir() if len(list(d.glob("*.png"))) > 1)
         test = set(listed.read_text().split()) if listed else set(every)
@@ -229,7 +291,9 @@ class FolderEpisodes:
         name = self.labels[rng.integers(len(self.labels))]
         files = sorted((self.root / name).glob("*.png"))
         if shots >= len(files):
-            raise InputError(f"{name} has {len(files)} images; {shots} shots and a query need {shots + 1}")
+            raise InputError(
+                f"{name} has {len(files)} images; {shots} shots and a query need {shots + 1}"
+            )
         pairs = [self._read(files[k]) for k in rng.permutation(len(files))[: shots + 1]]
         return name.replace("_", " "), pairs[0], pairs[1:]
 
@@ -241,4 +305,9 @@ class FolderEpisodes:
         return picture, mask.astype(np.uint8)
 
 
-SOURCES = {"scenes": DrawnEpisodes, "pascal": FoldEpisodes, "coco": FoldEpisodes, "fss": FolderEpisodes}
+SOURCES = {
+    "scenes": DrawnEpisodes,
+    "pascal": FoldEpisodes,
+    "coco": FoldEpisodes,
+    "fss": FolderEpisodes,
+}

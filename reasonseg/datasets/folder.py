@@ -27,9 +27,11 @@ NAMES = {"folder": Name(splits=("all",))}
 
 @dataclass(frozen=True)
 class Config:
-    """`split`: `all`, `train` or `validation`; a share of the images (never of the samples) is kept for validation.
+    """`split`: `all`, `train` or `validation`; a share of the images (never of the samples) is kept
+    for validation.
 
-    `absent`: chance of a question about a label of other images, with the true answer that it is not there.
+    `absent`: chance of a question about a label of other images, with the true answer that it is
+    not there.
     """
 
     root: str = ""
@@ -60,23 +62,29 @@ class Folder:
         self.config = config
         root = Path(config.root)
         if config.split not in SPLITS:
-            raise InputError(f"no split {config.split!r} of a folder; there are {', '.join(SPLITS)}")
+            raise InputError(
+                f"no split {config.split!r} of a folder; there are {', '.join(SPLITS)}"
+            )
         if not root.is_dir():
             raise InputError(f"{root} is no folder")
         entries = next((found for layout in LAYOUTS if (found := layout.entries(root))), [])
         if not entries:
             raise InputError(
-                f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside pictures, "
+                f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside "
+                "pictures, "
                 "images/ with masks/, samples.jsonl, or a table with columns image and mask"
             )
         self.labels = sorted({label for e in entries for label in e.labels})
-        self.present: dict[Path, set[str]] = {}  # the labels of each picture, those that cannot be read among them
+        # the labels of each picture, those that cannot be read among them
+        self.present: dict[Path, set[str]] = {}
         for entry in entries:
             self.present.setdefault(entry.picture, set()).update(entry.labels)
         entries = [e for e in entries if self.name(e) not in config.skipped]
         kept = self._kept(entries)
         validated = config.split != "train"
-        self.entries = [e for e in entries if config.split == "all" or (e.picture in kept) == validated]
+        self.entries = [
+            e for e in entries if config.split == "all" or (e.picture in kept) == validated
+        ]
         self._latest: tuple[Path, np.ndarray] | None = None
 
     def _kept(self, entries: list[Entry]) -> set[Path]:
@@ -116,30 +124,47 @@ class Folder:
         for mask in masks:
             where = f"{entry.picture}: the mask of {entry.text!r}"
             if mask.shape != image.shape[:2]:
-                raise InputError(f"{where} is {list(mask.shape)}, the image {list(image.shape[:2])}")
+                raise InputError(
+                    f"{where} is {list(mask.shape)}, the image {list(image.shape[:2])}"
+                )
             if not mask.any():
                 raise InputError(f"{where} is empty")
         if entry.answer and entry.answer.count("<SEG>") != len(masks):
             raise InputError(
-                f"{entry.picture}: the answer to {entry.text!r} says <SEG> {entry.answer.count('<SEG>')} times "
+                f"{entry.picture}: the answer to {entry.text!r} says <SEG> "
+                f"{entry.answer.count('<SEG>')} times "
                 f"and has {len(masks)} masks"
             )
-        labels = list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
-        truth = Answer(entry.answer or said(labels), np.array(masks), np.ones(len(masks)), labels, "found")
+        labels = (
+            list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
+        )
+        truth = Answer(
+            entry.answer or said(labels), np.array(masks), np.ones(len(masks)), labels, "found"
+        )
         return Sample(Query(image, entry.text), truth, self.id(i), "")
 
     def refused(self, i: int, rng: np.random.Generator) -> Sample | None:
-        """A question about the picture of sample `i` for a label it does not have; None where it has all."""
-        others = [label for label in self.labels if label not in self.present[self.entries[i].picture]]
+        """A question about the picture of sample `i` for a label it does not have; None where it
+        has all.
+        """
+        others = [
+            label for label in self.labels if label not in self.present[self.entries[i].picture]
+        ]
         if not others:
             return None
         label, image = others[rng.integers(len(others))], self.image(i)
-        truth = Answer(f"The {label} <REJ>.", np.zeros((0, *image.shape[:2]), bool), np.zeros(0), [], "absent")
-        return Sample(Query(image, f"the {label}"), truth, f"{self.id(i)} (absent: {label})", "absent")
+        truth = Answer(
+            f"The {label} <REJ>.", np.zeros((0, *image.shape[:2]), bool), np.zeros(0), [], "absent"
+        )
+        return Sample(
+            Query(image, f"the {label}"), truth, f"{self.id(i)} (absent: {label})", "absent"
+        )
 
 
 class Stream:
-    """Samples in epochs of their own order, with questions about what is not there mixed in; a pure function of the seed."""
+    """Samples in epochs of their own order, with questions about what is not there mixed in; a
+    pure function of the seed.
+    """
 
     def __init__(self, samples: Folder, length: int, seed: int, absent: float):
         self.samples, self.length, self.seed, self.absent = samples, length, seed, absent
@@ -153,7 +178,9 @@ class Stream:
         if not 0 <= i < self.length:
             raise IndexError(i)
         epoch, place = divmod(i, len(self.samples))
-        chosen = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))[place])
+        chosen = int(
+            np.random.default_rng([self.seed, epoch]).permutation(len(self.samples))[place]
+        )
         rng = np.random.default_rng([self.seed, 1, i])
         if rng.random() < self.absent and (sample := self.samples.refused(chosen, rng)):
             return sample
@@ -162,7 +189,9 @@ class Stream:
 
 def said(labels: list[str]) -> str:
     """The true answer: each label with its `<SEG>`."""
-    return ", ".join(f"{'the' if i else 'The'} {label} <SEG>" for i, label in enumerate(labels)) + "."
+    return (
+        ", ".join(f"{'the' if i else 'The'} {label} <SEG>" for i, label in enumerate(labels)) + "."
+    )
 
 
 def check(samples: Folder) -> list[tuple[str, str]]:

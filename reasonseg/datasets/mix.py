@@ -1,4 +1,6 @@
-"""Several data sets at once, in given shares; which one comes when is a pure function of (seed, index)."""
+"""Several data sets at once, in given shares; which one comes when is a pure function of (seed,
+index).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ NAMES: dict[str, Name] = {}  # for training only
 
 @dataclass(frozen=True)
 class Config:
-    """`sets` by name, `weights` their shares (1 where none is given). `root` is given to the sets that have none of their own."""
+    """`sets` by name, `weights` their shares (1 where none is given). `root` is given to the
+    sets that have none of their own.
+    """
 
     sets: dict[str, Annotated[Kind, Room("datasets")]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
@@ -37,11 +41,16 @@ class Config:
     def example(cls) -> Config:
         """A small one, for tests."""
         scenes = config_class("datasets", "scenes")
-        small = {"things": scenes("val", count=3, size=96), "more": scenes("val", count=4, seed=5, size=96)}
+        small = {
+            "things": scenes("val", count=3, size=96),
+            "more": scenes("val", count=4, seed=5, size=96),
+        }
         return cls({name: Kind("scenes", config) for name, config in small.items()}, {"more": 2.0})
 
     def parts(self) -> dict[str, Any]:
-        """The configs of the sets, with their root. Raises `InputError` where shares and sets do not go together."""
+        """The configs of the sets, with their root. Raises `InputError` where shares and sets do
+        not go together.
+        """
         if not self.sets:
             raise InputError("sets: a mix needs one data set at least")
         if unknown := [name for name in self.weights if name not in self.sets]:
@@ -95,7 +104,9 @@ class Stream:
     def of(self, i: int) -> str:
         """The set that sample `i` comes from."""
         return self.names[
-            np.random.default_rng([self.seed, 7, i // PER_PICTURE]).choice(len(self.names), p=self.shares)
+            np.random.default_rng([self.seed, 7, i // PER_PICTURE]).choice(
+                len(self.names), p=self.shares
+            )
         ]
 
     def __getitem__(self, i: int) -> Sample:

@@ -1,4 +1,6 @@
-"""PACO-LVIS and PASCAL-Part: COCO files of objects and of parts; a question asks for one annotation."""
+"""PACO-LVIS and PASCAL-Part: COCO files of objects and of parts; a question asks for one
+annotation.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from reasonseg.structures.sample import Sample
 
 LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
     "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),
-    "pascal_part": ("vlpart/pascal_part/train.json", "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages"),
+    "pascal_part": (
+        "vlpart/pascal_part/train.json",
+        "vlpart/pascal_part/VOCdevkit/VOC2010/JPEGImages",
+    ),
 }
 NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAYOUTS}
 
@@ -47,7 +52,9 @@ class Config:
 
 
 class Parts:
-    """One sample an annotation, pictures in the order of the file; pictures without annotations are left out."""
+    """One sample an annotation, pictures in the order of the file; pictures without annotations
+    are left out.
+    """
 
     def __init__(self, config: Config):
         self.config = config
@@ -89,10 +96,14 @@ class Parts:
     def __getitem__(self, i: int) -> Sample:
         picture, annotation = self.entries[i]
         text = said(self.names[annotation["category_id"]], False)
-        return self._sample(picture, annotation, text, validation_question(text, False), FORCED, self.id(i))
+        return self._sample(
+            picture, annotation, text, validation_question(text, False), FORCED, self.id(i)
+        )
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions for annotations of a picture; a part is `cup handle` or `the handle of the cup`."""
+        """Questions for annotations of a picture; a part is `cup handle` or `the handle of the
+        cup`.
+        """
         mine, samples = self.shown[picture][1], []
         for k in sample_indices(rng, count, len(mine)):
             text = said(self.names[mine[k]["category_id"]], bool(rng.integers(2)))
@@ -100,12 +111,23 @@ class Parts:
             samples.append(self._sample(picture, mine[k], text, *training_turn(rng, text), name))
         return samples
 
-    def _sample(self, picture: int, annotation: dict, text: str, question: str, answer: str, name: str) -> Sample:
+    def _sample(
+        self, picture: int, annotation: dict, text: str, question: str, answer: str, name: str
+    ) -> Sample:
         if self._latest is None or self._latest[0] != picture:
             self._latest = picture, read_image(self.folder / self.files[self.shown[picture][0]])
         image = self._latest[1]
-        mask = coco_mask(annotation["segmentation"], image.shape[:2], f"{self.file}, annotation {annotation.get('id')}")
-        return Sample(Query(image, question), Answer(answer, mask[None], np.ones(1), [text], "found"), name, "")
+        mask = coco_mask(
+            annotation["segmentation"],
+            image.shape[:2],
+            f"{self.file}, annotation {annotation.get('id')}",
+        )
+        return Sample(
+            Query(image, question),
+            Answer(answer, mask[None], np.ones(1), [text], "found"),
+            name,
+            "",
+        )
 
 
 def spelled(name: str) -> tuple[str, ...]:

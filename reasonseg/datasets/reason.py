@@ -9,7 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from reasonseg.datasets.base import EXPLAIN, Name, Stream, sample_indices, training_turn, validation_question
+from reasonseg.datasets.base import (
+    EXPLAIN,
+    Name,
+    Stream,
+    sample_indices,
+    training_turn,
+    validation_question,
+)
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
@@ -25,10 +32,12 @@ NAMES = {"reasonseg": Name()}
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder, or the one that holds the splits; several splits are joined with `_`.
+    """`root` is LISA's dataset folder, or the one that holds the splits; several splits are joined
+    with `_`.
 
-    `sentences`: the first text of each image, as LISA validates, or all of them. `explained` (training): for images with an
-    explanation (`explanatory/train.json`), the chance of words alone; otherwise half of the answers go on to explain.
+    `sentences`: the first text of each image, as LISA validates, or all of them. `explained`
+    (training): for images with an explanation (`explanatory/train.json`), the chance of words
+    alone; otherwise half of the answers go on to explain.
     """
 
     root: str = ""
@@ -51,16 +60,23 @@ class Config:
 
 
 class ReasonSeg:
-    """Samples by index. `level` is `long` for sentences and `short` for phrases; `ignored` holds what no score counts."""
+    """Samples by index. `level` is `long` for sentences and `short` for phrases; `ignored` holds
+    what no score counts.
+    """
 
     def __init__(self, config: Config):
         self.config = config
-        base = next((b for b in (Path(config.root) / p for p in PLACES) if _splits(b, config.split)), None)
+        base = next(
+            (b for b in (Path(config.root) / p for p in PLACES) if _splits(b, config.split)), None
+        )
         if base is None:
             raise InputError(
-                f"{config.root or '.'} has no ReasonSeg split {config.split!r}; expected {PLACES[0]}/{config.split}"
+                f"{config.root or '.'} has no ReasonSeg split {config.split!r}; expected "
+                f"{PLACES[0]}/{config.split}"
             )
-        files = [f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))]
+        files = [
+            f for split in config.split.split("_") for f in sorted((base / split).glob("*.json"))
+        ]
         self.explanations = read_explanations(base / "explanatory" / "train.json")
         self.entries: list[tuple[Path, int]] = []  # (json file, number of its text)
         for file in files:
@@ -68,8 +84,11 @@ class ReasonSeg:
                 count = len(read_annotation(file)["text"])
             except InputError:
                 count = 1  # said when the sample is read
-            self.entries += [(file, t) for t in range(count if config.sentences == "all" else min(count, 1))]
-        self.files = list(dict.fromkeys(file for file, _ in self.entries))  # those that ask for something
+            self.entries += [
+                (file, t) for t in range(count if config.sentences == "all" else min(count, 1))
+            ]
+        # those that ask for something
+        self.files = list(dict.fromkeys(file for file, _ in self.entries))
         self._latest: tuple[Path, tuple] | None = None
         if not self.entries:
             raise InputError(f"{base / config.split} holds no annotated image")
@@ -78,7 +97,9 @@ class ReasonSeg:
         return len(self.entries)
 
     def id(self, i: int) -> str:
-        """The name of sample `i`: its file, and the number of its text where it is not the first."""
+        """The name of sample `i`: its file, and the number of its text where it is not the
+        first.
+        """
         file, text = self.entries[i]
         return f"{file.parent.name}/{file.stem}" + (f"#{text}" if text else "")
 
@@ -92,7 +113,9 @@ class ReasonSeg:
         return len(self.files)
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions in any of a picture's wordings; what is to be ignored counts as background, as LISA trains."""
+        """Questions in any of a picture's wordings; what is to be ignored counts as background,
+        as LISA trains.
+        """
         file = self.files[picture]
         image, values, texts, is_sentence = read_pair(file)
         explanation = self.explanations.get(file.with_suffix(".jpg").name)
@@ -102,23 +125,31 @@ class ReasonSeg:
             question, said = training_turn(rng, text, is_sentence)
             truth = Answer(said, (values == THING)[None], np.ones(1), [text], "found")
             if explanation and rng.random() < self.config.explained:
-                question, truth = text, Answer(explanation, truth.masks[:0], np.zeros(0), [], "no_seg")
+                question, truth = (
+                    text,
+                    Answer(explanation, truth.masks[:0], np.zeros(0), [], "no_seg"),
+                )
             elif explanation and rng.integers(2):
                 question = f"{text} {EXPLAIN[rng.integers(len(EXPLAIN))]}"
                 truth = replace(truth, text=f"{said} {explanation}")
             name = f"{file.parent.name}/{file.stem}#{k}"
-            samples.append(Sample(Query(image, question), truth, name, "long" if is_sentence else "short"))
+            samples.append(
+                Sample(Query(image, question), truth, name, "long" if is_sentence else "short")
+            )
         return samples
 
     def __getitem__(self, i: int) -> Sample:
         file, number = self.entries[i]
-        if self._latest is None or self._latest[0] != file:  # questions on one image share it, the very object
+        # questions on one image share it, the very object
+        if self._latest is None or self._latest[0] != file:
             self._latest = file, read_pair(file)
         image, values, texts, is_sentence = self._latest[1]
         text = texts[number].strip()
         truth = Answer(FORCED, (values == THING)[None], np.ones(1), [text], "found")
         query = Query(image, validation_question(text, is_sentence))
-        return Sample(query, truth, self.id(i), "long" if is_sentence else "short", values == IGNORED)
+        return Sample(
+            query, truth, self.id(i), "long" if is_sentence else "short", values == IGNORED
+        )
 
 
 def _splits(base: Path, split: str) -> bool:
@@ -130,13 +161,20 @@ def read_explanations(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        return {Path(e["image"]).name: str(e["outputs"]).strip() for e in json.loads(file.read_text(encoding="utf-8"))}
+        return {
+            Path(e["image"]).name: str(e["outputs"]).strip()
+            for e in json.loads(file.read_text(encoding="utf-8"))
+        }
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a list of explanations (image, outputs): {error!r}") from None
+        raise InputError(
+            f"{file} is not a list of explanations (image, outputs): {error!r}"
+        ) from None
 
 
 def read_annotation(file: Path) -> dict:
-    """The JSON of an image, read as UTF-8, else as Windows wrote it. Raises `InputError` naming the file and what it lacks."""
+    """The JSON of an image, read as UTF-8, else as Windows wrote it. Raises `InputError` naming
+    the file and what it lacks.
+    """
     data = file.read_bytes()
     try:
         text = data.decode("utf-8")
@@ -159,7 +197,9 @@ def read_annotation(file: Path) -> dict:
 
 
 def read_pair(file: Path) -> tuple[np.ndarray, np.ndarray, list[str], bool]:
-    """(image, values uint8 `[h, w]` of 0, 1 and 255, texts, is_sentence) of an annotation and the picture beside it."""
+    """(image, values uint8 `[h, w]` of 0, 1 and 255, texts, is_sentence) of an annotation and
+    the picture beside it.
+    """
     annotation = read_annotation(file)
     picture = next((p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()), None)
     if picture is None:

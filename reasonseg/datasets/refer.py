@@ -1,4 +1,6 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and RefCLEF: refs and instances in the layout of the REFER API."""
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and RefCLEF: refs and instances in the layout of the
+REFER API.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder, or the one that holds the data sets. `split_by` empty: `umd` for RefCOCOg, else `unc`."""
+    """`root` is LISA's dataset folder, or the one that holds the data sets. `split_by` empty:
+    `umd` for RefCOCOg, else `unc`.
+    """
 
     root: str = ""
     name: Literal["refcoco", "refcoco+", "refcocog", "grefcoco", "refclef"] = "refcoco"
@@ -58,21 +62,28 @@ class Config:
 
 
 class Refer:
-    """One sample a sentence, images in ascending order of their id, sentences in the order of the file."""
+    """One sample a sentence, images in ascending order of their id, sentences in the order of
+    the file.
+    """
 
     def __init__(self, config: Config):
         self.config = config
         folders = [Path(config.root) / place / config.name for place in PLACES]
         self.folder = next((f for f in folders if f.is_dir()), None)
         if self.folder is None:
-            raise InputError(f"{config.root or '.'} has no {config.name}; expected {PLACES[0]}/{config.name}")
+            raise InputError(
+                f"{config.root or '.'} has no {config.name}; expected {PLACES[0]}/{config.name}"
+            )
         by = config.split_by or ("umd" if config.name == "refcocog" else "unc")
         refs = read_refs(self.folder, by)
         chosen = [ref for ref in refs if belongs(str(ref.get("split", "")), config.split)]
         if not chosen:
             there = sorted({str(ref.get("split")) for ref in refs})
-            raise InputError(f"{self.folder} has no split {config.split!r}; there are {', '.join(there)}")
-        chosen.sort(key=lambda ref: ref["image_id"])  # stable: sentences stay in the order of the file
+            raise InputError(
+                f"{self.folder} has no split {config.split!r}; there are {', '.join(there)}"
+            )
+        # stable: sentences stay in the order of the file
+        chosen.sort(key=lambda ref: ref["image_id"])
         self._latest: tuple[int, np.ndarray] | None = None
         self.entries = [(ref, s) for ref in chosen for s in range(len(ref["sentences"]))]
 
@@ -84,7 +95,9 @@ class Refer:
             found = json.loads(file.read_text(encoding="utf-8"))
             return {i["id"]: i for i in found["images"]}, {a["id"]: a for a in found["annotations"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is not a COCO file of images and annotations: {error!r}") from None
+            raise InputError(
+                f"{file} is not a COCO file of images and annotations: {error!r}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -113,7 +126,9 @@ class Refer:
         return len(self.shown)
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions about sentences of a picture; where nothing fits (gRefCOCO) the answer refuses."""
+        """Questions about sentences of a picture; where nothing fits (gRefCOCO) the answer
+        refuses.
+        """
         there = [(ref, s) for ref in self.shown[picture] for s in range(len(ref["sentences"]))]
         chosen = [there[k] for k in sample_indices(rng, count, len(there))]
         return [self._sample(ref, s, rng) for ref, s in chosen]
@@ -131,15 +146,21 @@ class Refer:
         question, answer = validation_question(text, False), REFUSED if absent else FORCED
         if rng is not None:
             question, answer = training_turn(rng, text, marker="<REJ>" if absent else "<SEG>")
-        truth = Answer(answer, masks, np.ones(len(masks)), [text] * len(masks), "absent" if absent else "found")
+        truth = Answer(
+            answer, masks, np.ones(len(masks)), [text] * len(masks), "absent" if absent else "found"
+        )
         name = f"{self.config.name}-{ref['ref_id']}-{ref['sentences'][s].get('sent_id', s)}"
         return Sample(Query(image, question), truth, name, "")
 
     def _image(self, ref: dict) -> np.ndarray:
         images, number = self.instances[0], ref["image_id"]
         if number not in images:
-            raise InputError(f"{self.folder / 'instances.json'}: no image {number}, which ref {ref['ref_id']} names")
-        if self._latest is None or self._latest[0] != number:  # questions on one image share it, the very object
+            raise InputError(
+                f"{self.folder / 'instances.json'}: no image {number}, which ref {ref['ref_id']} "
+                "names"
+            )
+        # questions on one image share it, the very object
+        if self._latest is None or self._latest[0] != number:
             self._latest = number, read_image(self._picture(images[number]["file_name"]))
         return self._latest[1]
 
@@ -151,25 +172,37 @@ class Refer:
                 continue
             if number not in annotations:
                 raise InputError(
-                    f"{self.folder / 'instances.json'}: no annotation {number}, which ref {ref['ref_id']} names"
+                    f"{self.folder / 'instances.json'}: no annotation {number}, which ref "
+                    f"{ref['ref_id']} names"
                 )
-            mask |= coco_mask(annotations[number]["segmentation"], mask.shape, f"annotation {number}")
+            mask |= coco_mask(
+                annotations[number]["segmentation"], mask.shape, f"annotation {number}"
+            )
         return mask, wanted
 
     def _picture(self, name: str) -> Path:
-        bases = [self.folder.parent / place for place in (CLEF if self.config.name == "refclef" else PICTURES)]
-        bases += [Path(self.config.root) / "coco" / "train2014"] if self.config.name != "refclef" else []
+        bases = [
+            self.folder.parent / place
+            for place in (CLEF if self.config.name == "refclef" else PICTURES)
+        ]
+        bases += (
+            [Path(self.config.root) / "coco" / "train2014"] if self.config.name != "refclef" else []
+        )
         for base in bases:
             if (base / name).is_file():
                 return base / name
         whose = (
-            "RefCLEF's pictures are saiapr_tc-12" if self.config.name == "refclef" else "RefCOCO's are COCO's train2014"
+            "RefCLEF's pictures are saiapr_tc-12"
+            if self.config.name == "refclef"
+            else "RefCOCO's are COCO's train2014"
         )
         raise InputError(f"{name} is not in {bases[0]}; {whose}")
 
 
 def belongs(split: str, wanted: str) -> bool:
-    """Whether a ref's split is the wanted one: testA and testB by their letter, `test` by the word, others exactly (REFER)."""
+    """Whether a ref's split is the wanted one: testA and testB by their letter, `test` by the
+    word, others exactly (REFER).
+    """
     if wanted in ("testA", "testB"):
         return wanted[-1] in split
     return "test" in split if wanted == "test" else split == wanted
@@ -184,9 +217,13 @@ class Plain(pickle.Unpickler):
 
 
 def read_refs(folder: Path, by: str) -> list[dict]:
-    """The refs of `refs(by).p` (`grefs(by)` for gRefCOCO; .json too). Raises `InputError` for anything but plain data."""
+    """The refs of `refs(by).p` (`grefs(by)` for gRefCOCO; .json too). Raises `InputError` for
+    anything but plain data.
+    """
     stems = [f"{lead}({by})" for lead in ("refs", "grefs")]
-    file = next((f for s in stems for f in (folder / f"{s}.p", folder / f"{s}.json") if f.is_file()), None)
+    file = next(
+        (f for s in stems for f in (folder / f"{s}.p", folder / f"{s}.json") if f.is_file()), None
+    )
     if file is None:
         raise InputError(f"{folder} has no {stems[0]}.p")
     try:
@@ -200,7 +237,16 @@ def read_refs(folder: Path, by: str) -> list[dict]:
         return list(refs)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} holds more than plain data: {error}; only lists, dicts, words and numbers are read"
+            f"{file} holds more than plain data: {error}; only lists, dicts, words and numbers "
+            "are read"
         ) from None
-    except (EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError, UnicodeDecodeError) as error:
+    except (
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        UnicodeDecodeError,
+    ) as error:
         raise InputError(f"{file} is not a list of refs: {error!r}") from None

@@ -1,4 +1,6 @@
-"""Drawn scenes as samples: seven levels of questions and `novel`, a pure function of (split, index, seed)."""
+"""Drawn scenes as samples: seven levels of questions and `novel`, a pure function of (split,
+index, seed).
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,14 @@ NAMES: dict[str, Name] = {}  # `eval scenes` has a report of its own
 
 @dataclass(frozen=True)
 class Config:
-    """`size` is the longer side in pixels; `sprites` a pack's folder (empty: the emoji of the system).
+    """`size` is the longer side in pixels; `sprites` a pack's folder (empty: the emoji of the
+    system).
 
-    Training draws `per_scene` questions about each scene with the chances of `mix`; other splits ask one question a scene
-    and go through `levels` in turn. `same_shape` scenes in a row share a canvas shape, so that batches need no grouping.
-    Levels `alike` and `shown` need `shown` other scenes that show the same things; a share `labelled` of their references says
-    what it is. `withheld` asks about withheld things only.
+    Training draws `per_scene` questions about each scene with the chances of `mix`; other splits
+    ask one question a scene and go through `levels` in turn. `same_shape` scenes in a row share a
+    canvas shape, so that batches need no grouping. Levels `alike` and `shown` need `shown` other
+    scenes that show the same things; a share `labelled` of their references says what it is.
+    `withheld` asks about withheld things only.
     """
 
     split: str = "train"
@@ -64,7 +68,9 @@ class Config:
 
 
 def pack_of(sprites: str, withheld: bool = False) -> list[Sprite]:
-    """The things scenes show: the emoji pack without the withheld classes (or only those), or all of a pack of one's own."""
+    """The things scenes show: the emoji pack without the withheld classes (or only those), or
+    all of a pack of one's own.
+    """
     if sprites:
         return load_pack(sprites)
     knowledge = Knowledge.load()
@@ -85,7 +91,8 @@ class Scenes:
         self.sprites = pack_of(config.sprites, config.withheld)
         self.asker = Asker(Knowledge.load(), self.sprites, config.split == "train")
         self._latest: tuple[int, Drawn] | None = None
-        self._recent: dict[int, tuple[Drawn, Question]] = {}  # of `_examined`: an evaluation asks for each a few times
+        # of `_examined`: an evaluation asks for each a few times
+        self._recent: dict[int, tuple[Drawn, Question]] = {}
 
     def __len__(self) -> int:
         return self.config.count
@@ -101,11 +108,17 @@ class Scenes:
         """Sample `i` with the scene and the question it was made of."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        (scene, others), question = self._trained(i) if self.config.split == "train" else self._examined(i)
-        masks = np.array([scene.objects[t].mask for t in question.targets], bool).reshape(-1, *scene.image.shape[:2])
+        (scene, others), question = (
+            self._trained(i) if self.config.split == "train" else self._examined(i)
+        )
+        masks = np.array([scene.objects[t].mask for t in question.targets], bool).reshape(
+            -1, *scene.image.shape[:2]
+        )
         labels = [scene.objects[t].name for t in question.targets]
         references = (
-            self._references(i, scene.objects[question.targets[0]].sprite, others) if question.level in SHOWN else []
+            self._references(i, scene.objects[question.targets[0]].sprite, others)
+            if question.level in SHOWN
+            else []
         )
         if question.level == "shown":
             masks, labels = masks.any(0)[None], labels[:1]
@@ -118,7 +131,9 @@ class Scenes:
         named = np.random.default_rng([self.config.seed, 5, i]).random() < self.config.labelled
         marked = [(other.image, union_of(other, sprite)) for other in others]
         return [
-            Reference(image, mask=mask, label=sprite.name if named else None) for image, mask in marked if mask.any()
+            Reference(image, mask=mask, label=sprite.name if named else None)
+            for image, mask in marked
+            if mask.any()
         ]
 
     def _drawn(self, rng: np.random.Generator, shape: tuple[float, float] | None = None) -> Drawn:
@@ -128,20 +143,30 @@ class Scenes:
         chosen = choose_sprites(rng, self.sprites)
         return draw_family(rng, self.sprites, self.config.size, self.config.shown, chosen, shape)
 
-    def _asked(self, rng: np.random.Generator, drawn: Drawn, split: str, level: str) -> Question | None:
-        """A question of a level; one that goes with references only where some scene shows its thing."""
+    def _asked(
+        self, rng: np.random.Generator, drawn: Drawn, split: str, level: str
+    ) -> Question | None:
+        """A question of a level; one that goes with references only where some scene shows its
+        thing.
+        """
         question = self.asker.ask(rng, drawn[0], split, level)
         if question is None or level not in SHOWN:
             return question
         sprite = drawn[0].objects[question.targets[0]].sprite
-        return question if any(t.sprite is sprite for other in drawn[1] for t in other.objects) else None
+        return (
+            question
+            if any(t.sprite is sprite for other in drawn[1] for t in other.objects)
+            else None
+        )
 
     def scene(self, i: int) -> Scene:
         """The scene behind sample `i`."""
         return (self._trained(i) if self.config.split == "train" else self._examined(i))[0][0]
 
     def askable(self, level: str, tries: int = 100) -> bool:
-        """Whether questions of a level come up at all; a small pack or one without properties may give rise to none."""
+        """Whether questions of a level come up at all; a small pack or one without properties
+        may give rise to none.
+        """
         for attempt in range(tries):
             rng = np.random.default_rng([self.config.seed, 4, attempt])
             if self.asker.ask(rng, draw_scene(rng, self.sprites, 64), self.config.split, level):
@@ -151,8 +176,11 @@ class Scenes:
     def _trained(self, i: int) -> tuple[Drawn, Question]:
         config = self.config
         number = i // config.per_scene
-        if self._latest is None or self._latest[0] != number:  # questions on one scene share its image, the very object
-            shape = draw_shape(np.random.default_rng([config.seed, 1, 1, number // config.same_shape]))
+        # questions on one scene share its image, the very object
+        if self._latest is None or self._latest[0] != number:
+            shape = draw_shape(
+                np.random.default_rng([config.seed, 1, 1, number // config.same_shape])
+            )
             rng = np.random.default_rng([config.seed, 1, 0, number])
             self._latest = number, self._drawn(rng, shape)
         drawn = self._latest[1]
@@ -162,7 +190,10 @@ class Scenes:
             level = config.levels[rng.choice(len(chances), p=chances / chances.sum())]
             if question := self._asked(rng, drawn, "train", level):
                 return drawn, question
-        raise InputError(f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more levels")
+        raise InputError(
+            f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more "
+            "levels"
+        )
 
     def _examined(self, i: int) -> tuple[Drawn, Question]:
         if i not in self._recent:
@@ -179,4 +210,7 @@ class Scenes:
             drawn = self._drawn(rng)
             if question := self._asked(rng, drawn, config.split, level):
                 return drawn, question
-        raise InputError(f"no {level!r} question came up in {MAX_TRIES} scenes; does the sprite pack have properties?")
+        raise InputError(
+            f"no {level!r} question came up in {MAX_TRIES} scenes; does the sprite pack have "
+            "properties?"
+        )

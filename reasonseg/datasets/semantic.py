@@ -1,4 +1,6 @@
-"""ADE20K, COCO-Stuff and Mapillary Vistas: a map of classes beside every picture; a question asks for one class."""
+"""ADE20K, COCO-Stuff and Mapillary Vistas: a map of classes beside every picture; a question
+asks for one class.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAY
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder. COCO-Stuff's classes with a hyphen (`wall-brick`) are left out, as LISA does."""
+    """`root` is LISA's dataset folder. COCO-Stuff's classes with a hyphen (`wall-brick`) are
+    left out, as LISA does.
+    """
 
     root: str = ""
     name: Literal["ade20k", "cocostuff", "mapillary"] = "ade20k"
@@ -60,7 +64,9 @@ class Semantic:
         self.maps = sorted(maps.glob("*.png"))
         self.folder = pictures
         if not self.maps:
-            raise InputError(f"{config.root or '.'} has no {config.name}; expected maps (.png) in {maps}")
+            raise InputError(
+                f"{config.root or '.'} has no {config.name}; expected maps (.png) in {maps}"
+            )
 
     @property
     def pictures(self) -> int:
@@ -77,7 +83,9 @@ class Semantic:
                 return {k: str(label["readable"]).lower() for k, label in enumerate(labels)}
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file} does not list Mapillary's labels: {error!r}") from None
-        known = yaml.safe_load((files("reasonseg.assets") / "classes.yaml").read_text())[self.config.name]
+        known = yaml.safe_load((files("reasonseg.assets") / "classes.yaml").read_text())[
+            self.config.name
+        ]
         first = 1 if self.config.name == "ade20k" else 0
         return {k: name for k, name in enumerate(known, first) if "-" not in name}
 
@@ -97,15 +105,22 @@ class Semantic:
         if not present:
             raise InputError(f"{self.maps[i]}: no class that has a name covers a pixel")
         largest = max(present, key=lambda k: int((values == k).sum()))
-        return self._sample(i, image, values, largest, validation_question(self.names[largest], False), FORCED)
+        return self._sample(
+            i, image, values, largest, validation_question(self.names[largest], False), FORCED
+        )
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Questions for classes of a picture."""
         image, values, present = self.read(picture)
         chosen = [present[k] for k in sample_indices(rng, count, len(present))] if present else []
-        return [self._sample(picture, image, values, k, *training_turn(rng, self.names[k])) for k in chosen]
+        return [
+            self._sample(picture, image, values, k, *training_turn(rng, self.names[k]))
+            for k in chosen
+        ]
 
-    def _sample(self, i: int, image: np.ndarray, values: np.ndarray, value: int, question: str, answer: str) -> Sample:
+    def _sample(
+        self, i: int, image: np.ndarray, values: np.ndarray, value: int, question: str, answer: str
+    ) -> Sample:
         name = self.names[value]
         truth = Answer(answer, (values == value)[None], np.ones(1), [name], "found")
         return Sample(Query(image, question), truth, f"{self.id(i)}/{name}", "")
@@ -113,7 +128,10 @@ class Semantic:
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
         """(picture, map `[h, w]`, the values of named classes in it)."""
         file = self.maps[i]
-        picture = next((p for p in (self.folder / f"{file.stem}{s}" for s in (".jpg", ".png")) if p.is_file()), None)
+        picture = next(
+            (p for p in (self.folder / f"{file.stem}{s}" for s in (".jpg", ".png")) if p.is_file()),
+            None,
+        )
         if picture is None:
             raise InputError(f"{file}: there is no picture {self.folder / file.stem}.jpg")
         image = read_image(picture)
@@ -124,6 +142,7 @@ class Semantic:
             raise InputError(f"{file} is not a map of classes: {error}") from None
         if values.ndim != 2 or values.shape != image.shape[:2]:
             raise InputError(
-                f"{file} is {list(values.shape)}, its picture {list(image.shape[:2])}; a map has one channel"
+                f"{file} is {list(values.shape)}, its picture {list(image.shape[:2])}; a map has "
+                "one channel"
             )
         return image, values, [k for k in np.unique(values).tolist() if k in self.names]

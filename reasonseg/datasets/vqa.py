@@ -1,4 +1,6 @@
-"""LLaVA-Instruct: conversations about COCO pictures, without masks; they keep a model's tongue while it learns to segment."""
+"""LLaVA-Instruct: conversations about COCO pictures, without masks; they keep a model's tongue
+while it learns to segment.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Config:
 
 
 class Conversations:
-    """One sample a conversation: its last turn, the earlier ones as history. Training takes turns at random."""
+    """One sample a conversation: its last turn, the earlier ones as history. Training takes
+    turns at random.
+    """
 
     def __init__(self, config: Config):
         self.config, self.file = config, Path(config.root) / config.file
@@ -51,7 +55,9 @@ class Conversations:
             tree = json.loads(self.file.read_text(encoding="utf-8"))
             self.entries = [(str(e["image"]), rounds(e["conversations"])) for e in tree]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.file} is not a list of conversations about images: {error!r}") from None
+            raise InputError(
+                f"{self.file} is not a list of conversations about images: {error!r}"
+            ) from None
         if empty := [k for k, (_, turns) in enumerate(self.entries) if not turns]:
             raise InputError(f"{self.file}: conversation {empty[0]} has no question with an answer")
 
@@ -77,7 +83,10 @@ class Conversations:
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """Turns of a conversation, each with what was said before it."""
         image = self._image(picture)
-        return [self._sample(picture, image, int(rng.integers(len(self.entries[picture][1])))) for _ in range(count)]
+        return [
+            self._sample(picture, image, int(rng.integers(len(self.entries[picture][1]))))
+            for _ in range(count)
+        ]
 
     def _image(self, i: int) -> np.ndarray:
         return read_image(Path(self.config.root) / PICTURES / Path(self.entries[i][0]).name)
@@ -86,7 +95,9 @@ class Conversations:
         turns = self.entries[i][1]
         question, answer = turns[turn]
         truth = Answer(answer, np.zeros((0, *image.shape[:2]), bool), np.zeros(0), [], "no_seg")
-        return Sample(Query(image, question, history=tuple(turns[:turn])), truth, f"{self.id(i)}-{turn}", "")
+        return Sample(
+            Query(image, question, history=tuple(turns[:turn])), truth, f"{self.id(i)}-{turn}", ""
+        )
 
 
 def rounds(said: list[dict]) -> list[tuple[str, str]]:
@@ -95,5 +106,7 @@ def rounds(said: list[dict]) -> list[tuple[str, str]]:
     kinds = [t["from"] for t in said]
     pairs = zip(range(0, len(said), 2), range(1, len(said), 2), strict=False)
     return [
-        (turns[a], turns[b]) for a, b in pairs if (kinds[a], kinds[b]) == ("human", "gpt") and turns[a] and turns[b]
+        (turns[a], turns[b])
+        for a, b in pairs
+        if (kinds[a], kinds[b]) == ("human", "gpt") and turns[a] and turns[b]
     ]

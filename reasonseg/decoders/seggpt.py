@@ -1,14 +1,15 @@
-"""SegGPT from transformers: learns in context, from pictures whose masks are painted, how to paint the mask of another.
+"""SegGPT from transformers: learns in context, from pictures whose masks are painted, how to paint
+the mask of another.
 
-Its layers run in our own loop, so that the references of one picture are read together whatever else is in the batch: in every
-block the attention output of the picture's half is averaged over its references, for each of the two streams apart up to
-the block that merges them. (transformers' own ensemble averages the two streams together in that block, and all pictures
-of a batch.) Every block looks everywhere, as in the released code.
+Its layers run in our own loop, so that the references of one picture are read together whatever
+else is in the batch: in every block the attention output of the picture's half is averaged over its
+references, for each of the two streams apart up to the block that merges them. (transformers' own
+ensemble averages the two streams together in that block, and all pictures of a batch.) Every block
+looks everywhere, as in the released code.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import AutoConfig, SegGptConfig, SegGptForImageSegmentation
 
 from reasonseg.decoders.base import BaseDecoder, Takes
 from reasonseg.errors import InputError
-from reasonseg.nn.attention import attend as plain
+from reasonseg.nn.canvas import arranged, block, restored, tiled
 from reasonseg.nn.features import Features, PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder
@@ -35,9 +36,11 @@ AT_ONCE = 4 * 896 * 448  # canvas pixels that go through together
 
 @dataclass(frozen=True)
 class Config:
-    """`network` is a transformers `SegGptConfig` as a dict, read only where weights start fresh; `pixels` likewise.
+    """`network` is a transformers `SegGptConfig` as a dict, read only where weights start fresh;
+    `pixels` likewise.
 
-    `resample`: how the painted half returns to the picture's frame; `nearest` as released, or `bilinear` for smoother edges.
+    `resample`: how the painted half returns to the picture's frame; `nearest` as released, or
+    `bilinear` for smoother edges.
     """
 
     takes: ClassVar[Takes] = ("examples",)
@@ -53,13 +56,17 @@ class Config:
         return SegGpt(SegGptForImageSegmentation(config), pixels_for(config, self.pixels), self)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> SegGpt:
-        """A decoder from a folder that transformers' `save_pretrained` wrote; `allow` as in `weights.from_folder`."""
+        """A decoder from a folder that transformers' `save_pretrained` wrote; `allow` as in
+        `weights.from_folder`.
+        """
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "seggpt":
             raise InputError(f"{folder} holds a {kind!r} model; decoder seggpt takes seggpt")
         model = from_folder(SegGptForImageSegmentation, folder, allow, **options)
         side = model.config.image_size[1]
-        return SegGpt(model, ImageProcessor.load(folder, size=side, aspect="squash", resample="bicubic"), self)
+        return SegGpt(
+            model, ImageProcessor.load(folder, size=side, aspect="squash", resample="bicubic"), self
+        )
 
     @classmethod
     def example(cls) -> Config:
@@ -71,13 +78,20 @@ class Config:
             "image_size": [96, 48],
             "patch_size": 8,
         }
-        network |= {"pretrain_image_size": 48, "mlp_dim": 64, "decoder_hidden_size": 8, "merge_index": 1}
+        network |= {
+            "pretrain_image_size": 48,
+            "mlp_dim": 64,
+            "decoder_hidden_size": 8,
+            "merge_index": 1,
+        }
         return cls(network | {"intermediate_hidden_state_indices": [1, 3]})
 
 
 def pixels_for(config: SegGptConfig, more: dict) -> ImageProcessor:
     """Pictures are squashed to the half canvas with PIL's bicubic filter."""
-    return ImageProcessor(**{"size": config.image_size[1], "aspect": "squash", "resample": "bicubic", **more})
+    return ImageProcessor(
+        **{"size": config.image_size[1], "aspect": "squash", "resample": "bicubic", **more}
+    )
 
 
 class SegGpt(BaseDecoder):
@@ -91,8 +105,11 @@ class SegGpt(BaseDecoder):
         self.config = config
         height, width = model.config.image_size
         if height != 2 * width:
-            raise InputError(f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}")
-        # positions are resized to what comes; only this check stands against pictures of another size than the config's
+            raise InputError(
+                f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}"
+            )
+        # positions are resized to what comes; only this check stands against pictures of another
+        # size than the config's
         model.model.embeddings.patch_embeddings.image_size = (2 * pixels.size, pixels.size)
         self.register_buffer("mean", torch.tensor(pixels.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(pixels.std)[:, None, None], persistent=False)
@@ -108,7 +125,9 @@ class SegGpt(BaseDecoder):
         return ()
 
     def encode(self, images: list[np.ndarray]) -> Features:
-        """The half canvases of uint8 `[h, w, 3]` images; what is beside them in a canvas decides all that follows."""
+        """The half canvases of uint8 `[h, w, 3]` images; what is beside them in a canvas decides
+        all that follows.
+        """
         return Features(self.pixels.batch(images, self.mean.device, torch.float32))
 
     @property
@@ -118,7 +137,9 @@ class SegGpt(BaseDecoder):
 
     @property
     def patch_encoder(self) -> PatchEncoder:
-        """Patch features of images, each read beside itself and a blank mask: what a reference bank compares by."""
+        """Patch features of images, each read beside itself and a blank mask: what a reference
+        bank compares by.
+        """
         config = self.model.config
         grid = self.side // config.patch_size
         return PatchEncoder(self, self.patch_features, self.pixels, grid, config.hidden_size)
@@ -129,14 +150,18 @@ class SegGpt(BaseDecoder):
     def _normalised(self, colors: torch.Tensor) -> torch.Tensor:
         return (colors - self.mean) / self.std
 
-    def decode(self, features: Features, image_index: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs to image
-        `image_index[i]`.
+    def decode(
+        self, features: Features, image_index: torch.Tensor, prompt: Prompt
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs
+        to image `image_index[i]`.
 
         Masks that share a canvas and a picture are painted at once, in one colour each.
         """
         if len(prompt) == 0:
-            return features.embedding.new_zeros(0, self.side, self.side), features.embedding.new_zeros(0)
+            return features.embedding.new_zeros(
+                0, self.side, self.side
+            ), features.embedding.new_zeros(0)
         jobs: dict[tuple[int, int], Canvas] = {}
         for i, painted in zip(image_index.tolist(), prompt.examples, strict=True):
             jobs.setdefault((i, id(painted.canvas)), painted.canvas)
@@ -152,17 +177,23 @@ class SegGpt(BaseDecoder):
         return torch.stack(rows), torch.ones(len(rows), device=image_index.device)
 
     def paint(self, pictures: torch.Tensor, canvases: list[Canvas]) -> torch.Tensor:
-        """What is painted beside pictures `[q, 3, s, s]`, as colours 0..1 `[q, 3, s, s]`; canvases hold as many references."""
+        """What is painted beside pictures `[q, 3, s, s]`, as colours 0..1 `[q, 3, s, s]`;
+        canvases hold as many references.
+        """
         turns = canvases[0].arrangements
         jobs = [(q, turn) for q in range(len(canvases)) for turn in range(turns)]
-        shown = len(canvases[0].images) * (len(canvases[0].images) if canvases[0].ensemble == "spatial" else 1)
+        shown = len(canvases[0].images) * (
+            len(canvases[0].images) if canvases[0].ensemble == "spatial" else 1
+        )
         at_once = max(AT_ONCE // (2 * self.side**2 * shown), 1)
         sums = torch.zeros_like(pictures)
         for start in range(0, len(jobs), at_once):
             part = jobs[start : start + at_once]
             query = torch.stack([arranged(pictures[q], turn) for q, turn in part])
             images = torch.stack([arranged(canvases[q].images.to(query), turn) for q, turn in part])
-            targets = torch.stack([arranged(canvases[q].targets.to(query), turn) for q, turn in part])
+            targets = torch.stack(
+                [arranged(canvases[q].targets.to(query), turn) for q, turn in part]
+            )
             weights = torch.stack([canvases[q].weights.to(query) for q, _ in part])
             out = self.read(query, images, targets, weights, canvases[0].ensemble, canvases[0].type)
             for (q, turn), colors in zip(part, out, strict=True):
@@ -170,7 +201,9 @@ class SegGpt(BaseDecoder):
         return (sums / turns * self.std + self.mean).clamp(0, 1)
 
     def read(self, query, images, targets, weights, ensemble: str, type_: str) -> torch.Tensor:
-        """The painted half `[q, 3, s, s]`, normalised, of `query` `[q, 3, s, s]` after images and targets `[q, k, 3, s, s]`."""
+        """The painted half `[q, 3, s, s]`, normalised, of `query` `[q, 3, s, s]` after images
+        and targets `[q, k, 3, s, s]`.
+        """
         if ensemble == "spatial":
             images, targets = tiled(images), tiled(targets)
             weights = weights.new_ones(len(query), 1)
@@ -181,19 +214,34 @@ class SegGpt(BaseDecoder):
         return lower[:, 0]
 
     def run(
-        self, query, images, targets, weights, together: bool, type_: str, masked=None, answer=None, watch=None
+        self,
+        query,
+        images,
+        targets,
+        weights,
+        together: bool,
+        type_: str,
+        masked=None,
+        answer=None,
+        watch=None,
     ) -> torch.Tensor:
-        """The whole canvas `[q, k, 3, 2 s, s]`; of references read `together` only the first row, `[q, 1, ...]`.
+        """The whole canvas `[q, k, 3, 2 s, s]`; of references read `together` only the first row,
+        `[q, 1, ...]`.
 
-        `masked` `[q * k, patches]` (None: the lower half) is what has to be painted, `answer` `[q, 3, s, s]` what shows where the
-        lower half is not masked; `watch`, a list, takes the states of both streams `[2 q k, h, w, d]` where they merge, and the
-        last ones `[q or q k, h, w, d]`. All three are for training.
+        `masked` `[q * k, patches]` (None: the lower half) is what has to be painted, `answer` `[q,
+        3, s, s]` what shows where the lower half is not masked; `watch`, a list, takes the states
+        of both streams `[2 q k, h, w, d]` where they merge, and the last ones `[q or q k, h, w,
+        d]`. All three are for training.
         """
         count, shown = images.shape[:2]
         upper = images.flatten(0, 1)
         seen = torch.cat([upper, query[:, None].expand(-1, shown, -1, -1, -1).flatten(0, 1)], 2)
         painted = targets.flatten(0, 1)
-        below = painted if answer is None else answer[:, None].expand(-1, shown, -1, -1, -1).flatten(0, 1)
+        below = (
+            painted
+            if answer is None
+            else answer[:, None].expand(-1, shown, -1, -1, -1).flatten(0, 1)
+        )
         states = self.embedded(seen, torch.cat([painted, below], 2), masked, type_)
         together = together and shown > 1
         config, taps = self.model.config, []
@@ -215,7 +263,9 @@ class SegGpt(BaseDecoder):
     def embedded(
         self, seen: torch.Tensor, painted: torch.Tensor, masked: torch.Tensor | None, type_: str
     ) -> torch.Tensor:
-        """Both streams `[2 r, h, w, d]` of canvases `[r, 3, 2 s, s]`; `masked` `[r, h * w]` (None: lower half) is unseen."""
+        """Both streams `[2 r, h, w, d]` of canvases `[r, 3, 2 s, s]`; `masked` `[r, h * w]`
+        (None: lower half) is unseen.
+        """
         patch = self.model.config.patch_size
         height, width = seen.shape[2] // patch, seen.shape[3] // patch
         if masked is None:
@@ -223,7 +273,10 @@ class SegGpt(BaseDecoder):
             masked[:, height * width // 2 :] = True
         dtype = self.model.model.embeddings.mask_token.dtype
         return self.model.model.embeddings(
-            seen.to(dtype), painted.to(dtype), embedding_type=type_, bool_masked_pos=masked.expand(len(seen), -1)
+            seen.to(dtype),
+            painted.to(dtype),
+            embedding_type=type_,
+            bool_masked_pos=masked.expand(len(seen), -1),
         )
 
     def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -231,17 +284,20 @@ class SegGpt(BaseDecoder):
         if not len(logits):
             return logits.new_zeros(0, *size, dtype=torch.float32)
         if self.config.resample == "bilinear":
-            return F.interpolate(logits[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
-        rows, columns = (
-            torch.arange(n, device=logits.device) * self.side // n for n in size
-        )  # exact, unlike float scales
+            return F.interpolate(
+                logits[:, None].float(), size, mode="bilinear", align_corners=False
+            )[:, 0]
+        # exact, unlike float scales
+        rows, columns = (torch.arange(n, device=logits.device) * self.side // n for n in size)
         return logits.float()[:, rows][:, :, columns]
 
     def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
         """Features `[b, t, d]` of the patches of images; see `patch_encoder`."""
         pictures = self.encode(images).embedding
         blank = self._normalised(torch.zeros_like(pictures))
-        states = self.embedded(torch.cat([pictures, pictures], 2), torch.cat([blank, blank], 2), None, "semantic")
+        states = self.embedded(
+            torch.cat([pictures, pictures], 2), torch.cat([blank, blank], 2), None, "semantic"
+        )
         for number, layer in enumerate(self.model.model.encoder.layers):
             states = block(layer, states, None, pictures)
             if number == self.model.config.merge_index:
@@ -250,83 +306,23 @@ class SegGpt(BaseDecoder):
         return self.model.model.encoder.layernorm(states[:, half:]).flatten(1, 2)
 
 
-def block(
-    layer: nn.Module, states: torch.Tensor, grouped: tuple[int, int, int] | None, weights: torch.Tensor
-) -> torch.Tensor:
-    """One layer on `[r, h, w, d]`; `grouped` (streams, pictures, references) averages what the pictures' half attends to."""
-    attended = attend(layer.attention, layer.layernorm_before(states))
-    if grouped is not None:
-        half = attended.shape[1] // 2
-        rows = attended[:, half:].unflatten(0, grouped)
-        mean = (rows * weights[None, :, :, None, None, None]).sum(2, keepdim=True).to(attended.dtype)
-        attended = torch.cat([attended[:, :half], mean.expand_as(rows).flatten(0, 2)], 1)
-    states = states + layer.drop_path(attended)
-    return states + layer.drop_path(layer.mlp(layer.layernorm_after(states)))
-
-
-def attend(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """What an attention module of transformers makes of `[r, h, w, d]`, by torch's fused kernels.
-
-    Its relative positions add `q . R[row]` and `q . R[column]` to every product `q . k`: the same as h + w more channels, which
-    hold these values in q and in k a one at the row and the column of the key. So no bias of `[r, heads, t, t]` is ever laid out.
-    """
-    count, height, width, _ = states.shape
-    heads = attention.num_attention_heads
-    query, key, value = attention.qkv(states).view(count, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    if not attention.use_relative_position_embeddings:
-        seen = F.scaled_dot_product_attention(query, key, value, scale=attention.scale).transpose(1, 2)
-        return attention.proj(seen.flatten(2).unflatten(1, (height, width)))
-    grid = query.unflatten(2, (height, width))
-    rows = attention.get_rel_pos(height, height, attention.rel_pos_h).to(query)
-    columns = attention.get_rel_pos(width, width, attention.rel_pos_w).to(query)
-    more = [torch.einsum("rnhwc,hkc->rnhwk", grid, rows), torch.einsum("rnhwc,wkc->rnhwk", grid, columns)]
-    ones = torch.eye(height + width, device=query.device, dtype=query.dtype)
-    places = torch.cat(
-        [ones[:height, :height].repeat_interleave(width, 0), ones[height:, height:].repeat(height, 1)], 1
-    )
-    query = torch.cat([query * attention.scale, *(part.flatten(2, 3) for part in more)], -1)
-    key = torch.cat([key, places.expand(count, heads, -1, -1)], -1)
-    if states.device.type == "cpu" and torch.is_grad_enabled():
-        seen, _ = plain(attention, query, key, value, scaling=1.0)
-    else:
-        value = F.pad(value, (0, height + width))  # the fused kernels want values as wide as keys
-        seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : -height - width].transpose(1, 2)
-    return attention.proj(seen.flatten(2).unflatten(1, (height, width)))
-
-
 def by_kind(jobs: dict[tuple[int, int], Canvas]) -> list[list[tuple[int, int]]]:
     """Jobs whose canvases can go through in one batch."""
     groups: dict[tuple, list[tuple[int, int]]] = {}
     for key, canvas in jobs.items():
-        groups.setdefault((len(canvas.images), canvas.ensemble, canvas.arrangements, canvas.type), []).append(key)
+        groups.setdefault(
+            (len(canvas.images), canvas.ensemble, canvas.arrangements, canvas.type), []
+        ).append(key)
     return list(groups.values())
 
 
-def arranged(pixels: torch.Tensor, turn: int) -> torch.Tensor:
-    """Squares `[..., s, s]` in one of the eight arrangements: 0 to 3 quarter turns, from 4 on after a flip."""
-    return torch.rot90(pixels.flip(-1) if turn >= 4 else pixels, turn % 4, (-2, -1))
-
-
-def restored(pixels: torch.Tensor, turn: int) -> torch.Tensor:
-    """Undoes `arranged`."""
-    turned = torch.rot90(pixels, -(turn % 4), (-2, -1))
-    return turned.flip(-1) if turn >= 4 else turned
-
-
-def tiled(squares: torch.Tensor) -> torch.Tensor:
-    """Squares `[q, k, 3, s, s]` side by side in one, `[q, 1, 3, s, s]` (spatial ensemble), again where cells are left."""
-    shown, side = squares.shape[1], squares.shape[-1]
-    across = math.ceil(math.sqrt(shown))
-    cells = squares[:, [i % shown for i in range(across**2)]]
-    rows = cells.unflatten(1, (across, across)).permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-    return F.interpolate(rows, (side, side), mode="area")[:, None]
-
-
 def likeness(colors: torch.Tensor, wanted: torch.Tensor, number: int) -> torch.Tensor:
-    """Logits `[s, s]` of being mask `number` from painted colours `[3, s, s]` and a palette `[labels + 1, 3]`.
+    """Logits `[s, s]` of being mask `number` from painted colours `[3, s, s]` and a palette
+    `[labels + 1, 3]`.
 
-    One label alone is white on black: the mean of the channels above 128/255. Among several, how much nearer its colour is
-    than any other (squared distance), so that every pixel is above 0 in one of them at most.
+    One label alone is white on black: the mean of the channels above 128/255. Among several, how
+    much nearer its colour is than any other (squared distance), so that every pixel is above 0 in
+    one of them at most.
     """
     if len(wanted) == 2:
         return (colors.mean(0) - THRESHOLD) * STEEPNESS

@@ -1,13 +1,14 @@
-"""Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and generated, kept apart.
+"""Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and
+generated, kept apart.
 
-Teacher-forced, the true words (`<SEG>.` in the published sets, "The disc <SEG>." in a folder of one's own) are put into the
-model's mouth, so a model that would refuse or only talk is not penalised. Generated, it answers by itself, all masks of
-its answer together are compared, and nothing marked counts as an empty mask.
+Teacher-forced, the true words (`<SEG>.` in the published sets, "The disc <SEG>." in a folder of
+one's own) are put into the model's mouth, so a model that would refuse or only talk is not
+penalised. Generated, it answers by itself, all masks of its answer together are compared, and
+nothing marked counts as an empty mask.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,19 +18,19 @@ import numpy as np
 
 from reasonseg.errors import InputError
 from reasonseg.evaluation.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
-from reasonseg.evaluation.runner import answers_from, batched, collect, finish, kept, maker, read_predictions, rewrite
+from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.markers import FORCED
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.sample import Sample
 
-BATCH = 16
 WAYS = ("teacher_forced", "generated")
 
 
 def evaluate_benchmark(
-    segmenter,
-    config,
+    segmenter: SegmenterProtocol | None,
+    config: Any,
     *,
     name: str,
     limit: int | None = None,
@@ -38,44 +39,40 @@ def evaluate_benchmark(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and writes the summary
-    of `contracts`.
+    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and
+    writes the summary of `contracts`.
 
-    `limit` takes the first samples; `seed` draws the intervals. With `out`, `rows.jsonl` and `summary.json` are written
-    there and a run that was cut off is resumed. A sample that cannot be read becomes a row with its error, is counted,
-    and is tried again by the next run. Raises `InputError` for a data set that is not there or malformed predictions.
+    `limit` takes the first samples; `seed` draws the intervals. With `out`, `rows.jsonl` and
+    `summary.json` are written there and a run that was cut off is resumed. A sample that cannot be
+    read becomes a row with its error, is counted, and is tried again by the next run. Raises
+    `InputError` for a data set that is not there or malformed predictions.
     """
-    data = config.build()
-    key = {
-        "name": name,
-        **asdict(config),
-        "limit": limit,
-        "model": maker(segmenter, predictions),
-    }
+    data, answer = config.build(), Answerer(segmenter, predictions)
     total = len(data) if limit is None else min(limit, len(data))
-    ids = {data.id(i) for i in range(total)}
-    earlier = kept(out, json.loads(json.dumps(key)))
-    rows = [row for row in earlier if row["id"] in ids and "error" not in row]  # what was broken may be mended
-    done = {row["id"] for row in rows}
-    rewrite(out, rows)
-    todo = [i for i in range(total) if data.id(i) not in done]
-    given = read_predictions(predictions) if predictions else None
 
-    def ask(part: list[int]) -> list[dict]:
-        samples, fresh = _read(data, part)
-        if given is None:
-            queries = [s.query for s in samples]
-            words = [FORCED if s.truth.status == "absent" else s.truth.text for s in samples]
-            answers = {"teacher_forced": segmenter.forced(queries, words), "generated": segmenter.batch(queries)}
-        else:
-            answers = {"generated": answers_from(samples, given)}
-        return fresh + [row(sample, {way: a[i] for way, a in answers.items()}) for i, sample in enumerate(samples)]
+    def ask(_: str, part: list[int]) -> list[dict]:
+        samples, rows = _read(data, part)
+        answers = {"generated": answer(samples)}
+        if segmenter is not None and predictions is None:
+            texts = [FORCED if s.truth.status == "absent" else s.truth.text for s in samples]
+            answers = {
+                "teacher_forced": segmenter.forced([s.query for s in samples], texts),
+                **answers,
+            }
+        return rows + [
+            row(s, {way: a[i] for way, a in answers.items()}) for i, s in enumerate(samples)
+        ]
 
-    bar = f"eval {name}"
-    rows += collect(out, batched(todo, BATCH), ask, bar=bar, unit="question", had=len(rows), progress=progress)
-    summary = summarise(rows, seed)
-    finish(out, rows, summary)
-    return summary
+    return run_evaluation(
+        name,
+        {"name": name, **asdict(config), "limit": limit, "model": answer.name},
+        {"": [data.id(i) for i in range(total)]},
+        ask,
+        lambda rows: summarise(rows, seed),
+        out=out,
+        whole=False,
+        progress=progress,
+    )
 
 
 def _read(data, indices: list[int]) -> tuple[list[Sample], list[dict]]:
@@ -90,20 +87,31 @@ def _read(data, indices: list[int]) -> tuple[list[Sample], list[dict]]:
 
 
 def row(sample: Sample, answers: dict[str, Answer]) -> dict:
-    """What is kept of one sample: counts of each way of answering, the generated words and masks."""
+    """What is kept of one sample: counts of each way of answering, the generated words and
+    masks.
+    """
     target = union(sample.truth.masks, sample.query.size).astype(np.uint8)
     if sample.ignored is not None:
         target[sample.ignored] = IGNORE
     made = answers["generated"]
-    counts = {way: asdict(count(union(a.masks, sample.query.size), target)) for way, a in answers.items()}
+    counts = {
+        way: asdict(count(union(a.masks, sample.query.size), target)) for way, a in answers.items()
+    }
     objects = [
         {"segmentation": to_rle(mask), "score": float(score)}
         for mask, score in zip(made.masks, made.scores, strict=True)
     ]
     return {
-        "id": sample.id, "level": sample.level, "question": sample.query.text, "absent": sample.truth.status == "absent",
-        "answer": made.text, "status": made.status, "refused": not made.masks.any(), "counts": counts, "objects": objects,
-    }  # fmt: skip
+        "id": sample.id,
+        "level": sample.level,
+        "question": sample.query.text,
+        "absent": sample.truth.status == "absent",
+        "answer": made.text,
+        "status": made.status,
+        "refused": not made.masks.any(),
+        "counts": counts,
+        "objects": objects,
+    }
 
 
 def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -112,7 +120,9 @@ def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
-    """gIoU, cIoU, n and a 95 % interval of each way of answering; of short and long questions; refusals; errors."""
+    """gIoU, cIoU, n and a 95 % interval of each way of answering; of short and long questions;
+    refusals; errors.
+    """
     good = [r for r in rows if "error" not in r]
     summary: dict[str, Any] = _ways(good, lambda r: True, seed)
     for level in ("short", "long"):
@@ -128,7 +138,8 @@ def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
 def _ways(rows: list[dict], chosen: Callable[[dict], bool], seed: int) -> dict[str, dict]:
     found = {}
     for way in WAYS:
-        mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])  # sums in one order
+        # sums in one order
+        mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])
         if not mine:
             continue
         counts = [Counts(**r["counts"][way]) for r in mine]

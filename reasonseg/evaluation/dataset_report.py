@@ -1,4 +1,6 @@
-"""Looks at a data set before it is trusted: reads every sample, counts, draws a few, and finds pictures that two splits share."""
+"""Looks at a data set before it is trusted: reads every sample, counts, draws a few, and finds
+pictures that two splits share.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ SHOWN, NAMED = 8, 20  # samples drawn, and problems listed, of each split
 
 @dataclass
 class DatasetReport:
-    """What was found: samples and pictures of each split, what is missing, what is broken, what is shared."""
+    """What was found: samples and pictures of each split, what is missing, what is broken, what
+    is shared.
+    """
 
-    counts: dict[str, tuple[int, int, float]] = field(
-        default_factory=dict
-    )  # samples, pictures, mean share of the picture marked
+    # samples, pictures, mean share of the picture marked
+    counts: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str, str]] = field(default_factory=list)  # (split, id, what)
     shared: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -31,7 +34,8 @@ class DatasetReport:
     def lines(self) -> list[str]:
         """As sentences."""
         said = [
-            f"{split}: {samples} samples on {pictures} pictures, {100 * share:.1f} % marked on average"
+            f"{split}: {samples} samples on {pictures} pictures, {100 * share:.1f} % marked on "
+            "average"
             for split, (samples, pictures, share) in self.counts.items()
         ]
         said += [f"{split}: not there ({why})" for split, why in self.missing.items()]
@@ -45,7 +49,8 @@ class DatasetReport:
 
 
 def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) -> DatasetReport:
-    """Reads the data sets that `configs` builds, by split, and draws some samples of each under `out`.
+    """Reads the data sets that `configs` builds, by split, and draws some samples of each under
+    `out`.
 
     Raises `InputError` where not one split is there.
     """

@@ -1,8 +1,9 @@
-"""Few-shot evaluation: mIoU over classes and FB-IoU, seen and withheld classes apart, as the papers define them."""
+"""Few-shot evaluation: mIoU over classes and FB-IoU, seen and withheld classes apart, as the
+papers define them.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,28 +14,17 @@ import numpy as np
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
 from reasonseg.evaluation.metrics import IGNORE, Counts, count
-from reasonseg.evaluation.runner import (
-    answers_from,
-    batched,
-    collect,
-    finish,
-    kept,
-    maker,
-    ordered,
-    read_predictions,
-    rewrite,
-    whole_batches,
-)
+from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.sample import Sample
 
-BATCH = 16
 DRAWS = 1000  # of the bootstrap
 
 
 def evaluate_episodes(
-    segmenter,
+    segmenter: SegmenterProtocol | None,
     config: Config,
     *,
     groups: Sequence[str] = GROUPS,
@@ -42,42 +32,32 @@ def evaluate_episodes(
     predictions: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on `config.count` episodes of each group; returns and writes the summary.
+    """Scores a segmenter (or a predictions file) on `config.count` episodes of each group; returns
+    and writes the summary.
 
-    With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is resumed. Raises `InputError`
-    where no group has an episode.
+    With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is
+    resumed. Raises `InputError` where no group has an episode.
     """
     sets = {group: replace(config, group=group).build() for group in groups}
     sets = {group: data for group, data in sets.items() if len(data)}
     if not sets:
         raise InputError(f"{config.benchmark} has no episodes of {' or '.join(groups)}")
-    rows = kept(
-        out, json.loads(json.dumps({**asdict(config), "groups": groups, "model": maker(segmenter, predictions)}))
+    answer = Answerer(segmenter, predictions)
+
+    def ask(group: str, part: list[int]) -> list[dict]:
+        samples = [sets[group][i] for i in part]
+        return [_row(s, a) for s, a in zip(samples, answer(samples), strict=True)]
+
+    return run_evaluation(
+        "episodes",
+        {**asdict(config), "groups": list(groups), "model": answer.name},
+        {group: [data.id(i) for i in range(len(data))] for group, data in sets.items()},
+        ask,
+        summarise,
+        out=out,
+        unit="episode",
+        progress=progress,
     )
-    ids = {
-        group: [f"{config.benchmark}-{config.fold}-{group}-{i}" for i in range(len(data))]
-        for group, data in sets.items()
-    }
-    rows = [
-        row
-        for group in sets
-        for row in whole_batches(None, [r for r in rows if r["group"] == group], ids[group], BATCH)
-    ]
-    rewrite(out, rows)
-    done, given = {row["id"] for row in rows}, read_predictions(predictions) if predictions else None
-
-    def ask(batch: list[tuple[str, int]]) -> list[dict]:
-        samples = [sets[group][i] for group, i in batch]
-        answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
-        return [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-
-    todo = [[(g, i) for i, name in enumerate(names) if name not in done] for g, names in ids.items()]
-    batches = [batch for mine in todo for batch in batched(mine, BATCH)]
-    rows += collect(out, batches, ask, bar="eval episodes", unit="episode", had=len(rows), progress=progress)
-    rows = ordered(rows, [name for names in ids.values() for name in names])
-    summary = summarise(rows)
-    finish(out, rows, summary)
-    return summary
 
 
 def _row(sample: Sample, answer: Answer) -> dict:
@@ -97,19 +77,31 @@ def _row(sample: Sample, answer: Answer) -> dict:
 
 
 def summarise(rows: list[dict]) -> dict[str, Any]:
-    """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; a group without episodes is absent."""
+    """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; a group without episodes
+    is absent.
+    """
     summary = {}
     for group in GROUPS:
         mine = [row for row in rows if row["group"] == group]
         if mine:
             total = sum((Counts(**row["counts"]) for row in mine), Counts())
-            miou, interval = class_means([row["class"] for row in mine], [row["counts"] for row in mine])
-            summary[group] = {"miou": miou, "fb_iou": total.fb_iou, "n": len(mine), "ci95": interval}
+            miou, interval = class_means(
+                [row["class"] for row in mine], [row["counts"] for row in mine]
+            )
+            summary[group] = {
+                "miou": miou,
+                "fb_iou": total.fb_iou,
+                "n": len(mine),
+                "ci95": interval,
+            }
     return summary
 
 
-def class_means(classes: Sequence[str], counts: Sequence[dict], seed: int = 0) -> tuple[float, list[float]]:
-    """(mIoU, its 95 % interval): the mean over classes of summed intersection over summed union, episodes drawn again.
+def class_means(
+    classes: Sequence[str], counts: Sequence[dict], seed: int = 0
+) -> tuple[float, list[float]]:
+    """(mIoU, its 95 % interval): the mean over classes of summed intersection over summed union,
+    episodes drawn again.
 
     A class that a draw leaves out is left out of its mean.
     """

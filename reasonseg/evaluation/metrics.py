@@ -14,7 +14,8 @@ IGNORE = 255  # in a ground truth: neither thing nor background
 
 @dataclass(frozen=True)
 class Counts:
-    """ImageProcessor of one or more masks: `inter` and `union` of the thing, the same for the background, and `n` masks.
+    """ImageProcessor of one or more masks: `inter` and `union` of the thing, the same for the
+    background, and `n` masks.
 
     `ious` sums the IoU of each mask (1 where both are empty), after LISA's validation.
     """
@@ -49,15 +50,23 @@ class Counts:
 
 
 def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
-    """Counts of one predicted mask bool `[h, w]` against a truth: bool, or uint8 with 1 the thing and 255 ignored.
+    """Counts of one predicted mask bool `[h, w]` against a truth: bool, or uint8 with 1 the thing
+    and 255 ignored.
 
-    IoU is inter / (union + 1e-5), or 1 where the union is empty (LISA, `validate`). Raises `InputError` on other shapes.
+    IoU is inter / (union + 1e-5), or 1 where the union is empty (LISA, `validate`). Raises
+    `InputError` on other shapes.
     """
     if mask.shape != truth.shape:
-        raise InputError(f"the mask is {list(mask.shape)}, its truth {list(truth.shape)}; resize one")
+        raise InputError(
+            f"the mask is {list(mask.shape)}, its truth {list(truth.shape)}; resize one"
+        )
     truth = np.asarray(truth)
     seen = truth != IGNORE if truth.dtype != bool else np.ones(truth.shape, bool)
-    thing, back = truth == 1, truth == 0  # any other value is neither, as in the reference's two-bin histogram
+    # any other value is neither, as in the reference's two-bin histogram
+    thing, back = (
+        truth == 1,
+        truth == 0,
+    )
     mask = np.asarray(mask, bool)
     inter = int((mask & thing & seen).sum())
     union = int((mask & seen).sum() + thing.sum()) - inter
@@ -67,12 +76,20 @@ def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
 
 
 def mean_iou(by_class: dict[object, Counts]) -> float:
-    """Mean over classes of the IoU of their summed counts (mIoU of few-shot segmentation); unseen classes count 0."""
-    return float(np.mean([c.inter / max(c.union, 1) for c in by_class.values()])) if by_class else 0.0
+    """Mean over classes of the IoU of their summed counts (mIoU of few-shot segmentation);
+    unseen classes count 0.
+    """
+    return (
+        float(np.mean([c.inter / max(c.union, 1) for c in by_class.values()])) if by_class else 0.0
+    )
 
 
-def refusals(absent_truth: Sequence[bool], absent_said: Sequence[bool]) -> tuple[float | None, float | None]:
-    """(N-acc, T-acc): absent questions that were refused, and present ones that were not; None where there are none."""
+def refusals(
+    absent_truth: Sequence[bool], absent_said: Sequence[bool]
+) -> tuple[float | None, float | None]:
+    """(N-acc, T-acc): absent questions that were refused, and present ones that were not; None
+    where there are none.
+    """
     truth, said = np.asarray(absent_truth, bool), np.asarray(absent_said, bool)
     refused = float(said[truth].mean()) if truth.any() else None
     answered = float((~said[~truth]).mean()) if (~truth).any() else None
@@ -80,13 +97,18 @@ def refusals(absent_truth: Sequence[bool], absent_said: Sequence[bool]) -> tuple
 
 
 def bootstrap(
-    rows: Sequence, score: Callable[[list], float] = lambda rows: float(np.mean(rows)), draws: int = 1000, seed: int = 0
+    rows: Sequence,
+    score: Callable[[list], float] = lambda rows: float(np.mean(rows)),
+    draws: int = 1000,
+    seed: int = 0,
 ) -> list[float]:
     """95 % interval `[low, high]` of a score of rows, by resampling rows with replacement."""
     if not len(rows):
         return [0.0, 0.0]
     rng = np.random.default_rng(seed)
-    values = [score([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(draws)]
+    values = [
+        score([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(draws)
+    ]
     return [float(v) for v in np.percentile(values, [2.5, 97.5])]
 
 

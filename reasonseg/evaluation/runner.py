@@ -1,10 +1,12 @@
-"""Rows of an evaluation: kept as they come, so that a killed run goes on; and predictions that others made."""
+"""One loop for every evaluation: rows are kept as they come, so that a killed run resumes; and
+predictions of others.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,90 @@ import numpy as np
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
-from reasonseg.runtime import gather_rows, is_main_process, process_share, processes, wait_for_everyone
+from reasonseg.runtime import (
+    gather_rows,
+    is_main_process,
+    process_share,
+    processes,
+    wait_for_everyone,
+)
+from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import from_rle
 from reasonseg.structures.sample import Sample
+
+BATCH = 16  # questions asked together
+
+
+def run_evaluation(
+    name: str,
+    key: dict[str, Any],
+    ids: Mapping[str, Sequence[str]],
+    ask: Callable[[str, list[int]], list[dict]],
+    summarise: Callable[[list[dict]], dict[str, Any]],
+    *,
+    out: str | Path | None = None,
+    unit: str = "question",
+    whole: bool = True,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Asks every question once, keeps a row for each, and returns and writes the summary of all
+    rows.
+
+    `ids` are the names of the samples of each group, `ask(group, indices)` gives the rows of up to
+    `BATCH` samples of one group. `key` says what the evaluation is: `out` is refused where it holds
+    rows of another one. Killed, it resumes and ends with the same summary; with `whole` a batch
+    that was cut off is asked again whole, so that every batch is what it would have been. Rows with
+    an `error` are always tried again.
+    """
+    known = {row["id"]: row for row in kept(out, json.loads(json.dumps(key))) if "error" not in row}
+    rows, batches = [], []
+    for group, names in ids.items():
+        mine = [known[name] for name in names if name in known]
+        mine = whole_batches(mine, list(names), BATCH) if whole else mine
+        done = {row["id"] for row in mine}
+        todo = [(group, i) for i, sample in enumerate(names) if sample not in done]
+        batches += batched(todo, BATCH)
+        rows += mine
+    rewrite(out, rows)
+    rows += collect(
+        out,
+        batches,
+        lambda batch: ask(batch[0][0], [i for _, i in batch]),
+        bar=f"eval {name}",
+        unit=unit,
+        had=len(rows),
+        progress=progress,
+    )
+    rows = ordered(rows, [sample for names in ids.values() for sample in names])
+    summary = summarise(rows)
+    finish(out, rows, summary)
+    return summary
+
+
+class Answerer:
+    """Who answers: a segmenter, or a file of predictions. `name` changes with the model's
+    weights or the file's bytes.
+    """
+
+    def __init__(self, segmenter: SegmenterProtocol | None, predictions: str | Path | None):
+        self.segmenter, self.given = segmenter, None
+        if predictions is not None:
+            self.given = read_predictions(predictions)
+            self.name = (
+                f"predictions-{hashlib.sha256(Path(predictions).read_bytes()).hexdigest()[:12]}"
+            )
+        elif segmenter is not None:
+            self.name = segmenter.fingerprint
+        else:
+            raise InputError("nothing to score: give a model or a file of predictions")
+
+    def __call__(self, samples: list[Sample]) -> list[Answer]:
+        """Generated answers to samples."""
+        if self.given is not None or self.segmenter is None:
+            return answers_from(samples, self.given or {})
+        return self.segmenter.batch([s.query for s in samples])
 
 
 def kept(out: str | Path | None, key: dict) -> list[dict]:
@@ -26,14 +107,18 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
     out = Path(out)
     run = out / "run.json"
     if run.is_file() and json.loads(run.read_text()) != key:
-        raise InputError(f"{out} holds an evaluation with other settings; choose another --out or remove it")
+        raise InputError(
+            f"{out} holds an evaluation with other settings; choose another --out or remove it"
+        )
     wait_for_everyone()  # until everybody has looked
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(run) as aside:
             aside.write_text(json.dumps(key, indent=1) + "\n")
-        rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]  # a line cut off goes
-        rewrite(out, list({row["id"]: row for row in rows}.values()))  # killed in a rewrite, a row is in two files
+        # a line cut off goes
+        rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]
+        # killed in a rewrite, a row is in two files
+        rewrite(out, list({row["id"]: row for row in rows}.values()))
     wait_for_everyone()
     return list(_whole_lines((out / "rows.jsonl").read_text()))
 
@@ -42,14 +127,12 @@ def _files(out: Path) -> list[Path]:
     return [f for f in (out / "rows.jsonl", *sorted(out.glob("rows-*.jsonl"))) if f.is_file()]
 
 
-def whole_batches(out: str | Path | None, rows: list[dict], ids: list[str], size: int) -> list[dict]:
-    """Rows of the complete batches of `size` ids; the others are asked again, so that every batch is what it would have been."""
+def whole_batches(rows: list[dict], ids: list[str], size: int) -> list[dict]:
+    """Rows of the complete batches of `size` ids."""
     done = {row["id"] for row in rows}
-    complete = {name for batch in batched(ids, size) if all(name in done for name in batch) for name in batch}
-    left = [row for row in rows if row["id"] in complete]
-    if len(left) < len(rows):
-        rewrite(out, left)
-    return left
+    batches = [batch for batch in batched(ids, size) if all(name in done for name in batch)]
+    complete = {name for batch in batches for name in batch}
+    return [row for row in rows if row["id"] in complete]
 
 
 def rewrite(out: str | Path | None, rows: list[dict]) -> None:
@@ -62,15 +145,6 @@ def rewrite(out: str | Path | None, rows: list[dict]) -> None:
         file.unlink()
 
 
-def maker(segmenter, predictions: str | Path | None) -> str:
-    """Who answers: a model's fingerprint, or that of a predictions file."""
-    if predictions is None:
-        return segmenter.fingerprint
-    if not Path(predictions).is_file():
-        raise InputError(f"{predictions} does not exist")
-    return f"predictions-{hashlib.sha256(Path(predictions).read_bytes()).hexdigest()[:12]}"
-
-
 def _whole_lines(text: str) -> Iterator[dict]:
     for line in text.splitlines():
         try:
@@ -80,17 +154,27 @@ def _whole_lines(text: str) -> Iterator[dict]:
 
 
 def collect(
-    out: str | Path | None, batches: list[Any], ask: Callable[[Any], list[dict]], *, bar: str, unit: str, had: int, progress: bool
-) -> list[dict]:  # fmt: skip
-    """The rows that `ask` gives for each batch, kept in `out` as they come; `had` were there before.
+    out: str | Path | None,
+    batches: list[Any],
+    ask: Callable[[Any], list[dict]],
+    *,
+    bar: str,
+    unit: str,
+    had: int,
+    progress: bool,
+) -> list[dict]:
+    """The rows that `ask` gives for each batch, kept in `out` as they come; `had` were there
+    before.
 
-    Processes that were launched together take batches in turn; each keeps its rows in a file of its own, and all return all
-    rows in the order of the batches.
+    Processes that were launched together take batches in turn; each keeps its rows in a file of its
+    own, and all return all rows in the order of the batches.
     """
     wait_for_everyone()  # rows.jsonl is as it should be from here on
     mine, fresh = process_share(list(enumerate(batches))), []
     total = had + sum(map(len, batches))
-    with tqdm(total=total, initial=had, desc=bar, unit=unit, disable=not (progress and is_main_process())) as shown:
+    with tqdm(
+        total=total, initial=had, desc=bar, unit=unit, disable=not (progress and is_main_process())
+    ) as shown:
         for number, batch in mine:
             rows = ask(batch)
             if out is not None:
@@ -135,12 +219,16 @@ def read_predictions(file: str | Path) -> dict[str, dict]:
             row = json.loads(line)
             found[row["id"]] = row
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{file}, line {number}: expected an object with id, objects and status") from None
+            raise InputError(
+                f"{file}, line {number}: expected an object with id, objects and status"
+            ) from None
     return found
 
 
 def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
-    """The predicted answers of samples. Raises `InputError` where one is missing or a mask is of another size."""
+    """The predicted answers of samples. Raises `InputError` where one is missing or a mask is of
+    another size.
+    """
     answers = []
     for sample in samples:
         if sample.id not in rows:
@@ -150,7 +238,9 @@ def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
             raise InputError(f"predictions, id {sample.id!r}: every object needs a segmentation")
         masks = [from_rle(o["segmentation"]) for o in objects]
         if any(mask.shape != sample.query.size for mask in masks):
-            raise InputError(f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}")
+            raise InputError(
+                f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}"
+            )
         status = "found" if masks else rows[sample.id].get("status", "no_seg")
         stack = np.array(masks, bool).reshape(-1, *sample.query.size)
         answers.append(Answer("", stack, np.ones(len(masks)), [""] * len(masks), status))

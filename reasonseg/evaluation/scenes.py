@@ -1,11 +1,11 @@
 """Evaluation: asks every question of a data set, keeps a row for each, and sums the rows up.
 
-Rows are appended as they come; a killed run goes on where it stopped and ends with the same summary.
+Rows are appended as they come; a killed run goes on where it stopped and ends with the same
+summary.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -16,28 +16,18 @@ import numpy as np
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
 from reasonseg.evaluation.metrics import Counts, bootstrap_mean, count, refusals
-from reasonseg.evaluation.runner import (
-    answers_from,
-    batched,
-    collect,
-    finish,
-    kept,
-    maker,
-    ordered,
-    read_predictions,
-    whole_batches,
-)
+from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-BATCH = 16
 BASELINES = ("random_object", "text_only", "true_object")
 
 
 def evaluate_scenes(
-    segmenter,
+    segmenter: SegmenterProtocol | None,
     *,
     split: str = "test",
     limit: int = 2400,
@@ -48,43 +38,48 @@ def evaluate_scenes(
     predictions: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on drawn scenes; returns and writes the summary of `contracts`.
+    """Scores a segmenter (or a predictions file) on drawn scenes; returns and writes the summary of
+    `contracts`.
 
-    `limit` questions in all, split evenly over `levels`. With `out`, `rows.jsonl` and `summary.json` are written there and a
-    run that was cut off is resumed. Raises `InputError` for unknown levels or splits or malformed predictions.
+    `limit` questions in all, split evenly over `levels`. With `out`, `rows.jsonl` and
+    `summary.json` are written there and a run that was cut off is resumed. Raises `InputError` for
+    unknown levels or splits or malformed predictions.
     """
+    data = _data(split, limit, seed, levels, sprites)
+    config, levels = data.config, data.config.levels
+    answer = Answerer(segmenter, predictions)
+
+    def ask(_: str, part: list[int]) -> list[dict]:
+        samples = [data[i] for i in part]
+        rows = [_row(s, a) for s, a in zip(samples, answer(samples), strict=True)]
+        for row, sample, i in zip(rows, samples, part, strict=True):
+            row["random_object"] = _random_object(sample, data.scene(i))
+        if predictions is None:
+            _add_baselines(segmenter, samples, [data[(i + 1) % len(data)] for i in part], rows)
+        return rows
+
+    return run_evaluation(
+        "scenes",
+        {**asdict(config), "model": answer.name},
+        {"": [data.id(i) for i in range(len(data))]},
+        ask,
+        lambda rows: summarise(rows, levels, with_model=predictions is None),
+        out=out,
+        progress=progress,
+    )
+
+
+def _data(split: str, limit: int, seed: int, levels: Sequence[str], sprites: str) -> Scenes:
+    """The questions; a pack of one's own may have no properties, or too few things to miss one."""
     config = Config(split, limit, seed, levels=tuple(levels), sprites=sprites)
     data = Scenes(config)
-    if sprites:  # a pack of one's own may have no properties, or too few things to miss one
-        levels = [level for level in levels if data.askable(level)]
-        if dropped := [level for level in config.levels if level not in levels]:
-            warnings.warn(f"{sprites} gives rise to no questions of {', '.join(dropped)}; left out", stacklevel=2)
-        config = replace(config, levels=tuple(levels))
-        data = Scenes(config)
-    key = {**asdict(config), "model": maker(segmenter, predictions)}
-    rows = kept(out, json.loads(json.dumps(key)))
-    rows = whole_batches(out, rows, [f"{split}-{i}" for i in range(len(data))], BATCH)
-    done = {row["id"] for row in rows}
-    todo = [i for i in range(len(data)) if f"{split}-{i}" not in done]
-    given = read_predictions(predictions) if predictions else None
-
-    def ask(part: list[int]) -> list[dict]:
-        samples = [data[i] for i in part]
-        answers = answers_from(samples, given) if given is not None else segmenter.batch([s.query for s in samples])
-        fresh = [_row(sample, answer) for sample, answer in zip(samples, answers, strict=True)]
-        for row, sample, i in zip(fresh, samples, part, strict=True):
-            row["random_object"] = _random_object(sample, data.scene(i))
-        if given is None:
-            _add_baselines(segmenter, samples, [data[(i + 1) % len(data)] for i in part], fresh)
-        return fresh
-
-    rows += collect(
-        out, batched(todo, BATCH), ask, bar="eval scenes", unit="question", had=len(rows), progress=progress
-    )
-    rows = ordered(rows, [f"{split}-{i}" for i in range(len(data))])
-    summary = summarise(rows, levels, with_model=given is None)
-    finish(out, rows, summary)
-    return summary
+    if not sprites:
+        return data
+    askable = tuple(level for level in levels if data.askable(level))
+    if dropped := [level for level in levels if level not in askable]:
+        listed = ", ".join(dropped)
+        warnings.warn(f"{sprites} gives rise to no questions of {listed}; left out", stacklevel=3)
+    return Scenes(replace(config, levels=askable))
 
 
 def _row(sample: Sample, answer: Answer) -> dict:
@@ -105,27 +100,40 @@ def _row(sample: Sample, answer: Answer) -> dict:
 
 
 def overlaps(masks: np.ndarray, truths: np.ndarray) -> list[Counts]:
-    """Counts of each true mask against the predicted one in the same place; a missing one counts as empty."""
+    """Counts of each true mask against the predicted one in the same place; a missing one counts
+    as empty.
+    """
     blank = np.zeros(truths.shape[1:], bool)
     return [count(masks[i] if i < len(masks) else blank, truth) for i, truth in enumerate(truths)]
 
 
 def _random_object(sample: Sample, scene) -> float | None:
-    """Mean IoU when any object of the scene is taken for each target: what pointing blindly earns."""
+    """Mean IoU when any object of the scene is taken for each target: what pointing blindly
+    earns.
+    """
     if not len(sample.truth.masks):
         return None
     masks = [thing.mask for thing in scene.objects]
-    return float(np.mean([[count(mask, truth).giou for mask in masks] for truth in sample.truth.masks]))
+    return float(
+        np.mean([[count(mask, truth).giou for mask in masks] for truth in sample.truth.masks])
+    )
 
 
-def _add_baselines(segmenter, samples: list[Sample], others: list[Sample], rows: list[dict]) -> None:
-    """`text_only`: the same words about another picture. `true_object`: the decoder, told each object by its box."""
+def _add_baselines(
+    segmenter, samples: list[Sample], others: list[Sample], rows: list[dict]
+) -> None:
+    """`text_only`: the same words about another picture. `true_object`: the decoder, told each
+    object by its box.
+    """
     shown = [
-        replace(s.query, image=_resized(o.query.image, s.query.size)) for s, o in zip(samples, others, strict=True)
+        replace(s.query, image=_resized(o.query.image, s.query.size))
+        for s, o in zip(samples, others, strict=True)
     ]
     for sample, row, answer in zip(samples, rows, segmenter.batch(shown), strict=True):
         if len(sample.truth.masks):
-            row["text_only"] = float(np.mean([c.giou for c in overlaps(answer.masks, sample.truth.masks)]))
+            row["text_only"] = float(
+                np.mean([c.giou for c in overlaps(answer.masks, sample.truth.masks)])
+            )
     queries, owners = [], []
     for i, sample in enumerate(samples):
         for mask in sample.truth.masks:
@@ -147,10 +155,12 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
-    """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals; overall; baselines.
+    """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals;
+    overall; baselines.
 
-    `strict_giou` takes every mask beyond those asked for as one more that is wrong; gIoU, which compares place by place, does
-    not see them. The T-acc beside N-acc is over every question that has a target, `novel` ones too; each level has its own.
+    `strict_giou` takes every mask beyond those asked for as one more that is wrong; gIoU, which
+    compares place by place, does not see them. The T-acc beside N-acc is over every question that
+    has a target, `novel` ones too; each level has its own.
     """
     present = [row for row in rows if row["counts"]]
     known = [row for row in present if row["level"] != "novel"]
@@ -172,7 +182,10 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
     summary["overall"] = _scores(known)
     names = BASELINES if with_model else BASELINES[:1]
     summary["baselines"] = {
-        name: {"giou": float(np.mean([row[name] for row in present])) if present else None, "n": len(present)}
+        name: {
+            "giou": float(np.mean([row[name] for row in present])) if present else None,
+            "n": len(present),
+        }
         for name in names
     }
     return summary
@@ -181,7 +194,8 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
 def _scores(rows: list[dict]) -> dict[str, Any]:
     each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
     total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
-    wanted = [len(row["counts"]) / max(len(row["counts"]), len(row["objects"])) for row in rows]  # share of the masks
+    # share of the masks
+    wanted = [len(row["counts"]) / max(len(row["counts"]), len(row["objects"])) for row in rows]
     return {
         "giou": float(np.mean(each)) if each else None,
         "strict_giou": float(np.mean(np.multiply(each, wanted))) if each else None,

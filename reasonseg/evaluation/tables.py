@@ -8,14 +8,21 @@ from rich.table import Table
 
 def print_scenes(summary: dict) -> None:
     """The scores of `eval scenes`: a line a level, then what they are worth."""
-    table = Table(title="eval scenes", caption="strict: gIoU with masks beyond those asked for as wrong ones")
+    table = Table(
+        title="eval scenes", caption="strict: gIoU with masks beyond those asked for as wrong ones"
+    )
     for name in ("level", "gIoU", "95 % interval", "strict", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
         interval = "{:.3f} - {:.3f}".format(*row["ci95"])
         cells = [_number(row.get(key)) for key in ("giou", "strict_giou", "ciou", "n_acc", "t_acc")]
         table.add_row(
-            level, cells[0], interval, *cells[1:], str(row["n"]), style="bold" if level == "overall" else None
+            level,
+            cells[0],
+            interval,
+            *cells[1:],
+            str(row["n"]),
+            style="bold" if level == "overall" else None,
         )
     console = Console()
     console.print(table)
@@ -33,16 +40,23 @@ def print_scenes(summary: dict) -> None:
 
 
 def print_benchmark(name: str, summary: dict) -> None:
-    """The scores of a published benchmark: teacher-forced and generated, then short and long questions."""
+    """The scores of a published benchmark: teacher-forced and generated, then short and long
+    questions.
+    """
     table = Table(title=f"eval {name}")
     for column in ("questions", "answers", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(column, justify="left" if column in ("questions", "answers") else "right")
-    for which, part in (("all", summary), *((k, summary[k]) for k in ("short", "long") if k in summary)):
+    for which, part in (
+        ("all", summary),
+        *((k, summary[k]) for k in ("short", "long") if k in summary),
+    ):
         for way in ("teacher_forced", "generated"):
             if row := part.get(way):
                 interval = "{:.3f} - {:.3f}".format(*row["ci95"])
                 cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
-                table.add_row(which, way.replace("_", "-"), cells[0], interval, *cells[1:], str(row["n"]))
+                table.add_row(
+                    which, way.replace("_", "-"), cells[0], interval, *cells[1:], str(row["n"])
+                )
     console = Console()
     console.print(table)
     if summary["errors"]:

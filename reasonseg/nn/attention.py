@@ -1,7 +1,7 @@
 """Attention as two batched products, for training small transformers on CPU.
 
-torch's fused CPU kernel is slow on heads of 32 channels; `scripts/bench_attention.py` measures what the two plain products gain.
-`use_products` switches a model over.
+torch's fused CPU kernel is slow on heads of 32 channels; `scripts/bench_attention.py` measures what
+the two plain products gain. `use_products` switches a model over.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def attend(module, query, key, value, attention_mask=None, scaling=None, **_):
         weights = (query * (scaling or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
         if attention_mask is not None:
             if attention_mask.dtype == torch.bool:
-                attention_mask = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, -1e4)
+                attention_mask = torch.zeros_like(attention_mask, dtype=dtype).masked_fill(
+                    ~attention_mask, -1e4
+                )
             weights = weights + attention_mask.to(dtype)
         return (weights.softmax(-1) @ value).transpose(1, 2), None
 

@@ -18,10 +18,11 @@ BUDGET = 2 * 2**30  # bytes; SAM's embedding of one image takes 4 MiB in float32
 
 
 class ImageCache:
-    """What encoders made of images, by content, up to `budget` bytes; the least recently used goes first.
+    """What encoders made of images, by content, up to `budget` bytes; the least recently used goes
+    first.
 
-    Values are tensors `[b, ...]`, or things like them (`value[i:j]`, `clone()`, `nbytes`, and `joined` for `torch.cat`).
-    They are found again only under the weights that made them.
+    Values are tensors `[b, ...]`, or things like them (`value[i:j]`, `clone()`, `nbytes`, and
+    `joined` for `torch.cat`). They are found again only under the weights that made them.
     """
 
     def __init__(self, budget: int = BUDGET):
@@ -34,18 +35,29 @@ class ImageCache:
         self.bytes = 0
 
     def __call__(
-        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
+        self,
+        encoders: Sequence[nn.Module],
+        images: Sequence[np.ndarray],
+        encode: Callable[[list], Any],
+        side: int = 0,
     ) -> Any:
-        """`encode(images)` with a row for each image, computed only for those that were not seen; see `fetch`."""
+        """`encode(images)` with a row for each image, computed only for those that were not
+        seen; see `fetch`.
+        """
         return self.fetch(encoders, images, encode, side)[0]
 
     def fetch(
-        self, encoders: Sequence[nn.Module], images: Sequence[np.ndarray], encode: Callable[[list], Any], side: int = 0
+        self,
+        encoders: Sequence[nn.Module],
+        images: Sequence[np.ndarray],
+        encode: Callable[[list], Any],
+        side: int = 0,
     ) -> tuple[Any, list[bool]]:
         """The rows of the images, and of each whether it was here before.
 
-        `encoders` are the modules that `encode` runs, `side` the pixels of their pictures: large ones go through in
-        small numbers, since SAM's attention at 1024 pixels takes half a GiB an image.
+        `encoders` are the modules that `encode` runs, `side` the pixels of their pictures: large
+        ones go through in small numbers, since SAM's attention at 1024 pixels takes half a GiB an
+        image.
         """
         version = tuple(version_of(module) for module in encoders)
         keys = [(version, digest(image)) for image in images]
@@ -91,7 +103,9 @@ _settled: ContextVar[dict[int, tuple] | None] = ContextVar("_settled", default=N
 
 @contextmanager
 def hashed_once() -> Iterator[None]:
-    """While it lasts neither pictures nor weights change: `digest` and `version_of` look at each of them once."""
+    """While it lasts neither pictures nor weights change: `digest` and `version_of` look at each
+    of them once.
+    """
     outer = _settled.set({})
     try:
         yield
@@ -104,7 +118,11 @@ def _once(thing: Any, compute: Callable[[Any], Any]) -> Any:
     if known is None:
         return compute(thing)
     if id(thing) not in known:
-        known[id(thing)] = thing, compute(thing)  # kept with its value, so that its id stays its own
+        # kept with its value, so that its id stays its own
+        known[id(thing)] = (
+            thing,
+            compute(thing),
+        )
     return known[id(thing)][1]
 
 

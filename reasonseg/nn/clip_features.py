@@ -1,8 +1,8 @@
 """Features of every patch, and of labels, in the one space of a CLIP or SigLIP model.
 
-Computed from the weights of transformers' classes as they are, layer by layer; nothing in them is patched. With `surgery`,
-the last blocks also carry CLIP Surgery's second path (Li et al. 2023, "CLIP Surgery"): attention of values to values, no
-MLP, every attention reading the ordinary path.
+Computed from the weights of transformers' classes as they are, layer by layer; nothing in them is
+patched. With `surgery`, the last blocks also carry CLIP Surgery's second path (Li et al. 2023,
+"CLIP Surgery"): attention of values to values, no MLP, every attention reading the ordinary path.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ TEMPLATE = "a photo of a {}"
 
 
 def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> torch.Tensor:
-    """Unit features `[b, t, d]` of the patches of `pixels` `[b, 3, s, s]`, row by row, without the class token.
+    """Unit features `[b, t, d]` of the patches of `pixels` `[b, 3, s, s]`, row by row, without the
+    class token.
 
-    `model` is a transformers `CLIPModel` or `SiglipModel`; `surgery` is how many of the last blocks have the second path
-    (6 in CLIP Surgery; a SigLIP model takes 0). d is the width of the joint space.
+    `model` is a transformers `CLIPModel` or `SiglipModel`; `surgery` is how many of the last blocks
+    have the second path (6 in CLIP Surgery; a SigLIP model takes 0). d is the width of the joint
+    space.
     """
     vision = model.vision_model
     states = vision.embeddings(pixels.to(vision.embeddings.patch_embedding.weight.dtype))
@@ -32,7 +34,8 @@ def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> 
     layers = vision.encoder.layers
     if surgery > len(layers) or (surgery and not clip):
         raise InputError(
-            f"surgery {surgery} needs a CLIP tower of as many blocks; this one is {model.config.model_type}"
+            f"surgery {surgery} needs a CLIP tower of as many blocks; this one is "
+            f"{model.config.model_type}"
         )
     other = None
     for number, layer in enumerate(layers):
@@ -57,18 +60,24 @@ def _block(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
 
 
 def value_attention(attention: nn.Module, read: torch.Tensor) -> torch.Tensor:
-    """Attention `[b, t, d]` whose queries and keys are the values too, through the output projection."""
+    """Attention `[b, t, d]` whose queries and keys are the values too, through the output
+    projection.
+    """
     heads = attention.num_heads
     values = attention.v_proj(read).unflatten(-1, (heads, -1)).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(values, values, values)
     return attention.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def text_features(model: nn.Module, tokenizer, labels: Sequence[str], template: str = TEMPLATE) -> torch.Tensor:
+def text_features(
+    model: nn.Module, tokenizer, labels: Sequence[str], template: str = TEMPLATE
+) -> torch.Tensor:
     """Unit features `[n, d]` of labels, put into `template` and cut where the text tower ends."""
     length = model.config.text_config.max_position_embeddings
     texts = [template.format(label) for label in labels]
-    ids = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    ids = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     return text_features_of_ids(model, ids["input_ids"].to(model.logit_scale.device))
 
 
@@ -80,7 +89,8 @@ def text_features_of_ids(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 
 def attention_map(features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """How much each patch `[b, t, d]` resembles a text `[b, d]`: dot products, from 0 (least) to 1 (most), `[b, t]`.
+    """How much each patch `[b, t, d]` resembles a text `[b, d]`: dot products, from 0 (least) to 1
+    (most), `[b, t]`.
 
     All 0 where the text is a vector of zeros, that is, where there is none.
     """

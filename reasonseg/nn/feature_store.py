@@ -1,4 +1,6 @@
-"""What encoders that are not trained make of images: once, kept in a folder, for every epoch and every run."""
+"""What encoders that are not trained make of images: once, kept in a folder, for every epoch and
+every run.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ from reasonseg.structures.images import atomic_write
 class FeatureStore:
     """What parts made of images, in `folder` and, up to `budget` bytes, in memory.
 
-    Every image is encoded alone, so that it does not matter which come together: a run that is resumed reads what was
-    written before and ends with the same weights. Files are named by weights, preprocessing, precision and image.
+    Every image is encoded alone, so that it does not matter which come together: a run that is
+    resumed reads what was written before and ends with the same weights. Files are named by
+    weights, preprocessing, precision and image.
     """
 
     def __init__(self, folder: Path, budget: int = BUDGET):
@@ -30,24 +33,39 @@ class FeatureStore:
 
     @torch.no_grad()
     def __call__(self, part: Any, images: Sequence[np.ndarray]) -> Any:
-        """`part.encode(images)` of a backbone or decoder with a row for each image, read where it was made before."""
+        """`part.encode(images)` of a backbone or decoder with a row for each image, read where
+        it was made before.
+        """
         device = next(part.encoders[0].parameters()).device
-        cast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else ""
+        cast = (
+            torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else ""
+        )
         how = f"{self._name(part.encoders)} {part.pixels!r} {cast}"
         whose = hashlib.blake2b(how.encode(), digest_size=12).hexdigest()
-        rows = [self._row(f"{whose}-{digest(image).hex()}", image, part.encode, device) for image in images]
+        rows = [
+            self._row(f"{whose}-{digest(image).hex()}", image, part.encode, device)
+            for image in images
+        ]
         return torch.cat(rows) if isinstance(rows[0], torch.Tensor) else Features.joined(rows)
 
-    def _row(self, name: str, image: np.ndarray, encode: Callable[[list], Any], device: torch.device) -> Any:
+    def _row(
+        self, name: str, image: np.ndarray, encode: Callable[[list], Any], device: torch.device
+    ) -> Any:
         row, file = self.memory.find(name), self.folder / f"{name}.safetensors"
         if row is None and file.is_file():
             kept = load_file(file, device=str(device))
             row = (
-                kept["row"] if "row" in kept else Features(kept.pop("0"), tuple(kept[k] for k in sorted(kept, key=int)))
+                kept["row"]
+                if "row" in kept
+                else Features(kept.pop("0"), tuple(kept[k] for k in sorted(kept, key=int)))
             )
         elif row is None:
             row = encode([image])
-            maps = {"row": row} if isinstance(row, torch.Tensor) else dict(enumerate([row.embedding, *row.more]))
+            maps = (
+                {"row": row}
+                if isinstance(row, torch.Tensor)
+                else dict(enumerate([row.embedding, *row.more]))
+            )
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(file) as aside:
                 save_file({str(k): m.contiguous() for k, m in maps.items()}, aside)
@@ -68,7 +86,9 @@ class FeatureStore:
 
 def are_frozen(encoders: Sequence[nn.Module]) -> bool:
     """Whether there are encoders and none is trained."""
-    return bool(encoders) and not any(p.requires_grad for module in encoders for p in module.parameters())
+    return bool(encoders) and not any(
+        p.requires_grad for module in encoders for p in module.parameters()
+    )
 
 
 def stored(store: FeatureStore | None, part: Any, images: list) -> Any:

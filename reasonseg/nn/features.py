@@ -1,4 +1,6 @@
-"""What image encoders give: features of a batch that only their own decoder reads, and patch features to compare images by."""
+"""What image encoders give: features of a batch that only their own decoder reads, and patch
+features to compare images by.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,20 @@ from reasonseg.nn.image_processor import ImageProcessor
 
 @dataclass
 class Features:
-    """Encoded images: `embedding` `[b, d, g, g]` and further maps `[b, ...]` that only their own decoder understands."""
+    """Encoded images: `embedding` `[b, d, g, g]` and further maps `[b, ...]` that only their own
+    decoder understands.
+    """
 
     embedding: torch.Tensor
     more: tuple[torch.Tensor, ...] = ()
 
     def __getitem__(self, index) -> Features:
-        if isinstance(
-            index, torch.Tensor
-        ):  # the gradient of plain indexing adds up in any order, this one's always alike
-            return Features(self.embedding.index_select(0, index), tuple(m.index_select(0, index) for m in self.more))
+        # the gradient of plain indexing adds up in any order, this one's always alike
+        if isinstance(index, torch.Tensor):
+            return Features(
+                self.embedding.index_select(0, index),
+                tuple(m.index_select(0, index) for m in self.more),
+            )
         return Features(self.embedding[index], tuple(m[index] for m in self.more))
 
     def clone(self) -> Features:
@@ -46,8 +52,8 @@ class Features:
 class PatchEncoder:
     """A vision tower that is asked for patch features, to compare images by.
 
-    `encode` takes uint8 `[h, w, 3]` images and gives `[b, grid * grid, width]`. `module` is what it runs, by whose weights caches
-    know it; `image_processor` says how images enter.
+    `encode` takes uint8 `[h, w, 3]` images and gives `[b, grid * grid, width]`. `module` is what it
+    runs, by whose weights caches know it; `image_processor` says how images enter.
     """
 
     module: nn.Module

@@ -1,4 +1,6 @@
-"""Token after token through a language model: one loop, its step as it is or compiled over keys and values that stay in place."""
+"""Token after token through a language model: one loop, its step as it is or compiled over keys
+and values that stay in place.
+"""
 
 from __future__ import annotations
 
@@ -14,33 +16,54 @@ from transformers import Cache, DynamicCache, LogitsProcessor, StaticCache
 
 from reasonseg.structures.markers import Markers
 
-ROUND = 128  # places are laid out in multiples of this, and for 1, 2, 4, 8 ... rows, so that few shapes are compiled
+# places are laid out in multiples of this, and for 1, 2, 4, 8 ... rows, so that few shapes are
+# compiled
+ROUND = 128
 BUDGET = 2**31  # bytes of places that are kept; what was not used for longest goes
 
 
 class MarkerLogitsProcessor(LogitsProcessor):
-    """Rules of the answer, one row a question: where to refuse, and that a mask is asked for in any case.
+    """Rules of the answer, one row a question: where to refuse, and that a mask is asked for in any
+    case.
 
-    Where the likeliest token is a marker, `<REJ>` wins if its share of the two is at least `absent_threshold`.
-    With `force_seg` no `<REJ>` is said, and an answer that would end without `<SEG>` says it first. A temperature above 0
-    adds Gumbel noise from a generator of the row's own, so that a batch samples what one by one would.
+    Where the likeliest token is a marker, `<REJ>` wins if its share of the two is at least
+    `absent_threshold`. With `force_seg` no `<REJ>` is said, and an answer that would end without
+    `<SEG>` says it first. A temperature above 0 adds Gumbel noise from a generator of the row's
+    own, so that a batch samples what one by one would.
     """
 
     def __init__(
-        self, markers: Markers, ends: set[int], rows: int, *,
-        limit: int, temperature: float, seed: int, force_seg: bool, absent_threshold: float, on_tokens: Callable | None = None,
-    ):  # fmt: skip
+        self,
+        markers: Markers,
+        ends: set[int],
+        rows: int,
+        *,
+        limit: int,
+        temperature: float,
+        seed: int,
+        force_seg: bool,
+        absent_threshold: float,
+        on_tokens: Callable | None = None,
+    ):
         self.on_tokens = on_tokens
         self.markers, self.ends, self.limit = markers, ends, limit
-        self.temperature, self.force_seg, self.absent_threshold = temperature, force_seg, absent_threshold
+        self.temperature, self.force_seg, self.absent_threshold = (
+            temperature,
+            force_seg,
+            absent_threshold,
+        )
         self.noise = [torch.Generator().manual_seed(seed) for _ in range(rows)]
         self.steps = 0
         self.said_seg = torch.zeros(rows, dtype=torch.bool)
         self.probabilities: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores in which the chosen token of each row is the greatest, as `generate` wants them."""
-        return torch.full_like(scores.float(), -torch.inf).scatter(1, self.choose(scores)[:, None], 0.0)
+        """Scores in which the chosen token of each row is the greatest, as `generate` wants
+        them.
+        """
+        return torch.full_like(scores.float(), -torch.inf).scatter(
+            1, self.choose(scores)[:, None], 0.0
+        )
 
     def choose(self, scores: torch.Tensor) -> torch.Tensor:
         """The next token of each row `[b]`, from scores `[b, vocabulary]`."""
@@ -55,7 +78,9 @@ class MarkerLogitsProcessor(LogitsProcessor):
             choice = torch.where(at_marker, torch.where(refuse, rej, seg), choice)
         self.steps += 1
         if self.force_seg:
-            ending = torch.tensor([int(c) in self.ends for c in choice]) | (self.steps == self.limit)
+            ending = torch.tensor([int(c) in self.ends for c in choice]) | (
+                self.steps == self.limit
+            )
             choice = torch.where((ending & ~self.said_seg).to(choice.device), seg, choice)
             self.said_seg |= (choice == seg).cpu()
         self.probabilities.append(shares.gather(1, choice[:, None])[:, 0])
@@ -64,13 +89,17 @@ class MarkerLogitsProcessor(LogitsProcessor):
         return choice
 
     def _drawn(self, scores: torch.Tensor) -> torch.Tensor:
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.noise]).to(scores.device)
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self.noise]).to(
+            scores.device
+        )
         return scores / self.temperature - torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
 
 
 @contextmanager
 def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language model's head: `[b, width]` of the last position, once a step."""
+    """Collects what enters the language model's head: `[b, width]` of the last position, once a
+    step.
+    """
     caught: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0][:, -1]))
     try:
@@ -80,18 +109,21 @@ def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 class Stepper:
-    """Generates with a decoder-only `model` (its `get_decoder`, embedding and head) from embedded prompts.
+    """Generates with a decoder-only `model` (its `get_decoder`, embedding and head) from embedded
+    prompts.
 
-    `generate` does the same, but what it does around each token takes a small model longer than the token; rules of a
-    checkpoint's own generation config are left out. `compiled` puts the step of one token through `torch.compile`, on a GPU as
-    a CUDA graph; its first use takes half a minute. Where nothing can be compiled it warns and goes on without.
+    `generate` does the same, but what it does around each token takes a small model longer than the
+    token; rules of a checkpoint's own generation config are left out. `compiled` puts the step of
+    one token through `torch.compile`, on a GPU as a CUDA graph; its first use takes half a minute.
+    Where nothing can be compiled it warns and goes on without.
     """
 
     def __init__(self, model: nn.Module, compiled: bool = False):
         self.model, self.compiled = model, compiled
         self.quick: Callable | None = None
         self.kept: list[StaticCache] = []  # the latest used last
-        self.taken = threading.Lock()  # places serve one batch at a time; another meanwhile goes without
+        # places serve one batch at a time; another meanwhile goes without
+        self.taken = threading.Lock()
 
     def __deepcopy__(self, memo) -> Stepper:
         from copy import deepcopy
@@ -107,18 +139,22 @@ class Stepper:
         limit: int,
         ends: set[int],
     ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """Ids `[b, n]`, the states that predicted them `[b, n, width]`, and keys and values, first of the prompts.
+        """Ids `[b, n]`, the states that predicted them `[b, n, width]`, and keys and values, first
+        of the prompts.
 
-        `n` is at most `limit`. `embedded` `[b, t, width]` and `mask` `[b, t]` (1: there) are whole prompts, padded anywhere
-        before their ends; what `cache` holds of them is not read again. `choose(scores)` picks the next tokens; where all
-        rows have said one of `ends`, it stops.
+        `n` is at most `limit`. `embedded` `[b, t, width]` and `mask` `[b, t]` (1: there) are whole
+        prompts, padded anywhere before their ends; what `cache` holds of them is not read again.
+        `choose(scores)` picks the next tokens; where all rows have said one of `ends`, it stops.
         """
         cache = cache or DynamicCache(config=self.model.config.get_text_config())
         known, padded = cache.get_seq_length(), not bool(mask.all())
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, known:]
         state, scores = self.read(embedded[:, known:], positions, mask if padded else None, cache)
         states, ids = [state], [choose(scores)]
-        over, stops = torch.zeros_like(ids[0], dtype=torch.bool), torch.tensor(sorted(ends), device=mask.device)
+        over, stops = (
+            torch.zeros_like(ids[0], dtype=torch.bool),
+            torch.tensor(sorted(ends), device=mask.device),
+        )
         steps: _Steps = _Steps(self, cache, mask if padded else None)
         mine = self.compiled and limit > 1 and self.taken.acquire(blocking=False)
         try:
@@ -137,10 +173,16 @@ class Stepper:
         return torch.stack(ids, 1), torch.stack(states, 1), cache
 
     def read(self, embedded, positions, mask, cache) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last states `[b, width]` and scores `[b, vocabulary]` after `embedded` `[b, t, width]`."""
+        """The last states `[b, width]` and scores `[b, vocabulary]` after `embedded` `[b, t,
+        width]`.
+        """
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         hidden = decoder(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         ).last_hidden_state[:, -1]
         return hidden, head(hidden)
 
@@ -149,7 +191,9 @@ class Stepper:
         return self.read(self.model.get_input_embeddings()(ids)[:, None], positions, mask, cache)
 
     def places(self, rows: int, length: int, like: torch.Tensor) -> StaticCache:
-        """Empty places for keys and values of so many rows and tokens, old ones where they fit, `like` others in kind."""
+        """Empty places for keys and values of so many rows and tokens, old ones where they fit,
+        `like` others in kind.
+        """
         for kept in self.kept:
             old = kept.layers[0].keys
             fits = len(old) == rows and length <= old.shape[2] <= 2 * length
@@ -158,23 +202,33 @@ class Stepper:
                 kept.reset()
                 break
         else:
-            kept = StaticCache(config=self.model.config.get_text_config(), max_cache_len=-(-length // ROUND) * ROUND)
+            kept = StaticCache(
+                config=self.model.config.get_text_config(),
+                max_cache_len=-(-length // ROUND) * ROUND,
+            )
         self.kept.append(kept)
         return kept
 
     def trim(self) -> None:
         """Gives up what was not used for longest, down to `BUDGET`; the latest stays."""
-        while len(self.kept) > 1 and sum(2 * x.keys.nbytes for k in self.kept for x in k.layers) > BUDGET:
+        while (
+            len(self.kept) > 1
+            and sum(2 * x.keys.nbytes for k in self.kept for x in k.layers) > BUDGET
+        ):
             self.kept.pop(0)
 
 
 class _Steps:
-    """Over keys and values that grow, with a mask `[b, t]` that grows beside them where rows are padded."""
+    """Over keys and values that grow, with a mask `[b, t]` that grows beside them where rows are
+    padded.
+    """
 
     def __init__(self, stepper: Stepper, cache: Cache, there: torch.Tensor | None):
         self.stepper, self.cache, self.there = stepper, cache, there
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """States and scores after one more token `[b]` at `positions` `[b, 1]`."""
         if self.there is not None:
             self.there = torch.cat([self.there, self.there.new_ones(len(self.there), 1)], 1)
@@ -184,22 +238,31 @@ class _Steps:
 class _QuickSteps(_Steps):
     """Compiled, over places laid out before, with a mask `[rows, 1, 1, places]` of those in use."""
 
-    def __init__(self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int, plain: _Steps):
+    def __init__(
+        self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int, plain: _Steps
+    ):
         self.count, self.used = mask.shape
         rows, like = 1 << (self.count - 1).bit_length(), read.layers[0].keys
         super().__init__(stepper, stepper.places(rows, self.used + limit, like), None)
         self.plain, self.more, self.begun, self.possible = plain, rows - self.count, False, True
         for i, layer in enumerate(read.layers):
-            both = (F.pad(x[..., : self.used, :], (0, 0, 0, 0, 0, 0, 0, self.more)) for x in (layer.keys, layer.values))
+            both = (
+                F.pad(x[..., : self.used, :], (0, 0, 0, 0, 0, 0, 0, self.more))
+                for x in (layer.keys, layer.values)
+            )
             self.cache.update(*both, i)
         stepper.trim()
         places = self.cache.layers[0].keys.shape[2]
         self.there = torch.zeros(rows, 1, 1, places, dtype=torch.bool, device=mask.device)
         self.there[: self.count, 0, 0, : self.used] = mask.bool()
         if stepper.quick is None:
-            stepper.quick = torch.compile(stepper.step, mode="reduce-overhead" if like.is_cuda else None)
+            stepper.quick = torch.compile(
+                stepper.step, mode="reduce-overhead" if like.is_cuda else None
+            )
 
-    def __call__(self, ids: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """As above; where the first cannot be compiled, this and all others go on as they are."""
         if not self.possible:
             return self.plain(ids, positions)
@@ -212,11 +275,14 @@ class _QuickSteps(_Steps):
             if self.begun:
                 raise
             reason = str(error).strip().splitlines()[0]
-            warn(f"compile: nothing can be compiled here, leave it out ({reason}); it goes on without", stacklevel=2)
+            warn(
+                f"compile: nothing can be compiled here, leave it out ({reason}); it goes on "
+                "without",
+                stacklevel=2,
+            )
             self.stepper.compiled = self.possible = False
             self.stepper.kept.clear()
             return self.plain(ids, positions)
         self.used, self.begun = self.used + 1, True
-        return state[: self.count].clone(), scores[
-            : self.count
-        ].clone()  # a CUDA graph writes to one place at every step
+        # a CUDA graph writes to one place at every step
+        return state[: self.count].clone(), scores[: self.count].clone()

@@ -1,4 +1,6 @@
-"""From a picture to what a network reads: resize with PIL, normalise, pad. One place, so that every part agrees."""
+"""From a picture to what a network reads: resize with PIL, normalise, pad. One place, so that
+every part agrees.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ FILE = "preprocessor_config.json"
 class ImageProcessor:
     """How pictures enter a network of `size` x `size` pixels.
 
-    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd rest is halved to the even
-    number, as torchvision does), `squash` ignores the aspect, `pad` resizes the longer side and fills the right and bottom (SAM).
-    `mean` and `std` are of 0..1 values; the fill is `mean`, that is 0. `enlarged`: the network's side where the
-    normalised picture is once more enlarged (released VLP-SAM), or 0.
+    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd
+    rest is halved to the even number, as torchvision does), `squash` ignores the aspect, `pad`
+    resizes the longer side and fills the right and bottom (SAM). `mean` and `std` are of 0..1
+    values; the fill is `mean`, that is 0. `enlarged`: the network's side where the normalised
+    picture is once more enlarged (released VLP-SAM), or 0.
     """
 
     size: int
@@ -34,7 +37,9 @@ class ImageProcessor:
     enlarged: int = 0
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """`(height, width)` that a picture of `size` has in the network before padding or cropping."""
+        """`(height, width)` that a picture of `size` has in the network before padding or
+        cropping.
+        """
         if self.aspect == "squash":
             return self.size, self.size
         if self.aspect.startswith("crop"):  # CLIP's preprocessing rounds down, SAM's to the nearest
@@ -49,16 +54,22 @@ class ImageProcessor:
             filter_ = Image.Resampling[self.resample.upper()]
             image = np.asarray(Image.fromarray(image).resize((width, height), filter_))
         pixels = torch.from_numpy(np.array(self._cut(image))).permute(2, 0, 1).float() / 255
-        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
+            :, None, None
+        ]
         _, height, width = pixels.shape
         pixels = torch.nn.functional.pad(pixels, (0, self.size - width, 0, self.size - height))
         if self.enlarged:
             side = (self.enlarged, self.enlarged)
-            pixels = torch.nn.functional.interpolate(pixels[None], side, mode="bilinear", align_corners=True)[0]
+            pixels = torch.nn.functional.interpolate(
+                pixels[None], side, mode="bilinear", align_corners=True
+            )[0]
         return pixels
 
     def mask(self, mask: np.ndarray, squash: bool = False) -> torch.Tensor:
-        """bool `[size, size]`: a mask `[h, w]` in the frame its picture enters in; `squash` ignores the aspect."""
+        """bool `[size, size]`: a mask `[h, w]` in the frame its picture enters in; `squash`
+        ignores the aspect.
+        """
         height, width = (self.size, self.size) if squash else self.resized(mask.shape)
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         framed = self._cut(np.array(picture.resize((width, height), Image.Resampling.NEAREST))) > 0
@@ -66,19 +77,28 @@ class ImageProcessor:
             share = self._cut(np.array(picture.resize((width, height), Image.Resampling.BOX)))
             if not share.any():
                 raise InputError(
-                    "what the reference marks lies outside of the part of its picture that this model sees"
+                    "what the reference marks lies outside of the part of its picture that this "
+                    "model sees"
                 )
             framed = share == share.max()
         framed = torch.from_numpy(framed)
-        return torch.nn.functional.pad(framed, (0, self.size - framed.shape[1], 0, self.size - framed.shape[0]))
+        return torch.nn.functional.pad(
+            framed, (0, self.size - framed.shape[1], 0, self.size - framed.shape[0])
+        )
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
         """The middle of a resized picture or mask, where it is larger than the network's."""
-        halved = (lambda rest: round(rest / 2)) if self.aspect == "crop_even" else (lambda rest: rest // 2)
+        halved = (
+            (lambda rest: round(rest / 2))
+            if self.aspect == "crop_even"
+            else (lambda rest: rest // 2)
+        )
         top, left = (halved(max(side - self.size, 0)) for side in image.shape[:2])
         return image[top : top + self.size, left : left + self.size]
 
-    def batch(self, images: list[np.ndarray], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def batch(
+        self, images: list[np.ndarray], device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor:
         """`[b, 3, size, size]` on a device."""
         return torch.stack([self(image) for image in images]).to(device, dtype)
 
@@ -90,18 +110,26 @@ class ImageProcessor:
             **({"enlarged": self.enlarged} if self.enlarged else {}),
             "size": {"height": self.size, "width": self.size},
         }
-        kept |= {"image_mean": list(self.mean), "image_std": list(self.std), "rescale_factor": 1 / 255}
+        kept |= {
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "rescale_factor": 1 / 255,
+        }
         (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path, **defaults) -> ImageProcessor:
-        """Reads `preprocessor_config.json`, ours or transformers'; `defaults` fill in what it does not say."""
+        """Reads `preprocessor_config.json`, ours or transformers'; `defaults` fill in what it
+        does not say.
+        """
         file = Path(folder) / FILE
         kept = json.loads(file.read_text()) if file.is_file() else {}
         kept = kept.get("image_processor", kept)
         size = kept.get("crop_size") if kept.get("do_center_crop") else kept.get("size")
         if isinstance(size, dict):
-            size = next((size[k] for k in ("height", "longest_edge", "shortest_edge") if k in size), None)
+            size = next(
+                (size[k] for k in ("height", "longest_edge", "shortest_edge") if k in size), None
+            )
         fields = asdict(cls(**{"size": 0, **defaults}))
         fields["size"] = size or fields["size"]
         if kept.get("do_center_crop"):
@@ -114,7 +142,9 @@ class ImageProcessor:
             ("enlarged", "enlarged"),
         ):
             if theirs in kept:
-                fields[ours] = tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]
+                fields[ours] = (
+                    tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]
+                )
         if not fields["size"]:
             raise InputError(f"{file} does not say the picture size")
         return cls(**fields)

@@ -1,8 +1,9 @@
 """A released `tokenizer.model` read as transformers 4.31's slow Llama tokenizer read it.
 
-Checkpoints such as LISA were trained on its ids, and newer tokenizers give others around added tokens: there, white space on
-both sides of an added token goes, and each piece between two of them is encoded for itself. With `legacy` a piece after an added
-token begins with a word mark; without, the mark is cut off again, and what is then no piece of the vocabulary becomes unknown.
+Checkpoints such as LISA were trained on its ids, and newer tokenizers give others around added
+tokens: there, white space on both sides of an added token goes, and each piece between two of them
+is encoded for itself. With `legacy` a piece after an added token begins with a word mark; without,
+the mark is cut off again, and what is then no piece of the vocabulary becomes unknown.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MODEL, ADDED, SETTINGS = "tokenizer.model", "added_tokens.json", "tokenizer_conf
 
 
 class LlamaPieces:
-    """SentencePiece with added tokens; the methods are named as those of transformers' tokenizers."""
+    """SentencePiece with added tokens; the methods are named as those of transformers'
+    tokenizers.
+    """
 
     bos_token, eos_token, unk_token = "<s>", "</s>", "<unk>"
 
@@ -32,7 +35,9 @@ class LlamaPieces:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LlamaPieces:
-        """Reads `tokenizer.model` and what lies beside it. Raises `InputError` where a file does not fit."""
+        """Reads `tokenizer.model` and what lies beside it. Raises `InputError` where a file does
+        not fit.
+        """
         folder = Path(folder)
         file = folder / MODEL
         if not file.is_file():
@@ -41,7 +46,9 @@ class LlamaPieces:
         try:
             tokenizer = cls(file.read_bytes(), {}, bool(settings.get("legacy", True)))
         except RuntimeError as error:
-            raise InputError(f"{file} is not a SentencePiece model: {str(error).splitlines()[0][:120]}") from None
+            raise InputError(
+                f"{file} is not a SentencePiece model: {str(error).splitlines()[0][:120]}"
+            ) from None
         decoder = settings.get("added_tokens_decoder", {})  # where newer versions write them
         added = {**{entry["content"]: int(i) for i, entry in decoder.items()}, **added}
         known = len(tokenizer.pieces)
@@ -49,7 +56,8 @@ class LlamaPieces:
         expected = list(range(known, known + len(tokenizer.added)))
         if sorted(tokenizer.added.values()) != expected:
             raise InputError(
-                f"{folder / ADDED}: ids {sorted(tokenizer.added.values())} do not follow the {known} of {MODEL}"
+                f"{folder / ADDED}: ids {sorted(tokenizer.added.values())} do not follow the "
+                f"{known} of {MODEL}"
             )
         return tokenizer
 
@@ -82,7 +90,9 @@ class LlamaPieces:
         if not self.legacy:
             text = MARK + text.replace(MARK, " ")
         names = self.names
-        parts = re.split("(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")", text)
+        parts = re.split(
+            "(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")", text
+        )
         for i, part in enumerate(parts):
             if part in names:
                 ids.append(names[part])
@@ -124,8 +134,16 @@ class LlamaPieces:
         folder = Path(folder)
         (folder / MODEL).write_bytes(self.model)
         (folder / ADDED).write_text(json.dumps(self.added, indent=1) + "\n")
-        kept = {"tokenizer_class": "LlamaTokenizer", "legacy": self.legacy, "bos_token": self.bos_token}
-        kept |= {"eos_token": self.eos_token, "unk_token": self.unk_token, "pad_token": self.unk_token}
+        kept = {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": self.legacy,
+            "bos_token": self.bos_token,
+        }
+        kept |= {
+            "eos_token": self.eos_token,
+            "unk_token": self.unk_token,
+            "pad_token": self.unk_token,
+        }
         (folder / SETTINGS).write_text(json.dumps(kept, indent=1) + "\n")
 
 

@@ -1,6 +1,8 @@
-"""Small weights beside large ones (peft): LoRA on the language model's query and value projections, and the rows of new tokens.
+"""Small weights beside large ones (peft): LoRA on the language model's query and value projections,
+and the rows of new tokens.
 
-They are folded into the weights when training ends, but for those of quantized layers, which stay beside them.
+They are folded into the weights when training ends, but for those of quantized layers, which stay
+beside them.
 """
 
 from __future__ import annotations
@@ -18,45 +20,63 @@ NAME = "default"  # peft's, of the one adapter a layer has
 
 
 def add_lora(
-    layers: nn.Module, rank: int, alpha: float, dropout: float = 0.0, targets: Sequence[str] = TARGETS
+    layers: nn.Module,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Sequence[str] = TARGETS,
 ) -> list[nn.Parameter]:
-    """Puts adapters beside the projections in `layers` and returns their parameters; the projections themselves are frozen.
+    """Puts adapters beside the projections in `layers` and returns their parameters; the
+    projections themselves are frozen.
 
     Raises `InputError` where there are no such projections, or adapters already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     if adapters(layers):
-        raise InputError("the language model has adapters already; make it whole first (reasonseg merge)")
+        raise InputError(
+            "the language model has adapters already; make it whole first (reasonseg merge)"
+        )
     names = {name.rsplit(".", 1)[-1] for name, _ in layers.named_modules()}
     if not {target.rsplit(".", 1)[-1] for target in targets} <= names:
         raise InputError(
-            f"the language model has no {' and '.join(TARGETS)} for LoRA; train it whole with train.lora=0"
+            f"the language model has no {' and '.join(TARGETS)} for LoRA; train it whole with "
+            "train.lora=0"
         )
-    layers.is_loaded_in_4bit = any(type(m).__name__ == "Linear4bit" for m in layers.modules())  # peft asks
+    # peft asks
+    layers.is_loaded_in_4bit = any(type(m).__name__ == "Linear4bit" for m in layers.modules())
     layers.is_loaded_in_8bit = any(type(m).__name__ == "Linear8bitLt" for m in layers.modules())
     inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)), layers
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),
+        layers,
     )
     added = [p for name, p in layers.named_parameters() if ".lora_" in name]
     for p in added:
-        p.data = p.data.float()  # peft takes the dtype of the weight; small steps would be lost in bfloat16
+        # peft takes the dtype of the weight; small steps would be lost in bfloat16
+        p.data = p.data.float()
         p.requires_grad_(True)
     return added
 
 
 def add_rows(model: nn.Module, ids: Sequence[int]) -> list[nn.Parameter]:
-    """Lets a transformers model learn the rows of some tokens, in its embeddings and, where that is not tied to them, its head.
+    """Lets a transformers model learn the rows of some tokens, in its embeddings and, where that is
+    not tied to them, its head.
 
-    The embeddings and the head themselves are frozen; what else is trained stays so. Returns the rows (float32).
+    The embeddings and the head themselves are frozen; what else is trained stays so. Returns the
+    rows (float32).
     """
     from peft import TrainableTokensConfig, inject_adapter_in_model
 
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     tied = ends[0].weight is ends[1].weight
-    names = [next(name for name, m in model.named_modules() if m is end) for end in (ends[:1] if tied else ends)]
+    names = [
+        next(name for name, m in model.named_modules() if m is end)
+        for end in (ends[:1] if tied else ends)
+    ]
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
-    config = TrainableTokensConfig(target_modules=[n.rsplit(".", 1)[-1] for n in names], token_indices=sorted(ids))
+    config = TrainableTokensConfig(
+        target_modules=[n.rsplit(".", 1)[-1] for n in names], token_indices=sorted(ids)
+    )
     inject_adapter_in_model(config, model)
     rows = []
     for name, p in model.named_parameters():
@@ -64,27 +84,35 @@ def add_rows(model: nn.Module, ids: Sequence[int]) -> list[nn.Parameter]:
             p.data = p.data.float()
             rows.append(p.requires_grad_(True))
         else:
-            p.requires_grad_(trained.get(name, False))  # the ends have other names now, and are frozen
+            # the ends have other names now, and are frozen
+            p.requires_grad_(trained.get(name, False))
     return rows
 
 
 def adapters(module: nn.Module) -> dict[str, nn.Module]:
-    """Every layer with something beside its weight, by name: peft's `LoraLayer` and `TrainableTokensLayer`."""
+    """Every layer with something beside its weight, by name: peft's `LoraLayer` and
+    `TrainableTokensLayer`.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-    return {n: m for n, m in module.named_modules() if isinstance(m, LoraLayer | TrainableTokensLayer)}
+    return {
+        n: m for n, m in module.named_modules() if isinstance(m, LoraLayer | TrainableTokensLayer)
+    }
 
 
 def fold_adapters(module: nn.Module) -> None:
-    """Adds each LoRA to its weight (W + alpha/r B A), puts learned rows in their place, and takes the adapters away."""
+    """Adds each LoRA to its weight (W + alpha/r B A), puts learned rows in their place, and
+    takes the adapters away.
+    """
     for name, layer in adapters(module).items():
         base = layer.get_base_layer()
         if is_quantized(base):
             continue
         if not getattr(layer, "tied_adapter", None):
             layer.merge()
-        with torch.no_grad():  # peft writes past the counter by which caches know that a weight has changed
+        # peft writes past the counter by which caches know that a weight has changed
+        with torch.no_grad():
             base.weight.add_(0)
         place, _, last = name.rpartition(".")
         setattr(module.get_submodule(place), last, base)

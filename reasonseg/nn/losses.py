@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 
 
-def dice(logits: torch.Tensor, targets: torch.Tensor, scale: float = 1000.0, eps: float = 1e-6) -> torch.Tensor:
+def dice(
+    logits: torch.Tensor, targets: torch.Tensor, scale: float = 1000.0, eps: float = 1e-6
+) -> torch.Tensor:
     """1 - Dice overlap of `[n, h, w]` logits and 0/1 targets, `[n]`.
 
-    `scale` and `eps` smooth as LISA does: both sums are divided by 1000 before 1e-6 is added (model/LISA.py).
+    `scale` and `eps` smooth as LISA does: both sums are divided by 1000 before 1e-6 is added
+    (model/LISA.py).
     """
     shares, targets = logits.float().sigmoid().flatten(1), targets.float().flatten(1)
     overlap = 2 * (shares / scale * targets).sum(-1)
@@ -21,11 +24,17 @@ def dice(logits: torch.Tensor, targets: torch.Tensor, scale: float = 1000.0, eps
 
 def bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Mean binary cross entropy over the pixels of each `[n, h, w]` mask, `[n]`."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").flatten(1).mean(1)
+    return (
+        F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
+        .flatten(1)
+        .mean(1)
+    )
 
 
 def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Squared error of predicted IoU `[n]` against the true IoU of the thresholded logits `[n, h, w]` (SAM, section A)."""
+    """Squared error of predicted IoU `[n]` against the true IoU of the thresholded logits `[n,
+    h, w]` (SAM, section A).
+    """
     with torch.no_grad():
         marked, targets = (logits > 0).flatten(1), (targets > 0.5).flatten(1)
         union = (marked | targets).sum(1)
@@ -40,10 +49,12 @@ def mask_losses(
     truths: list[torch.Tensor],
     sample_index: list[int],
 ) -> dict[str, torch.Tensor]:
-    """bce, dice and iou of logits `[m, s, s]` and predicted IoU `[m]`, averaged over masks; 0 where there are none.
+    """bce, dice and iou of logits `[m, s, s]` and predicted IoU `[m]`, averaged over masks; 0 where
+    there are none.
 
-    `truths` holds the masks `[n, h, w]` of each sample, those of one size are compared together; logit m is of sample
-    `sample_index[m]`. `restore(logits, size)` brings logits to the size of an image (a decoder's method).
+    `truths` holds the masks `[n, h, w]` of each sample, those of one size are compared together;
+    logit m is of sample `sample_index[m]`. `restore(logits, size)` brings logits to the size of an
+    image (a decoder's method).
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for m, owner in enumerate(sample_index):
@@ -65,7 +76,11 @@ def painting(
     valid: torch.Tensor | None = None,
     beta: float = 0.01,
 ) -> torch.Tensor:
-    """SegGPT's loss: smooth L1 of painted colours `[n, 3, h, w]`, averaged over what was masked (`[n, h, w]`) and is valid."""
+    """SegGPT's loss: smooth L1 of painted colours `[n, 3, h, w]`, averaged over what was masked
+    (`[n, h, w]`) and is valid.
+    """
     counted = masked[:, None].expand_as(canvas).to(canvas)
     counted = counted if valid is None else counted * valid[:, None]
-    return (F.smooth_l1_loss(canvas, truth, reduction="none", beta=beta) * counted).sum() / counted.sum()
+    return (
+        F.smooth_l1_loss(canvas, truth, reduction="none", beta=beta) * counted
+    ).sum() / counted.sum()

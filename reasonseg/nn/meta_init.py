@@ -1,4 +1,6 @@
-"""Modules without values, and how checkpoints fill them: tensor by tensor, on the device, in the precision asked for."""
+"""Modules without values, and how checkpoints fill them: tensor by tensor, on the device, in the
+precision asked for.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,24 @@ def meta_init() -> Iterator[None]:
 
 
 class WeightFiller:
-    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse` does.
+    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse`
+    does.
 
     `dtype` None keeps each tensor as it is stored.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype | None, source: Path):
+    def __init__(
+        self, module: nn.Module, device: torch.device, dtype: torch.dtype | None, source: Path
+    ):
         self.module, self.device, self.dtype, self.source = module, device, dtype, source
         self.parameters = dict(module.named_parameters(remove_duplicate=False))
         self.problems: list[tuple[str, str, str]] = []
         self.filled: set[str] = set()
 
     def put(self, targets: Iterable[str], value: torch.Tensor, key: str = "") -> None:
-        """Fills the parameters of these names (more than one: they are tied) with one tensor, called `key` in its file."""
+        """Fills the parameters of these names (more than one: they are tied) with one tensor,
+        called `key` in its file.
+        """
         kept: nn.Parameter | None = None
         for target in targets:
             key = key or target
@@ -44,7 +51,9 @@ class WeightFiller:
                 continue
             wanted = tuple(self.parameters[target].shape)
             if tuple(value.shape) != wanted:
-                self.problems.append(("reshaped", key, f" is {list(value.shape)}, not {list(wanted)}"))
+                self.problems.append(
+                    ("reshaped", key, f" is {list(value.shape)}, not {list(wanted)}")
+                )
                 self.filled.add(target)
                 continue
             place, _, name = target.rpartition(".")
@@ -60,9 +69,11 @@ class WeightFiller:
         return nn.Parameter(value.to(self.device, self.dtype or value.dtype, copy=True))
 
     def done(self, allow: Sequence[str] = ()) -> None:
-        """Raises `InputError` where a key is missing, left over or of another shape and no prefix in `allow` covers it.
+        """Raises `InputError` where a key is missing, left over or of another shape and no prefix
+        in `allow` covers it.
 
-        What is allowed to be missing starts as noise of the usual spread (0.02), norms as ones, biases as zeros.
+        What is allowed to be missing starts as noise of the usual spread (0.02), norms as ones,
+        biases as zeros.
         """
         missing = [name for name in self.parameters if name not in self.filled]
         refuse([*self.problems, *(("missing", name, "") for name in missing)], self.source, allow)
@@ -73,8 +84,11 @@ class WeightFiller:
                 owner._parameters[last] = self._fresh(owner, last)
         for name, buffer in self.module.named_buffers():
             place, _, last = name.rpartition(".")
-            floating = buffer.is_floating_point() and last != "inv_freq"  # rotary angles stay float32
-            self.module.get_submodule(place)._buffers[last] = buffer.to(self.device, self.dtype if floating else None)
+            # rotary angles stay float32
+            floating = buffer.is_floating_point() and last != "inv_freq"
+            self.module.get_submodule(place)._buffers[last] = buffer.to(
+                self.device, self.dtype if floating else None
+            )
 
     def _fresh(self, owner: nn.Module, name: str) -> nn.Parameter:
         shape = owner._parameters[name].shape

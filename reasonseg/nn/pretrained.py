@@ -1,4 +1,6 @@
-"""Where model folders are: in the package, on the disk, or on the Hugging Face hub; and how one is written."""
+"""Where model folders are: in the package, on the disk, or on the Hugging Face hub; and how one
+is written.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +20,30 @@ EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
 
 
-def download(name: str, revision: str | None, remedy: str, only: tuple[str, ...] | None = None) -> Path:
-    """The local folder of a repository `owner/name`. Raises `InputError` ending in `remedy` where it cannot be had.
+def download(
+    name: str, revision: str | None, remedy: str, only: tuple[str, ...] | None = None
+) -> Path:
+    """The local folder of a repository `owner/name`. Raises `InputError` ending in `remedy` where
+    it cannot be had.
 
     `only` are patterns of the files wanted (None: all).
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"nothing at {name}: it is neither a file or folder nor a hub id such as owner/name; {remedy}")
+        raise InputError(
+            f"nothing at {name}: it is neither a file or folder nor a hub id such as owner/name; "
+            f"{remedy}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(only) if only else None))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(only) if only else None)
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = (
+            str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        )
         raise InputError(
             f"nothing at {name}: no such folder, and the hub did not give it ({reason}); {remedy}"
         ) from None
@@ -39,11 +51,18 @@ def download(name: str, revision: str | None, remedy: str, only: tuple[str, ...]
 
 def local_folder(source: str) -> Path:
     """A folder, or the local copy of a hub repository."""
-    return Path(source) if Path(source).is_dir() else download(source, None, "name a folder or a hub id")
+    return (
+        Path(source)
+        if Path(source).is_dir()
+        else download(source, None, "name a folder or a hub id")
+    )
 
 
-def model_path(source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None) -> Path:
-    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a copy (`only` such files).
+def model_path(
+    source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None
+) -> Path:
+    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a
+    copy (`only` such files).
 
     Raises `InputError` where there is nothing of that name.
     """
@@ -54,13 +73,18 @@ def model_path(source: str | Path | None, revision: str | None = None, only: tup
         return place
     if str(source) in PACKAGED:
         return PACKAGED[str(source)]
-    remedy = f"give a folder, a hub id or what comes with reasonseg ({', '.join(PACKAGED)}) as --model, or as start in a config"
+    remedy = (
+        f"give a folder, a hub id or what comes with reasonseg ({', '.join(PACKAGED)}) as "
+        "--model, or as start in a config"
+    )
     return download(str(source), revision, remedy, only)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write to; at the end it takes the place of `folder`, of which only files of other names stay."""
+    """A new folder to write to; at the end it takes the place of `folder`, of which only files
+    of other names stay.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -79,21 +103,30 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -> nn.Module:
-    """`cls.from_pretrained(folder)`. Raises `InputError` where keys do not fit and no prefix in `allow` covers them."""
-    model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    """`cls.from_pretrained(folder)`. Raises `InputError` where keys do not fit and no prefix in
+    `allow` covers them.
+    """
+    model, info = cls.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
     problems = [("missing", key, "") for key in info["missing_keys"]]
     problems += [("left over", key, "") for key in info["unexpected_keys"]]
     problems += [
-        ("reshaped", key, f" is {list(has)}, not {list(wants)}") for key, has, wants in info["mismatched_keys"]
+        ("reshaped", key, f" is {list(has)}, not {list(wants)}")
+        for key, has, wants in info["mismatched_keys"]
     ]
     refuse(problems, folder, allow)
     return model
 
 
 def refuse(problems: Sequence[tuple[str, str, str]], folder: Path, allow: Sequence[str]) -> None:
-    """Raises `InputError` listing (what, key, detail) unless each key begins with a prefix in `allow`."""
+    """Raises `InputError` listing (what, key, detail) unless each key begins with a prefix in
+    `allow`.
+    """
     left = sorted(p for p in problems if not p[1].startswith(tuple(allow)))
     if left:
         listed = "; ".join(f"{what}: {key}{detail}" for what, key, detail in left[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        raise InputError(f"{folder}: weights do not fit: {listed}{more}; allow=(prefix, ...) goes on regardless")
+        raise InputError(
+            f"{folder}: weights do not fit: {listed}{more}; allow=(prefix, ...) goes on regardless"
+        )

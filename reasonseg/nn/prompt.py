@@ -13,12 +13,14 @@ from reasonseg.errors import InputError
 
 @dataclass(eq=False)
 class Canvas:
-    """References for a decoder that learns in context: k pictures and their painted masks `[k, 3, s, s]`, normalised.
+    """References for a decoder that learns in context: k pictures and their painted masks `[k, 3,
+    s, s]`, normalised.
 
-    `colors` `[labels + 1, 3]` 0..1, the background's first; `weights` `[k]` add to 1. `ensemble`: `feature` reads them together
-    inside the network, `spatial` side by side in one picture, `mean` one by one and averages what they paint. `arrangements`
-    (1 to 8) turns and flips of the whole are painted, undone and averaged. `type`: whether masks are of single things
-    (`instance`) or of all of a kind (`semantic`).
+    `colors` `[labels + 1, 3]` 0..1, the background's first; `weights` `[k]` add to 1. `ensemble`:
+    `feature` reads them together inside the network, `spatial` side by side in one picture, `mean`
+    one by one and averages what they paint. `arrangements` (1 to 8) turns and flips of the whole
+    are painted, undone and averaged. `type`: whether masks are of single things (`instance`) or of
+    all of a kind (`semantic`).
     """
 
     images: torch.Tensor
@@ -34,7 +36,8 @@ class Canvas:
 class CanvasFrame:
     """How a decoder that learns in context lays out its canvas.
 
-    `images` takes uint8 `[h, w, 3]` images to normalised `[k, 3, s, s]`, `normalised` colours 0..1 `[k, 3, s, s]` likewise.
+    `images` takes uint8 `[h, w, 3]` images to normalised `[k, 3, s, s]`, `normalised` colours 0..1
+    `[k, 3, s, s]` likewise.
     """
 
     images: Callable[[list[np.ndarray]], torch.Tensor]
@@ -51,9 +54,11 @@ class Painted:
 
 @dataclass
 class Prompt:
-    """Tokens `[n, k, d]` for n masks of k tokens each, and maybe a dense mask `[n, 1, h, w]` (logits) to start from.
+    """Tokens `[n, k, d]` for n masks of k tokens each, and maybe a dense mask `[n, 1, h, w]`
+    (logits) to start from.
 
-    Where a decoder learns in context there are no tokens; `examples` then holds what each of the n masks is drawn after.
+    Where a decoder learns in context there are no tokens; `examples` then holds what each of the n
+    masks is drawn after.
     """
 
     tokens: torch.Tensor
@@ -63,12 +68,17 @@ class Prompt:
     def __post_init__(self):
         if self.tokens.ndim != 3:
             raise InputError(f"Prompt.tokens must be [n, k, d], got {list(self.tokens.shape)}")
-        if self.dense is not None and (self.dense.ndim != 4 or self.dense.shape[:2] != (len(self.tokens), 1)):
+        if self.dense is not None and (
+            self.dense.ndim != 4 or self.dense.shape[:2] != (len(self.tokens), 1)
+        ):
             raise InputError(
-                f"Prompt.dense must be [{len(self.tokens)}, 1, h, w] beside its tokens, got {list(self.dense.shape)}"
+                f"Prompt.dense must be [{len(self.tokens)}, 1, h, w] beside its tokens, got "
+                f"{list(self.dense.shape)}"
             )
         if self.examples and len(self.examples) != len(self.tokens):
-            raise InputError(f"{len(self.examples)} examples do not go with {len(self.tokens)} masks")
+            raise InputError(
+                f"{len(self.examples)} examples do not go with {len(self.tokens)} masks"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -81,23 +91,33 @@ class Prompt:
     def beside(self, other: Prompt) -> Prompt:
         """Both prompts' tokens side by side along k, for the same n masks."""
         if len(self) != len(other):
-            raise InputError(f"prompts for {len(self)} and {len(other)} masks cannot stand side by side")
+            raise InputError(
+                f"prompts for {len(self)} and {len(other)} masks cannot stand side by side"
+            )
         dense = self.dense if other.dense is None else other.dense
         return Prompt(torch.cat([self.tokens, other.tokens.to(self.tokens)], 1), dense)
 
     @staticmethod
     def joined(prompts: Sequence[Prompt]) -> Prompt:
         """Prompts of one kind as one, mask after mask."""
-        dense = None if prompts[0].dense is None else torch.cat([p.dense for p in prompts if p.dense is not None])
+        dense = (
+            None
+            if prompts[0].dense is None
+            else torch.cat([p.dense for p in prompts if p.dense is not None])
+        )
         examples = tuple(e for p in prompts for e in p.examples)
         return Prompt(torch.cat([p.tokens for p in prompts]), dense, examples)
 
 
 def palette(labels: int) -> torch.Tensor:
-    """Colours 0..1 `[labels + 1, 3]`, black first; the scheme of transformers' SegGPT processor, so that its prompts agree."""
+    """Colours 0..1 `[labels + 1, 3]`, black first; the scheme of transformers' SegGPT processor,
+    so that its prompts agree.
+    """
     base = int(labels ** (1 / 3)) + 1
     step = 256 // base
     rows = [(0, 0, 0)]
     for k in range(labels):
-        rows.append((255 - k // base**2 * step, 255 - k % base**2 // base * step, 255 - k % base * step))
+        rows.append(
+            (255 - k // base**2 * step, 255 - k % base**2 // base * step, 255 - k % base * step)
+        )
     return torch.tensor(rows) / 255

@@ -1,7 +1,7 @@
 """8-bit and 4-bit weights by bitsandbytes, of the language model's layers only.
 
-The vision tower, the projector, the embeddings, the head, the prompter and the mask decoder keep their precision: they
-are small, and masks suffer first.
+The vision tower, the projector, the embeddings, the head, the prompter and the mask decoder keep
+their precision: they are small, and masks suffer first.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ def library():
         import bitsandbytes
     except ImportError:
         raise InputError("quantization needs bitsandbytes; install reasonseg[quant]") from None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of a cast at every layer and step
+    # it tells of a cast at every layer and step
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return bitsandbytes
 
 
 def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
-    """Replaces every linear layer in `layers` by one that holds 8-bit or 4-bit weights once filled; returns their names."""
+    """Replaces every linear layer in `layers` by one that holds 8-bit or 4-bit weights once
+    filled; returns their names.
+    """
     bnb = library()
     if kind not in KINDS:
         raise InputError(f"quantization {kind!r} is not one of {', '.join(KINDS)}")
@@ -41,7 +44,9 @@ def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
                     old.in_features, old.out_features, bias, has_fp16_weights=False, threshold=6.0
                 )
             else:
-                new = bnb.nn.Linear4bit(old.in_features, old.out_features, bias, compute_dtype=dtype, quant_type="nf4")
+                new = bnb.nn.Linear4bit(
+                    old.in_features, old.out_features, bias, compute_dtype=dtype, quant_type="nf4"
+                )
         new.requires_grad_(False)
         place, _, last = name.rpartition(".")
         setattr(layers.get_submodule(place), last, new)
@@ -57,12 +62,18 @@ def quantized(layer: nn.Module, weight: torch.Tensor, device: torch.device) -> n
     """`weight` as the parameter of a layer that `prepare` made, on its device."""
     bnb = library()
     if isinstance(layer, bnb.nn.Linear8bitLt):
-        return bnb.nn.Int8Params(weight.contiguous(), requires_grad=False, has_fp16_weights=False).to(device)
-    return bnb.nn.Params4bit(weight.contiguous(), requires_grad=False, quant_type="nf4", module=layer).to(device)
+        return bnb.nn.Int8Params(
+            weight.contiguous(), requires_grad=False, has_fp16_weights=False
+        ).to(device)
+    return bnb.nn.Params4bit(
+        weight.contiguous(), requires_grad=False, quant_type="nf4", module=layer
+    ).to(device)
 
 
 def quantize(layers: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Quantises a module that holds its values, one layer after the other; returns the names of what it changed."""
+    """Quantises a module that holds its values, one layer after the other; returns the names of
+    what it changed.
+    """
     values = {name: m for name, m in layers.named_modules() if type(m) is nn.Linear}
     names = prepare(layers, kind, dtype)
     for name in names:

@@ -15,7 +15,8 @@ from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.prompt import Prompt
 from reasonseg.structures.query import Reference
 
-Group = tuple[np.ndarray, list[Reference]]  # an image that is asked about, and references of one thing
+# an image that is asked about, and references of one thing
+Group = tuple[np.ndarray, list[Reference]]
 
 
 class Prompter(Protocol):
@@ -33,7 +34,9 @@ class Prompter(Protocol):
         """Width of the tokens it makes; 0 where it makes examples."""
 
     def __call__(self, states: torch.Tensor) -> Prompt:
-        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n, k, width_out]`."""
+        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n,
+        k, width_out]`.
+        """
 
     def learned(self) -> dict[str, torch.Tensor]:
         """The weights that are saved beside the settings."""
@@ -42,11 +45,15 @@ class Prompter(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any: ...
+    def load_state_dict(
+        self, state_dict: Any, strict: bool = True, assign: bool = False
+    ) -> Any: ...
 
 
 class ReferencePrompter(Protocol):
-    """Annotated images to prompts: tokens (`vlp`), or examples for a decoder that learns in context (`examples`)."""
+    """Annotated images to prompts: tokens (`vlp`), or examples for a decoder that learns in
+    context (`examples`).
+    """
 
     config: Any
     makes: Literal["tokens", "examples"]
@@ -71,7 +78,9 @@ class ReferencePrompter(Protocol):
         """Patch features `[..., c]` as unit vectors, in the space where images are compared."""
 
     def frame(self, mask: np.ndarray) -> torch.Tensor:
-        """A mask bool `[h, w]` in the square frame in which the prompter sees its image, `[s, s]`."""
+        """A mask bool `[h, w]` in the square frame in which the prompter sees its image, `[s,
+        s]`.
+        """
 
     def save(self, folder: Path) -> None:
         """Writes what needs a folder of its own; nothing where all is in `learned`."""
@@ -83,4 +92,6 @@ class ReferencePrompter(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any: ...
+    def load_state_dict(
+        self, state_dict: Any, strict: bool = True, assign: bool = False
+    ) -> Any: ...

@@ -1,6 +1,8 @@
-"""References for a decoder that learns in context (SegGPT): painted beside their pictures on a canvas.
+"""References for a decoder that learns in context (SegGPT): painted beside their pictures on a
+canvas.
 
-Fusion after prompt-SelF: the eight arrangements of a canvas and several references, weighted, make one answer.
+Fusion after prompt-SelF: the eight arrangements of a canvas and several references, weighted, make
+one answer.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from reasonseg.structures.reference_masks import region
 
 @dataclass(frozen=True)
 class Config:
-    """`ensemble`: how several references are read: `feature` together inside the network, `spatial` side by side in one picture,
-    `mean` one by one. `arrangements` 1 to 8: turns and flips of the canvas that are painted, undone and averaged.
+    """`ensemble`: how several references are read: `feature` together inside the network, `spatial`
+    side by side in one picture, `mean` one by one. `arrangements` 1 to 8: turns and flips of the
+    canvas that are painted, undone and averaged.
 
-    `type`: masks of single things (`instance`) or of all of a kind (`semantic`). `together` paints several labels at once, in a
-    colour each, where else every label has a canvas of its own.
+    `type`: masks of single things (`instance`) or of all of a kind (`semantic`). `together` paints
+    several labels at once, in a colour each, where else every label has a canvas of its own.
     """
 
     ensemble: Literal["feature", "spatial", "mean"] = "feature"
@@ -86,8 +89,12 @@ class Examples(nn.Module):
         """A reference's mask `[h, w]` in the decoder's frame, bool `[s, s]`."""
         return self._encoder.image_processor.mask(mask, squash=True)
 
-    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
-        """One prompt for each (picture, references of one thing); `owners` say which groups are of one question."""
+    def prompts(
+        self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None
+    ) -> list[Prompt]:
+        """One prompt for each (picture, references of one thing); `owners` say which groups are
+        of one question.
+        """
         if not self.config.together:
             return [self._prompt(self._canvas([references]), 0) for _, references in groups]
         questions: dict[int, list[int]] = {}
@@ -110,14 +117,24 @@ class Examples(nn.Module):
             for reference in references:
                 key = id(reference.image)
                 images[key] = reference.image
-                canvas = painted.setdefault(key, torch.zeros_like(self.frame(region(reference)), dtype=torch.long))
+                canvas = painted.setdefault(
+                    key, torch.zeros_like(self.frame(region(reference)), dtype=torch.long)
+                )
                 canvas[self.frame(region(reference))] = number + 1
                 weights[key] = weights.get(key, 0.0) + reference.weight
         pictures = self._canvas_of.images(list(images.values()))
-        targets = torch.stack([colors[canvas].permute(2, 0, 1) for canvas in painted.values()]).to(pictures.device)
+        targets = torch.stack([colors[canvas].permute(2, 0, 1) for canvas in painted.values()]).to(
+            pictures.device
+        )
         shares = torch.tensor(list(weights.values())) / sum(weights.values())
         how = (self.config.ensemble, self.config.arrangements, self.config.type)
-        return Canvas(pictures, self._canvas_of.normalised(targets), colors.to(pictures), shares.to(pictures), *how)
+        return Canvas(
+            pictures,
+            self._canvas_of.normalised(targets),
+            colors.to(pictures),
+            shares.to(pictures),
+            *how,
+        )
 
     def learned(self) -> dict[str, torch.Tensor]:
         """Nothing: it has no weights."""

@@ -1,4 +1,6 @@
-"""The state of the language model around `<SEG>` becomes one prompt token (LISA, "embedding as mask")."""
+"""The state of the language model around `<SEG>` becomes one prompt token (LISA, "embedding as
+mask").
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class SegToken(nn.Module):
         super().__init__()
         self.config = config
         self.mlp = nn.Sequential(
-            nn.Linear(config.width_in, config.width_in), nn.ReLU(), nn.Linear(config.width_in, config.width_out)
+            nn.Linear(config.width_in, config.width_in),
+            nn.ReLU(),
+            nn.Linear(config.width_in, config.width_out),
         )
 
     @property
@@ -52,7 +56,9 @@ class SegToken(nn.Module):
         return self.config.width_out
 
     def forward(self, states: torch.Tensor) -> Prompt:
-        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n, 1, width_out]`."""
+        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n,
+        1, width_out]`.
+        """
         return Prompt(self.mlp(states)[:, None])
 
     def learned(self) -> dict[str, torch.Tensor]:

@@ -1,13 +1,14 @@
-"""Reference prompts: images with a marked thing, and maybe its label, become prompt tokens (VLP-SAM).
+"""Reference prompts: images with a marked thing, and maybe its label, become prompt tokens
+(VLP-SAM).
 
-A CLIP or SigLIP model says what every patch of the query and of the references looks like; learned queries read first the
-references, then the picture, and end as `[1, k, d]` tokens beside or instead of a `<SEG>` token. Any number of references is
-read at once: their patches stand in one row, and one reference is the case of the paper.
+A CLIP or SigLIP model says what every patch of the query and of the references looks like; learned
+queries read first the references, then the picture, and end as `[1, k, d]` tokens beside or instead
+of a `<SEG>` token. Any number of references is read at once: their patches stand in one row, and
+one reference is the case of the paper.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
 from reasonseg.nn.prompt import Prompt
+from reasonseg.nn.reference_attention import Attend, resemblance, sine_positions
 from reasonseg.structures.markers import reset_tokenizer
 from reasonseg.structures.query import Reference
 from reasonseg.structures.reference_masks import region
@@ -35,14 +37,16 @@ AREA = 0.0005  # added to the area of a mask before its features are averaged, i
 
 @dataclass(frozen=True)
 class Config:
-    """`network` is a transformers `CLIPConfig` or `SiglipConfig` as a dict, `pixels` its preprocessing and `tokenizer` a folder,
-    all read only where weights start fresh. `source` (folder or hub id) holds a CLIP or SigLIP to start from instead.
+    """`network` is a transformers `CLIPConfig` or `SiglipConfig` as a dict, `pixels` its
+    preprocessing and `tokenizer` a folder, all read only where weights start fresh. `source`
+    (folder or hub id) holds a CLIP or SigLIP to start from instead.
 
-    `surgery`: how many of the last blocks have CLIP Surgery's second path. `width_out`: of the decoder's tokens (0 asks it).
-    `tower`: `own` looks with the CLIP model's vision tower; `backbone` with that of the model's backbone, through a projection
-    of `width_tower` to `joint`, and `network` is then a `CLIPTextConfig` alone.
-    `masks`: `aligned` puts a reference's mask through the same frame as its image; `squash` resizes it whole, as released
-    VLP-SAM does beside a centre crop.
+    `surgery`: how many of the last blocks have CLIP Surgery's second path. `width_out`: of the
+    decoder's tokens (0 asks it). `tower`: `own` looks with the CLIP model's vision tower;
+    `backbone` with that of the model's backbone, through a projection of `width_tower` to `joint`,
+    and `network` is then a `CLIPTextConfig` alone. `masks`: `aligned` puts a reference's mask
+    through the same frame as its image; `squash` resizes it whole, as released VLP-SAM does beside
+    a centre crop.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
@@ -67,7 +71,10 @@ class Config:
         network = dict(self.network)
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer) if self.tokenizer else None
         if tokenizer is not None:
-            network["text_config"] = {"vocab_size": len(tokenizer), **network.get("text_config", {})}
+            network["text_config"] = {
+                "vocab_size": len(tokenizer),
+                **network.get("text_config", {}),
+            }
         clip = AutoModel.from_config(AutoConfig.for_model(**network))
         pixels = None
         if self.tower == "own":
@@ -75,40 +82,50 @@ class Config:
         return Vlp(self, clip, tokenizer, pixels)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Vlp:
-        """A prompter from a folder that `save` wrote, its learned part still fresh; `allow` as in `weights.from_folder`."""
+        """A prompter from a folder that `save` wrote, its learned part still fresh; `allow` as
+        in `weights.from_folder`.
+        """
         kind = AutoConfig.from_pretrained(folder).model_type
         wanted = ("clip", "siglip") if self.tower == "own" else ("clip_text_model",)
         if kind not in wanted:
-            raise InputError(f"{folder} holds a {kind!r} model; these references take {' or '.join(wanted)}")
+            raise InputError(
+                f"{folder} holds a {kind!r} model; these references take {' or '.join(wanted)}"
+            )
         clip = from_folder(AutoModel, folder, allow, **options)
         named = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
         tokenizer = AutoTokenizer.from_pretrained(folder) if named else None
-        pixels = ImageProcessor.load(folder, size=clip.config.vision_config.image_size) if self.tower == "own" else None
+        pixels = (
+            ImageProcessor.load(folder, size=clip.config.vision_config.image_size)
+            if self.tower == "own"
+            else None
+        )
         return Vlp(self, clip, tokenizer, pixels)
 
     @classmethod
     def example(cls) -> Config:
         """A tiny one, for tests."""
-        vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-        text = {**vision, "max_position_embeddings": 16, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+        vision = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
+        text = {
+            **vision,
+            "max_position_embeddings": 16,
+            "eos_token_id": 2,
+            "bos_token_id": 1,
+            "pad_token_id": 0,
+        }
         vision |= {"image_size": 64, "patch_size": 8}
-        network = {"model_type": "clip", "projection_dim": 24, "vision_config": vision, "text_config": text}
+        network = {
+            "model_type": "clip",
+            "projection_dim": 24,
+            "vision_config": vision,
+            "text_config": text,
+        }
         tokenizer = Path(__file__).parents[1] / "assets" / "tiny" / "backbone"
         return cls(network, {"size": 64}, str(tokenizer), surgery=1, queries=5, width_out=16)
-
-
-class Attend(nn.Module):
-    """Attention, the residual, then the norm; positions are added to the keys alone."""
-
-    def __init__(self, width: int, heads: int):
-        super().__init__()
-        self.attention, self.norm = nn.MultiheadAttention(width, heads, batch_first=True), nn.LayerNorm(width)
-
-    def forward(self, states: torch.Tensor, seen: torch.Tensor | None = None, positions=None) -> torch.Tensor:
-        """States `[b, k, d]` after a look at `seen` `[b, t, d]` (None: at themselves)."""
-        values = states if seen is None else seen
-        keys = values if positions is None else values + positions
-        return self.norm(states + self.attention(states, keys, values, need_weights=False)[0])
 
 
 class Vlp(nn.Module):
@@ -137,20 +154,26 @@ class Vlp(nn.Module):
 
     def _see(self, encoder: PatchEncoder) -> None:
         self._encoder = encoder
-        self.register_buffer("positions", sine_positions(encoder.grid, self.config.width_out), persistent=False)
+        self.register_buffer(
+            "positions", sine_positions(encoder.grid, self.config.width_out), persistent=False
+        )
 
     def bind(self, backbone: Any, decoder: Any) -> None:
-        """Borrows the backbone's vision tower where that is the setting. Raises `InputError` where it has none to lend."""
+        """Borrows the backbone's vision tower where that is the setting. Raises `InputError`
+        where it has none to lend.
+        """
         if self.config.tower == "own":
             return
         encoder = backbone.patch_encoder if backbone is not None else None
         if encoder is None:
             raise InputError(
-                "references with tower: backbone need a backbone whose vision tower can be asked alone (llava)"
+                "references with tower: backbone need a backbone whose vision tower can be asked "
+                "alone (llava)"
             )
         if encoder.width != self.config.width_tower:
             raise InputError(
-                f"references read patches of width {self.config.width_tower}, the tower's have {encoder.width}"
+                f"references read patches of width {self.config.width_tower}, the tower's have "
+                f"{encoder.width}"
             )
         self.tokenizer = backbone.tokenizer
         self._see(encoder)
@@ -184,45 +207,73 @@ class Vlp(nn.Module):
 
     def _own_features(self, images: list[np.ndarray]) -> torch.Tensor:
         weight, pixels = self.reduce.weight, self.pixels
-        return dense_features(self.clip, pixels.batch(images, weight.device, weight.dtype), self.config.surgery)
+        return dense_features(
+            self.clip, pixels.batch(images, weight.device, weight.dtype), self.config.surgery
+        )
 
     def placed(self, features: torch.Tensor) -> torch.Tensor:
         """Unit features in the space of the labels."""
         if self.config.tower == "own":
             return features
-        return F.normalize(self.visual_projection(features.to(self.reduce.weight.dtype)).float(), dim=-1)
+        return F.normalize(
+            self.visual_projection(features.to(self.reduce.weight.dtype)).float(), dim=-1
+        )
 
-    def prompts(self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None) -> list[Prompt]:
-        """One prompt `[1, k, d]` for each (picture, references of one thing); as many references go through together."""
+    def prompts(
+        self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None
+    ) -> list[Prompt]:
+        """One prompt `[1, k, d]` for each (picture, references of one thing); as many references
+        go through together.
+        """
         pictures = [image for image, _ in groups] + [r.image for _, group in groups for r in group]
         encoder = self.patch_encoder
         seen = self.placed(cache([encoder.module], pictures, encoder.encode, self.pixels.size))
-        query, shown = seen[: len(groups)], list(seen[len(groups) :].split([len(g) for _, g in groups]))
+        query, shown = (
+            seen[: len(groups)],
+            list(seen[len(groups) :].split([len(g) for _, g in groups])),
+        )
         text = self.read([common_label(group) for _, group in groups])
         prompts: dict[int, Prompt] = {}
         for count in {len(group) for _, group in groups}:
             mine = [i for i, (_, group) in enumerate(groups) if len(group) == count]
-            masks = torch.stack([torch.stack([self.frame(region(r)) for r in groups[i][1]]) for i in mine])
-            weights = torch.tensor([[r.weight for r in groups[i][1]] for i in mine], device=query.device)
+            masks = torch.stack(
+                [torch.stack([self.frame(region(r)) for r in groups[i][1]]) for i in mine]
+            )
+            weights = torch.tensor(
+                [[r.weight for r in groups[i][1]] for i in mine], device=query.device
+            )
             weights = weights / weights.sum(1, keepdim=True)
             tokens = self(
-                query[mine], torch.stack([shown[i] for i in mine]), masks.to(query), text[mine], weights
+                query[mine],
+                torch.stack([shown[i] for i in mine]),
+                masks.to(query),
+                text[mine],
+                weights,
             ).tokens
             prompts |= {i: Prompt(tokens[j : j + 1]) for j, i in enumerate(mine)}
         return [prompts[i] for i in range(len(groups))]
 
     def read(self, labels: Sequence[str | None]) -> torch.Tensor:
-        """Unit features `[n, c]` of labels; zeros for None. Raises `InputError` where the model came without a tokenizer."""
+        """Unit features `[n, c]` of labels; zeros for None. Raises `InputError` where the model
+        came without a tokenizer.
+        """
         named = sorted({label.strip() for label in labels if label and label.strip()})
-        features = self.reduce.weight.new_zeros(len(labels), self.reduce.in_features, dtype=torch.float32)
+        features = self.reduce.weight.new_zeros(
+            len(labels), self.reduce.in_features, dtype=torch.float32
+        )
         if not named:
             return features
         if self.tokenizer is None:
-            raise InputError("this model came without its text tokenizer and reads no labels; leave the label out")
+            raise InputError(
+                "this model came without its text tokenizer and reads no labels; leave the label "
+                "out"
+            )
         known = self.texts(named)
         rows = [i for i, label in enumerate(labels) if label and label.strip()]
         return features.index_copy(
-            0, torch.tensor(rows, device=features.device), known[[named.index(labels[i].strip()) for i in rows]]
+            0,
+            torch.tensor(rows, device=features.device),
+            known[[named.index(labels[i].strip()) for i in rows]],
         )
 
     def texts(self, labels: list[str]) -> torch.Tensor:
@@ -232,30 +283,51 @@ class Vlp(nn.Module):
         length = self.clip.config.max_position_embeddings
         texts = [self.config.template.format(label) for label in labels]
         ids = self.tokenizer(
-            texts, padding=True, padding_side="right", truncation=True, max_length=length, return_tensors="pt"
+            texts,
+            padding=True,
+            padding_side="right",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         )
         states = self.clip(**ids.to(self.queries.device)).last_hidden_state
         last = ids["attention_mask"].sum(1) - 1  # a causal tower has read everything there
-        return F.normalize(self.text_projection(states[torch.arange(len(states)), last]).float(), dim=-1)
+        return F.normalize(
+            self.text_projection(states[torch.arange(len(states)), last]).float(), dim=-1
+        )
 
     def frame(self, mask: np.ndarray) -> torch.Tensor:
-        """A reference's mask `[h, w]` as the learned part reads it: 0 or 1 at three times the grid, `[3g, 3g]`."""
+        """A reference's mask `[h, w]` as the learned part reads it: 0 or 1 at three times the
+        grid, `[3g, 3g]`.
+        """
         framed = self.pixels.mask(mask, squash=self.config.masks == "squash")
-        return F.interpolate(framed[None, None].float(), (3 * self.grid, 3 * self.grid), mode="nearest")[0, 0]
+        return F.interpolate(
+            framed[None, None].float(), (3 * self.grid, 3 * self.grid), mode="nearest"
+        )[0, 0]
 
     def forward(self, query, references, masks, text, weights=None) -> Prompt:
-        """Tokens `[b, k, d]` from patches `[b, t, c]` of the picture and `[b, r, t, c]` of r references.
+        """Tokens `[b, k, d]` from patches `[b, t, c]` of the picture and `[b, r, t, c]` of r
+        references.
 
-        `masks` `[b, r, 3g, 3g]`, `text` `[b, c]`; `weights` `[b, r]` (None: even) are the references' shares of the prototype.
+        `masks` `[b, r, 3g, 3g]`, `text` `[b, c]`; `weights` `[b, r]` (None: even) are the
+        references' shares of the prototype.
         """
-        weights = masks.new_full(masks.shape[:2], 1 / masks.shape[1]) if weights is None else weights
+        weights = (
+            masks.new_full(masks.shape[:2], 1 / masks.shape[1]) if weights is None else weights
+        )
         pseudo = resemblance(query, references, masks)
-        shares = F.interpolate(masks, (self.grid, self.grid), mode="bilinear", align_corners=False).flatten(2)
+        shares = F.interpolate(
+            masks, (self.grid, self.grid), mode="bilinear", align_corners=False
+        ).flatten(2)
         seen, shown = self.reduced(query), self.reduced(references)
         said = self.reduced(text[:, None].to(query))  # [b, 1, d]
         pooled = (shown * shares[..., None]).sum(2) / (shares.sum(2, keepdim=True) + AREA)
         prototype = (pooled * weights[..., None].to(pooled)).sum(1, keepdim=True)
-        maps = torch.stack([attention_map(r, text) for r in references.unbind(1)], 1) if references.shape[1] else shares
+        maps = (
+            torch.stack([attention_map(r, text) for r in references.unbind(1)], 1)
+            if references.shape[1]
+            else shares
+        )
         supporting = torch.cat(
             [
                 self.merged(s, prototype, said, m, a)
@@ -266,11 +338,15 @@ class Vlp(nn.Module):
         picture = self.merged(seen, prototype, said, pseudo, attention_map(query, text))
         states = self.queries.expand(len(query), -1, -1).to(picture)
         positions = self.positions.to(picture)
-        states = self.agree(self.see_reference(states, supporting, positions.repeat(references.shape[1], 1)))
+        states = self.agree(
+            self.see_reference(states, supporting, positions.repeat(references.shape[1], 1))
+        )
         return Prompt(self.settle(self.see_query(states, picture, positions)))
 
     def reduced(self, features: torch.Tensor) -> torch.Tensor:
-        """Features at the prompt's width; in training whole channels are dropped (`[..., t, c]`, the same for all t)."""
+        """Features at the prompt's width; in training whole channels are dropped (`[..., t, c]`,
+        the same for all t).
+        """
         features = F.relu(self.reduce(features.to(self.reduce.weight.dtype)))
         if self.training and self.config.dropout:
             kept = torch.rand_like(features[..., :1, :]) >= self.config.dropout
@@ -278,13 +354,17 @@ class Vlp(nn.Module):
         return features
 
     def merged(self, features, prototype, said, mask, attention) -> torch.Tensor:
-        """Patches `[b, t, d]` that also know the prototype, the label, and how much each of them is the thing."""
+        """Patches `[b, t, d]` that also know the prototype, the label, and how much each of them
+        is the thing.
+        """
         parts = [features, prototype.expand_as(features), said.expand_as(features)]
         parts += [10 * mask[..., None].to(features), 10 * attention[..., None].to(features)]
         return F.relu(self.merge(torch.cat(parts, -1)))
 
     def save(self, folder: Path) -> None:
-        """Writes a transformers folder with tokenizer and preprocessing; the learned part is `learned()`."""
+        """Writes a transformers folder with tokenizer and preprocessing; the learned part is
+        `learned()`.
+        """
         self.clip.save_pretrained(folder)
         if self.config.tower == "backbone":
             return
@@ -306,24 +386,6 @@ def common_label(references: Sequence[Reference]) -> str | None:
 def joint_width(clip: nn.Module) -> int:
     """Width of the space that patches and labels share."""
     config = clip.config
-    return config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
-
-
-def resemblance(query: torch.Tensor, references: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """For each patch of the picture the largest cosine with a marked patch of any reference, `[b, t]` (VLP-SAM's pseudo mask)."""
-    grid = math.isqrt(query.shape[1])
-    shares = F.interpolate(masks, (grid, grid), mode="bilinear", align_corners=True).flatten(2)
-    marked = (references * shares[..., None]).flatten(1, 2)
-    sizes = query.norm(dim=-1)[:, :, None] * marked.norm(dim=-1)[:, None]
-    return (query @ marked.transpose(1, 2) / (sizes + 1e-7)).amax(2)
-
-
-def sine_positions(grid: int, width: int, temperature: float = 10000.0) -> torch.Tensor:
-    """DETR's sine positions of a square grid, `[grid * grid, width]`: first y, then x, from above 0 to 2 pi."""
-    half = width // 2
-    steps = torch.arange(1, grid + 1, dtype=torch.float32) / (grid + 1e-6) * 2 * math.pi
-    rates = temperature ** (2 * (torch.arange(half) // 2) / half)
-    angles = steps[:, None] / rates
-    axis = torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
-    y, x = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
-    return torch.cat([y, x], 2).flatten(0, 1)
+    return (
+        config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
+    )

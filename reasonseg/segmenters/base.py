@@ -1,4 +1,6 @@
-"""A segmenter turns a query into an answer. One file a way of answering; a model's settings say which one it uses."""
+"""A segmenter turns a query into an answer. One file a way of answering; a model's settings say
+which one it uses.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from reasonseg.structures.sample import Sample
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a model can be asked. Commands look here before they start, and say in one line what a model cannot do."""
+    """What a model can be asked. Commands look here before they start, and say in one line what
+    a model cannot do.
+    """
 
     words: bool  # questions in words
     references: bool  # annotated images as examples
@@ -31,14 +35,28 @@ class Capabilities:
     absent: bool  # it may answer that a thing is not in the image
     training: bool  # `loss` works on true answers in words
 
-    def require(self, what: str, *needs: Literal["words", "references", "places", "absent", "training"]) -> None:
-        """Raises `InputError` where the model lacks one of `needs`; `what` is who asks, such as `eval scenes`."""
+    def require(
+        self, what: str, *needs: Literal["words", "references", "places", "absent", "training"]
+    ) -> None:
+        """Raises `InputError` where the model lacks one of `needs`; `what` is who asks, such as
+        `eval scenes`.
+        """
         reasons = {
-            "words": "asks in words, and this model reads none: it takes examples only; take one with a language model",
-            "references": "shows examples, and this model was not trained on references; take one that was",
-            "places": "gives points and boxes, and this model takes none; take one with a SAM decoder",
+            "words": (
+                "asks in words, and this model reads none: it takes examples only; take one with "
+                "a language model"
+            ),
+            "references": (
+                "shows examples, and this model was not trained on references; take one that was"
+            ),
+            "places": (
+                "gives points and boxes, and this model takes none; take one with a SAM decoder"
+            ),
             "absent": "asks for what is not there, and this model never answers absent",
-            "training": "trains on questions in words, and this model reads none; take one with a language model",
+            "training": (
+                "trains on questions in words, and this model reads none; take one with a "
+                "language model"
+            ),
         }
         for need in needs:
             if not getattr(self, need):
@@ -61,26 +79,39 @@ class SegmenterProtocol(Protocol):
     def batch(self, queries: Sequence[Query], **options: Any) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one."""
 
-    def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
+    def forced(
+        self, queries: Sequence[Query], answers: Sequence[str] | None = None
+    ) -> list[Answer]:
         """Masks of given answer texts: nothing is generated."""
 
-    def loss(self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+    def loss(
+        self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Losses of true answers."""
 
 
 class Segmenter(Parts):
-    """A model that answers. `segmenter(query)` answers one question, `segmenter.batch(queries)` many.
+    """A model that answers. `segmenter(query)` answers one question, `segmenter.batch(queries)`
+    many.
 
-    `Segmenter.from_pretrained` reads a model and returns the way of answering that its settings name (`segmenter`, by default
-    `embedding`). A kind implements `batch`, `forced`, `loss` and `capabilities`.
+    `Segmenter.from_pretrained` reads a model and returns the way of answering that its settings
+    name (`segmenter`, by default `embedding`). A kind implements `batch`, `forced`, `loss` and
+    `capabilities`.
     """
 
     def __init__(self, parts: Parts):
         super().__init__(
-            parts.settings, parts.backbone, parts.prompter, parts.decoder, parts.references, parts.refiner
+            parts.settings,
+            parts.backbone,
+            parts.prompter,
+            parts.decoder,
+            parts.references,
+            parts.refiner,
         )
         self.origin = parts.origin
-        self.feature_store: FeatureStore | None = None  # of `loss`, for encoders that are not trained
+        self.feature_store: FeatureStore | None = (
+            None  # of `loss`, for encoders that are not trained
+        )
 
     @classmethod
     def from_pretrained(
@@ -98,32 +129,50 @@ class Segmenter(Parts):
         revision: str | None = None,
         compile: bool = False,
     ) -> Segmenter:
-        """A model from a folder, a hub id (`owner/name`), a released checkpoint, or (None) the packaged one.
+        """A model from a folder, a hub id (`owner/name`), a released checkpoint, or (None) the
+        packaged one.
 
-        `device` None takes CUDA where there is one; `dtype` (`float32`, `bfloat16`, `float16`) None is float32 on CPU and bfloat16
-        on CUDA. `quantization` (`int8`, `nf4`) is of the language model's layers. `clip` is the folder of a released checkpoint's
-        vision tower, `sam` a mask decoder to use instead (.pth, folder or hub id), or the refiner beside SegGPT. `template`
-        names the conversation strings, `read` (`predicting`, `at`) the state of `<SEG>` that prompts the decoder. `allow` lists
-        prefixes of weights that need not fit, `revision` is a hub commit. `compile` makes each token faster after a first,
-        slow one. Raises `InputError` where the source does not exist, a weight is missing, left over or of another shape,
-        or an option does not apply.
+        `device` None takes CUDA where there is one; `dtype` (`float32`, `bfloat16`, `float16`) None
+        is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`) is of the language
+        model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
+        decoder to use instead (.pth, folder or hub id), or the refiner beside SegGPT. `template`
+        names the conversation strings, `read` (`predicting`, `at`) the state of `<SEG>` that
+        prompts the decoder. `allow` lists prefixes of weights that need not fit, `revision` is a
+        hub commit. `compile` makes each token faster after a first, slow one. Raises `InputError`
+        where the source does not exist, a weight is missing, left over or of another shape, or an
+        option does not apply.
         """
         parts = load(
-            source, device=device, dtype=dtype, quantization=quantization, clip=clip, sam=sam, template=template,
-            read=read, allow=tuple(allow), revision=revision, compile=compile,
-        )  # fmt: skip
+            source,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            clip=clip,
+            sam=sam,
+            template=template,
+            read=read,
+            allow=tuple(allow),
+            revision=revision,
+            compile=compile,
+        )
         return segmenter_of(parts)
 
     @classmethod
     def build(cls, settings: ModelSettings) -> Segmenter:
-        """A model with fresh weights. Raises `InputError` where its parts do not fit one another."""
+        """A model with fresh weights. Raises `InputError` where its parts do not fit one
+        another.
+        """
         return segmenter_of(build_parts(settings))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes a folder that `from_pretrained` reads; `dtype` is that of the stored weights (None: as they are)."""
+        """Writes a folder that `from_pretrained` reads; `dtype` is that of the stored weights
+        (None: as they are).
+        """
         save(self, folder, dtype)
 
-    def push_to_hub(self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None) -> None:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None
+    ) -> None:
         """Uploads the folder to the Hugging Face hub."""
         push(self, repo_id, private=private, dtype=dtype)
 
@@ -131,15 +180,27 @@ class Segmenter(Parts):
         """The same model, its parts shared, with a fresh prompter for examples."""
         fit = fitted(kind, self.backbone, self.decoder) or kind
         settings = replace(self.settings, references=fit)
-        return segmenter_of(Parts(settings, self.backbone, self.prompter, self.decoder, fit.config.build()))
+        return segmenter_of(
+            Parts(settings, self.backbone, self.prompter, self.decoder, fit.config.build())
+        )
 
     def reading_examples(self) -> Self:
-        """The same model, whose backbone reads references beside words from now on; raises `InputError` where it cannot."""
+        """The same model, whose backbone reads references beside words from now on; raises
+        `InputError` where it cannot.
+        """
         kind = self.settings.backbone
-        if self.backbone is None or kind is None or "examples" not in kind.config.__dataclass_fields__:
+        if (
+            self.backbone is None
+            or kind is None
+            or "examples" not in kind.config.__dataclass_fields__
+        ):
             raise InputError("examples: this model's backbone does not read references; llava does")
         kind = Kind(kind.kind, replace(kind.config, examples=True))
-        self.settings, self.backbone.config, self.origin = replace(self.settings, backbone=kind), kind.config, None
+        self.settings, self.backbone.config, self.origin = (
+            replace(self.settings, backbone=kind),
+            kind.config,
+            None,
+        )
         return self
 
     @property
@@ -152,16 +213,26 @@ class Segmenter(Parts):
         return self.batch([query], **options)[0]
 
     def batch(
-        self, queries: Sequence[Query], *, on_text: Callable[[int, str], None] | None = None, **options: Any
+        self,
+        queries: Sequence[Query],
+        *,
+        on_text: Callable[[int, str], None] | None = None,
+        **options: Any,
     ) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one."""
         raise NotImplementedError
 
-    def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
-        """Masks of given answer texts (`<SEG>.` where they are absent): nothing is generated, so refusing is not possible."""
+    def forced(
+        self, queries: Sequence[Query], answers: Sequence[str] | None = None
+    ) -> list[Answer]:
+        """Masks of given answer texts (`<SEG>.` where they are absent): nothing is generated, so
+        refusing is not possible.
+        """
         raise NotImplementedError
 
-    def loss(self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+    def loss(
+        self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Losses of true answers: `loss` and its parts."""
         raise NotImplementedError
 

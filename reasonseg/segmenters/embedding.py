@@ -1,4 +1,6 @@
-"""Embedding as mask (LISA): the language model says `<SEG>`, and the state of that token prompts the decoder."""
+"""Embedding as mask (LISA): the language model says `<SEG>`, and the state of that token prompts
+the decoder.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,21 @@ from reasonseg.nn.cache import ImageCache, hashed_once
 from reasonseg.segmenters import refinement
 from reasonseg.segmenters.base import Capabilities, Segmenter
 from reasonseg.segmenters.postprocess import make_answer, masks_and_scores
-from reasonseg.segmenters.prompting import MaskRequest, decode_all, distinct, mask_requests, reference_prompts
+from reasonseg.segmenters.prompting import (
+    MaskRequest,
+    decode_all,
+    distinct,
+    mask_requests,
+    reference_prompts,
+)
 from reasonseg.segmenters.supervision import sample_losses
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.markers import FORCED, SEG
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-PREFIXES = 2**30  # bytes of keys and values kept for follow-up questions; LISA-7B's of one image take 150 MiB
+# bytes of keys and values kept for follow-up questions; LISA-7B's of one image take 150 MiB
+PREFIXES = 2**30
 MAX_BATCH = 32  # questions generated at once; more are taken in turns
 
 
@@ -50,7 +59,9 @@ class GenerationOptions:
 
 
 class EmbeddingSegmenter(Segmenter):
-    """Words, references, points and boxes become prompts of one decoder; what is kept of images makes follow-ups fast."""
+    """Words, references, points and boxes become prompts of one decoder; what is kept of images
+    makes follow-ups fast.
+    """
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
@@ -86,11 +97,12 @@ class EmbeddingSegmenter(Segmenter):
     ) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one.
 
-        `temperature` 0 takes the likeliest word; `force_seg` gets a mask in any case; a thing is `absent` where `<REJ>` has at
-        least `absent_threshold` (0..1) of the probability of `<REJ>` and `<SEG>`. `agreement` also asks with every reference
-        alone and reports the IoU of that answer with the whole one; `refine` hands masks on to the model's refiner.
-        `on_text(i, text)` is called with the answer to query i so far, before its masks are drawn. Raises `InputError` for
-        a question that this model has no part for.
+        `temperature` 0 takes the likeliest word; `force_seg` gets a mask in any case; a thing is
+        `absent` where `<REJ>` has at least `absent_threshold` (0..1) of the probability of `<REJ>`
+        and `<SEG>`. `agreement` also asks with every reference alone and reports the IoU of that
+        answer with the whole one; `refine` hands masks on to the model's refiner. `on_text(i,
+        text)` is called with the answer to query i so far, before its masks are drawn. Raises
+        `InputError` for a question that this model has no part for.
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens {max_new_tokens}: give 1 or more")
@@ -109,11 +121,15 @@ class EmbeddingSegmenter(Segmenter):
 
     @hashed_once()
     @torch.inference_mode()
-    def forced(self, queries: Sequence[Query], answers: Sequence[str] | None = None) -> list[Answer]:
-        """Masks of given answer texts, as LISA validates: nothing is generated, so refusing is not possible.
+    def forced(
+        self, queries: Sequence[Query], answers: Sequence[str] | None = None
+    ) -> list[Answer]:
+        """Masks of given answer texts, as LISA validates: nothing is generated, so refusing is not
+        possible.
 
-        `answers` are the texts, one a query; `<SEG>.` where they are absent. Questions on one image (the same object) share its
-        prefix and its embedding. Raises `InputError` where the model reads no words.
+        `answers` are the texts, one a query; `<SEG>.` where they are absent. Questions on one image
+        (the same object) share its prefix and its embedding. Raises `InputError` where the model
+        reads no words.
         """
         self.eval()
         texts = list(answers) if answers is not None else [FORCED] * len(queries)
@@ -123,7 +139,9 @@ class EmbeddingSegmenter(Segmenter):
             drawn += self._forced(part, texts[start : start + MAX_BATCH])
         return drawn
 
-    def loss(self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None) -> dict[str, torch.Tensor]:
+    def loss(
+        self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
         """Losses of true answers; see `supervision.sample_losses`."""
         return sample_losses(self, samples, counts, self.feature_store)
 
@@ -133,7 +151,10 @@ class EmbeddingSegmenter(Segmenter):
         self.prefixes.clear()
 
     def _answered(
-        self, queries: list[Query], options: GenerationOptions, on_text: Callable[[int, str], None] | None = None
+        self,
+        queries: list[Query],
+        options: GenerationOptions,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
         """Answers to at most `MAX_BATCH` queries."""
         began = time.perf_counter()
@@ -166,13 +187,22 @@ class EmbeddingSegmenter(Segmenter):
     def _check(self, query: Query) -> None:
         """Raises `InputError` for a question that this model has no part for."""
         if query.references and self.references is None:
-            raise InputError("this model takes words, points and boxes; it was not trained on references")
+            raise InputError(
+                "this model takes words, points and boxes; it was not trained on references"
+            )
         if query.text.strip():
             if self.backbone is None:
-                raise InputError("this model takes examples only and reads no words; leave the text out")
+                raise InputError(
+                    "this model takes examples only and reads no words; leave the text out"
+                )
             self.backbone.check(query)
-        if (query.points or query.boxes or query.previous is not None) and "tokens" not in self.decoder.takes:
-            raise InputError("this model takes examples only; points, boxes and masks to correct need a SAM decoder")
+        if (
+            query.points or query.boxes or query.previous is not None
+        ) and "tokens" not in self.decoder.takes:
+            raise InputError(
+                "this model takes examples only; points, boxes and masks to correct need a SAM "
+                "decoder"
+            )
 
     def _forced(self, queries: list[Query], texts: list[str]) -> list[Answer]:
         backbone, prompter = self.language()
@@ -198,9 +228,13 @@ class EmbeddingSegmenter(Segmenter):
         return drawn
 
     def _generated(
-        self, queries: list[Query], images: list, image_index: list[int], options: GenerationOptions,
+        self,
+        queries: list[Query],
+        images: list,
+        image_index: list[int],
+        options: GenerationOptions,
         on_text: Callable[[int, str], None] | None,
-    ) -> list[GeneratedOutput | None]:  # fmt: skip
+    ) -> list[GeneratedOutput | None]:
         """What is said to each query; None where it has no words."""
         asked = [i for i, q in enumerate(queries) if q.text.strip()]
         if not asked:
@@ -210,36 +244,52 @@ class EmbeddingSegmenter(Segmenter):
         features, again = None, len(seen) < len(asked)
         if encoders := backbone.encoders:
             pictures = [images[j] for j in seen]
-            features, cached = self.cache.fetch(encoders, pictures, backbone.encode, backbone.pixels.size)
+            features, cached = self.cache.fetch(
+                encoders, pictures, backbone.encode, backbone.pixels.size
+            )
             features = features[[seen.index(image_index[i]) for i in asked]]
             again |= any(cached)
         regions = None
         if backbone.reads_references and (encoder := backbone.patch_encoder):
             side = backbone.pixels.size
-            regions = backbone.regions(mine, partial(self.cache, [encoder.module], encode=encoder.encode, side=side))
+            regions = backbone.regions(
+                mine, partial(self.cache, [encoder.module], encode=encoder.encode, side=side)
+            )
         given = self._prefixes(backbone, [images[image_index[i]] for i in asked], again)
         if on_text is not None:
             given["on_text"] = lambda k, text: on_text(asked[k], text)
-        outputs = backbone.generate(mine, features, regions, state=prompter.config.at, **asdict(options), **given)
+        outputs = backbone.generate(
+            mine, features, regions, state=prompter.config.at, **asdict(options), **given
+        )
         found: list[GeneratedOutput | None] = [None] * len(queries)
         for i, output in zip(asked, outputs, strict=True):
             found[i] = output
         return found
 
     def _prefixes(self, backbone: Backbone, images: list, again: bool) -> dict[str, Any]:
-        """What `generate` is given of images that are asked about again; of one that is new, what to keep."""
+        """What `generate` is given of images that are asked about again; of one that is new,
+        what to keep.
+        """
         if not backbone.keeps_prefixes or not (again or len(images) == 1):
             return {}
         modules = [*backbone.encoders, backbone.model.get_input_embeddings(), backbone.layers]
         if not again:
-            return {"on_cache": lambda cache: self.prefixes.put(modules, images[0], backbone.prefix_in(cache))}
+            return {
+                "on_cache": lambda cache: self.prefixes.put(
+                    modules, images[0], backbone.prefix_in(cache)
+                )
+            }
 
         def read(new: list) -> torch.Tensor:
-            return backbone.prefix(self.cache(backbone.encoders, new, backbone.encode, backbone.pixels.size))
+            return backbone.prefix(
+                self.cache(backbone.encoders, new, backbone.encode, backbone.pixels.size)
+            )
 
         return {"prefixes": self.prefixes(modules, images, read, backbone.pixels.size)}
 
 
-def _shifted(on_text: Callable[[int, str], None] | None, start: int) -> Callable[[int, str], None] | None:
+def _shifted(
+    on_text: Callable[[int, str], None] | None, start: int
+) -> Callable[[int, str], None] | None:
     """`on_text` for a part of the queries that begins at `start`."""
     return None if on_text is None else lambda i, text: on_text(start + i, text)

@@ -1,4 +1,6 @@
-"""From mask logits and generated words to an `Answer`: masks at image size, scores, labels, status."""
+"""From mask logits and generated words to an `Answer`: masks at image size, scores, labels,
+status.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ LEADS = ("sure", "and", "it is", "it's", "the segmentation result is", "they are
 
 
 def masks_and_scores(
-    restore: Callable, logits: torch.Tensor, predicted: torch.Tensor, size: tuple[int, int], score: str
+    restore: Callable,
+    logits: torch.Tensor,
+    predicted: torch.Tensor,
+    size: tuple[int, int],
+    score: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masks bool `[n, h, w]` of an image of `size` and their scores 0..1 `[n]`, a few at a time.
 
@@ -36,7 +42,9 @@ def masks_and_scores(
 
 
 def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
-    """What each mask is called: the words before its `<SEG>`, or the question where the answer names nothing."""
+    """What each mask is called: the words before its `<SEG>`, or the question where the answer
+    names nothing.
+    """
     labels, words = [], ""
     for piece in pieces(text, (seg, rej)):
         if piece == seg:
@@ -52,12 +60,22 @@ def labels_of(text: str, seg: str, rej: str, question: str) -> list[str]:
 
 
 def make_answer(
-    query: Query, output: GeneratedOutput | None, markers: Markers | None,
-    masks: np.ndarray, scores: np.ndarray, labels: Sequence[str], meta: dict[str, Any],
-) -> Answer:  # fmt: skip
-    """The answer to a query; `output` and `markers` are None where no words were generated, `labels` are then the masks'."""
+    query: Query,
+    output: GeneratedOutput | None,
+    markers: Markers | None,
+    masks: np.ndarray,
+    scores: np.ndarray,
+    labels: Sequence[str],
+    meta: dict[str, Any],
+) -> Answer:
+    """The answer to a query; `output` and `markers` are None where no words were generated,
+    `labels` are then the masks'.
+    """
     whole = sum(r.weight for r in query.references)
-    used = [{"name": r.name, "label": r.label or "", "weight": round(r.weight / whole, 4)} for r in query.references]
+    used = [
+        {"name": r.name, "label": r.label or "", "weight": round(r.weight / whole, 4)}
+        for r in query.references
+    ]
     common: dict[str, Any] = {"references": used, "meta": meta, "image": query.image}
     if output is None or markers is None:
         return Answer("", masks, scores, list(labels), "found", **common)

@@ -1,4 +1,6 @@
-"""From what was said and shown to what is drawn: one prompt a mask, and the question that each belongs to."""
+"""From what was said and shown to what is drawn: one prompt a mask, and the question that each
+belongs to.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class ReferencePrompt:
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """One mask to draw: which `query` wants it, its prompt (n = 1), the `probability` 0..1 of its `<SEG>`, its label.
+    """One mask to draw: which `query` wants it, its prompt (n = 1), the `probability` 0..1 of its
+    `<SEG>`, its label.
 
     `label` is empty where the words of the answer will name the mask.
     """
@@ -38,7 +41,9 @@ class MaskRequest:
 
 
 def by_label(references: Sequence[Reference]) -> list[list[Reference]]:
-    """References of one label together, in the order in which labels first appear; those without one are one group."""
+    """References of one label together, in the order in which labels first appear; those without
+    one are one group.
+    """
     groups: dict[str, list[Reference]] = {}
     for reference in references:
         groups.setdefault((reference.label or "").strip(), []).append(reference)
@@ -56,8 +61,12 @@ def distinct(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]
     return kept, [seen[id(image)] for image in images]
 
 
-def reference_prompts(parts: Parts, queries: Sequence[Query], cache: Callable) -> dict[int, list[ReferencePrompt]]:
-    """The prompts of the references of each query that has some: one a label, or a single one beside words."""
+def reference_prompts(
+    parts: Parts, queries: Sequence[Query], cache: Callable
+) -> dict[int, list[ReferencePrompt]]:
+    """The prompts of the references of each query that has some: one a label, or a single one
+    beside words.
+    """
     having = [i for i, q in enumerate(queries) if q.references]
     if not having or parts.references is None:
         return {}
@@ -75,9 +84,14 @@ def reference_prompts(parts: Parts, queries: Sequence[Query], cache: Callable) -
 
 
 def mask_requests(
-    parts: Parts, number: int, query: Query, output: GeneratedOutput | None, shown: Sequence[ReferencePrompt]
+    parts: Parts,
+    number: int,
+    query: Query,
+    output: GeneratedOutput | None,
+    shown: Sequence[ReferencePrompt],
 ) -> list[MaskRequest]:
-    """The masks that query `number` wants. References stand beside every `<SEG>`, points and boxes beside the first.
+    """The masks that query `number` wants. References stand beside every `<SEG>`, points and boxes
+    beside the first.
 
     Without words the references are the prompts, and without those the points and boxes.
     """
@@ -86,7 +100,11 @@ def mask_requests(
         places = parts.decoder.places(list(query.points), list(query.boxes), query.size)
     if output is not None:
         requests = spoken_requests(parts, number, output)
-        requests = [replace(r, prompt=r.prompt.beside(shown[0].prompt)) for r in requests] if shown else requests
+        requests = (
+            [replace(r, prompt=r.prompt.beside(shown[0].prompt)) for r in requests]
+            if shown
+            else requests
+        )
     elif shown:
         requests = [MaskRequest(number, s.prompt, 1.0, s.label) for s in shown]
     elif places is not None:
@@ -107,13 +125,18 @@ def spoken_requests(parts: Parts, number: int, output: GeneratedOutput) -> list[
     positions = [t for t, token in enumerate(output.ids) if token == backbone.markers.seg]
     states = output.states[[t + (prompter.config.at == "at") for t in positions]]
     tokens = prompter(states).tokens
-    return [MaskRequest(number, Prompt(tokens[m : m + 1]), output.probabilities[t]) for m, t in enumerate(positions)]
+    return [
+        MaskRequest(number, Prompt(tokens[m : m + 1]), output.probabilities[t])
+        for m, t in enumerate(positions)
+    ]
 
 
 def decode_all(
     decoder: Decoder, features: Features, image_index: Sequence[int], prompts: Sequence[Prompt]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits `[n, side, side]` and scores `[n]` of prompts on images `image_index`; prompts of a kind are decoded together."""
+    """Logits `[n, side, side]` and scores `[n]` of prompts on images `image_index`; prompts of a
+    kind are decoded together.
+    """
     groups: dict[object, list[int]] = {}
     for m, prompt in enumerate(prompts):
         groups.setdefault(prompt.kind, []).append(m)
@@ -121,10 +144,14 @@ def decode_all(
     decoded, order = [], []
     for members in groups.values():
         index = torch.tensor([image_index[m] for m in members], device=device)
-        decoded.append(decoder.decode(features, index, Prompt.joined([prompts[m] for m in members])))
+        decoded.append(
+            decoder.decode(features, index, Prompt.joined([prompts[m] for m in members]))
+        )
         order += members
     if not decoded:
         empty = features.embedding.new_zeros(0, decoder.side, decoder.side)
         return empty, features.embedding.new_zeros(0)
     back = torch.tensor(np.argsort(order), device=device)
-    return torch.cat([logits for logits, _ in decoded])[back], torch.cat([scores for _, scores in decoded])[back]
+    return torch.cat([logits for logits, _ in decoded])[back], torch.cat(
+        [scores for _, scores in decoded]
+    )[back]

@@ -1,4 +1,6 @@
-"""Losses of true answers: the same path as answering, with teacher forcing in place of generation."""
+"""Losses of true answers: the same path as answering, with teacher forcing in place of
+generation.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ from reasonseg.structures.sample import Sample
 
 
 def sample_losses(
-    parts: Parts, samples: Sequence[Sample], counts: Mapping[str, float] | None = None, store: FeatureStore | None = None
+    parts: Parts,
+    samples: Sequence[Sample],
+    counts: Mapping[str, float] | None = None,
+    store: FeatureStore | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`loss` (weighted sum), its parts, and the share of answer tokens that were predicted right (`text_accuracy`).
+    """`loss` (weighted sum), its parts, and the share of answer tokens that were predicted right
+    (`text_accuracy`).
 
-    Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the images' own size. Where the
-    samples are a part of a step, `counts` are the `tokens` and `masks` of the whole: the parts' losses add up to its loss.
-    `store` holds what frozen encoders made of images. Raises `InputError` where answers and masks do not go together.
+    Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the
+    images' own size. Where the samples are a part of a step, `counts` are the `tokens` and `masks`
+    of the whole: the parts' losses add up to its loss. `store` holds what frozen encoders made of
+    images. Raises `InputError` where answers and masks do not go together.
     """
     samples = list(samples)
     spoken = [s for s in samples if s.query.text.strip()]
@@ -33,15 +40,20 @@ def sample_losses(
     prompts, sample_index = target_prompts(parts, samples, output, ImageCache(0))
     if [sample_index.count(i) for i in range(len(samples))] != [len(t) for t in truths]:
         wanted = len(sample_index)
-        raise InputError(f"answers ask for {wanted} masks in all, their truths hold {sum(map(len, truths))}")
+        raise InputError(
+            f"answers ask for {wanted} masks in all, their truths hold {sum(map(len, truths))}"
+        )
     images, image_index = distinct([s.query.image for s in samples])
     features = stored(store, parts.decoder, images) or parts.decoder.encode(images)
-    logits, predicted = decode_all(parts.decoder, features, [image_index[i] for i in sample_index], prompts)
+    logits, predicted = decode_all(
+        parts.decoder, features, [image_index[i] for i in sample_index], prompts
+    )
     drawn = mask_losses(parts.decoder.restore, logits, predicted, truths, sample_index)
     tokens, masks = (output.tokens if output else 0), len(sample_index)
     if counts:
         tokens, masks = counts["tokens"], counts["masks"]
-    silent = logits.sum() * 0.0  # where nothing is spoken; named all the same, so that processes log alike
+    # where nothing is spoken; named all the same, so that processes log alike
+    silent = logits.sum() * 0.0
     losses, accuracy = {}, {}
     if parts.backbone is not None:
         losses["text"] = output.cross_entropy / max(tokens, 1) if output else silent
@@ -67,8 +79,8 @@ def target_prompts(
 ) -> tuple[list[Prompt], list[int]]:
     """One prompt (n = 1) a true mask, and the index of its sample, sample by sample.
 
-    `output` is of the samples with words: a token for each `<SEG>`, the tokens of references beside it. References without
-    words are prompts of their own, one a label.
+    `output` is of the samples with words: a token for each `<SEG>`, the tokens of references beside
+    it. References without words are prompts of their own, one a label.
     """
     spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
     shown = reference_prompts(parts, [s.query for s in samples], cache)

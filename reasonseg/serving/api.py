@@ -1,7 +1,9 @@
-"""HTTP: one question, or a conversation, over the model's thread. Fields and keys are those of the README and of /openapi.json.
+"""HTTP: one question, or a conversation, over the model's thread. Fields and keys are those of the
+README and of /openapi.json.
 
-Every answer that is no success is `{"error": "..."}`: 401 no or a wrong token, 404 no such conversation, 408 too slow, 413 too
-large, 422 not understood, 503 too many wait (with Retry-After), 504 not answered in time. No message holds a path or a traceback.
+Every answer that is no success is `{"error": "..."}`: 401 no or a wrong token, 404 no such
+conversation, 408 too slow, 413 too large, 422 not understood, 503 too many wait (with Retry-After),
+504 not answered in time. No message holds a path or a traceback.
 """
 
 from __future__ import annotations
@@ -26,6 +28,16 @@ from reasonseg.errors import InputError
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
 from reasonseg.serving.metrics import Metrics
+from reasonseg.serving.openapi import (
+    DEFINITIONS,
+    ERRORS,
+    EXAMPLE,
+    FORM,
+    FOUND,
+    PIXEL,
+    SCHEMA,
+    json_body,
+)
 from reasonseg.serving.requests import (
     Ask,
     Limits,
@@ -45,13 +57,14 @@ from reasonseg.structures.answer import Answer
 
 log = logging.getLogger("reasonseg.serving")
 GRACE = 1.0  # seconds a late answer is still waited for
+# answered with the token only; the page asks for it itself
 GUARDED = (
     "/v1/",
     "/metrics",
     "/openapi.json",
     "/docs",
     "/redoc",
-)  # answered with the token only; the page asks for it itself
+)
 
 
 class Failure(Exception):
@@ -70,7 +83,8 @@ def make_app(
     waiting: int = 64,
     engine: Any = None,
 ) -> FastAPI:
-    """The app around a segmenter, or around an `engine` that stands for several; it can be mounted, or run with uvicorn.
+    """The app around a segmenter, or around an `engine` that stands for several; it can be mounted,
+    or run with uvicorn.
 
     `token` is asked for as `Authorization: Bearer ...`; `batch` and `waiting` are the engine's.
     """
@@ -86,7 +100,10 @@ def make_app(
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(
-        title="reasonseg", version=__version__, summary="Words, examples, or both into image masks.", lifespan=lifespan
+        title="reasonseg",
+        version=__version__,
+        summary="Words, examples, or both into image masks.",
+        lifespan=lifespan,
     )
     app.state.engine, app.state.conversations, app.state.limits = engine, conversations, limits
     _add_guard(app, metrics, limits, token)
@@ -103,7 +120,11 @@ def _add_guard(app: FastAPI, metrics: Metrics, limits: Limits, token: str | None
     async def guard(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         clock = asyncio.get_running_loop().time
         began, route = clock(), request.scope
-        if token is not None and _path(request).startswith(GUARDED) and not _allowed(request, token):
+        if (
+            token is not None
+            and _path(request).startswith(GUARDED)
+            and not _allowed(request, token)
+        ):
             response: Response = JSONResponse(
                 {"error": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
             )
@@ -145,12 +166,17 @@ def _add_status(app: FastAPI, metrics: Metrics, engine: Engine) -> None:
         """The process lives."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["status"], responses={503: {"description": "stopping, or the model's thread is gone"}})
+    @app.get(
+        "/readyz",
+        tags=["status"],
+        responses={503: {"description": "stopping, or the model's thread is gone"}},
+    )
     async def readyz() -> Response:
         """Questions are taken."""
         ready = engine.open and engine.alive
         return JSONResponse(
-            {"status": "ready" if ready else "stopping", "waiting": engine.depth}, 200 if ready else 503
+            {"status": "ready" if ready else "stopping", "waiting": engine.depth},
+            200 if ready else 503,
         )
 
     @app.get("/metrics", tags=["status"], response_class=Response)
@@ -186,7 +212,9 @@ async def tree_of(request: Request, limits: Limits) -> Any:
     return await aside(from_json, body)
 
 
-async def answer_of(request: Request, engine: Engine, query, limits: Limits, options: dict, on_text=None) -> Answer:
+async def answer_of(
+    request: Request, engine: Engine, query, limits: Limits, options: dict, on_text=None
+) -> Answer:
     """The model's answer. A client that goes away takes its request out of the queue."""
     job = engine.submit(query, timeout=limits.seconds, on_text=on_text, **options)
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
@@ -195,7 +223,8 @@ async def answer_of(request: Request, engine: Engine, query, limits: Limits, opt
         if not loop.is_closed():
             loop.call_soon_threadsafe(ready.set)
 
-    job.answer.add_done_callback(done)  # asyncio.wrap_future would keep the answer until the garbage collector comes by
+    # asyncio.wrap_future would keep the answer until the garbage collector comes by
+    job.answer.add_done_callback(done)
     try:
         while True:
             try:
@@ -212,48 +241,30 @@ async def answer_of(request: Request, engine: Engine, query, limits: Limits, opt
         del job  # an error that is raised holds this frame, which would hold the error
 
 
-FORM = {
-    "type": "object",
-    "required": ["image"],
-    "properties": {
-        "image": {"type": "string", "format": "binary"},
-        "text": {"type": "string"},
-        "points": {"type": "string", "description": "JSON: [[x, y, 1 or 0], ...]"},
-        "boxes": {"type": "string", "description": "JSON: [[x0, y0, x1, y1], ...]"},
-        "ref_image": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "ref_mask": {"type": "array", "items": {"type": "string", "format": "binary"}},
-        "ref_label": {"type": "array", "items": {"type": "string"}},
-    },
-}
-SCHEMA = Segment.model_json_schema(ref_template="#/components/schemas/{model}")
-DEFINITIONS = SCHEMA.pop("$defs", {})
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGP8//8/AzbAhFV0EEsAAJ1gAw/C5sI0AAAAAElFTkSuQmCC"
-EXAMPLE = {"image": PIXEL, "text": "the thing you would take along on a rainy day"}
-FOUND = {
-    "text": "The umbrella <SEG>.", "status": "found", "references": [], "meta": {"model": "reasonseg-tiny"},
-    "objects": [{"label": "umbrella", "score": 0.9, "box": [1, 2, 9, 9], "segmentation": {"size": [16, 16], "counts": "..."}}],
-}  # fmt: skip
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"description": text}
-    for code, text in {
-        401: "token",
-        408: "too slow",
-        413: "too large",
-        422: "not understood",
-        503: "busy",
-        504: "late",
-    }.items()
-}
-
-
 def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
-    content = {"application/json": {"schema": SCHEMA, "example": EXAMPLE}, "multipart/form-data": {"schema": FORM}}
+    content = {
+        "application/json": {"schema": SCHEMA, "example": EXAMPLE},
+        "multipart/form-data": {"schema": FORM},
+    }
     body = {"requestBody": {"required": True, "content": content}}
-    ok = {200: {"description": "the answer", "content": {"application/json": {"example": FOUND}, "image/png": {}}}}
+    ok = {
+        200: {
+            "description": "the answer",
+            "content": {"application/json": {"example": FOUND}, "image/png": {}},
+        }
+    }
 
-    @app.post("/v1/segment", tags=["segment"], openapi_extra=body, responses={**ok, **ERRORS}, response_class=Response)
+    @app.post(
+        "/v1/segment",
+        tags=["segment"],
+        openapi_extra=body,
+        responses={**ok, **ERRORS},
+        response_class=Response,
+    )
     async def segment(request: Request) -> Response:
-        """Masks of what is asked about a picture; with `Accept: image/png` the picture with its masks drawn on it."""
+        """Masks of what is asked about a picture; with `Accept: image/png` the picture with its
+        masks drawn on it.
+        """
         async with mistakes():
             asked = parsed(Segment, await tree_of(request, limits))
             query = await aside(query_of, asked, limits)
@@ -278,27 +289,31 @@ def _png(answer: Answer) -> bytes:
     return file.getvalue()
 
 
-def _json(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAPI says of a JSON body."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
-
-
 class Asking(Ask):
-    """A question in a conversation; its places correct mask `correct` of the last answer, `image` changes the picture."""
+    """A question in a conversation; its places correct mask `correct` of the last answer,
+    `image` changes the picture.
+    """
 
     image: str | bytes | None = None
     correct: int | None = None
 
 
-def _add_sessions(app: FastAPI, engine: Engine, conversations: Conversations, limits: Limits) -> None:
+def _add_sessions(
+    app: FastAPI, engine: Engine, conversations: Conversations, limits: Limits
+) -> None:
     tags: list[Any] = ["conversations"]
     picture = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string"}}}
     question = Ask.model_json_schema(ref_template="#/components/schemas/{model}")
     question.pop("$defs", None)
-    start, ask = _json(picture, {"image": PIXEL}), _json(question, {"text": "the cup"})
+    start, ask = json_body(picture, {"image": PIXEL}), json_body(question, {"text": "the cup"})
 
     @app.post(
-        "/v1/sessions", tags=tags, status_code=201, openapi_extra=start, responses=ERRORS, response_class=Response
+        "/v1/sessions",
+        tags=tags,
+        status_code=201,
+        openapi_extra=start,
+        responses=ERRORS,
+        response_class=Response,
     )
     async def opened(request: Request) -> Response:
         """Starts a conversation about a picture."""
@@ -310,7 +325,11 @@ def _add_sessions(app: FastAPI, engine: Engine, conversations: Conversations, li
             return JSONResponse({"id": conversations.open(Session(engine.segmenter, image))}, 201)
 
     @app.post(
-        "/v1/sessions/{name}/ask", tags=tags, openapi_extra=ask, responses=ERRORS | {404: {}}, response_class=Response
+        "/v1/sessions/{name}/ask",
+        tags=tags,
+        openapi_extra=ask,
+        responses=ERRORS | {404: {}},
+        response_class=Response,
     )
     async def asked(name: str, request: Request) -> Response:
         """The next question: server-sent events, `text` as it grows, then `answer` (or `error`)."""
@@ -322,10 +341,17 @@ def _add_sessions(app: FastAPI, engine: Engine, conversations: Conversations, li
             image = await aside(picture_of, asking.image, limits) if asking.image else None
             shown = await aside(references_of, asking.references, limits)
         return StreamingResponse(
-            _told(request, engine, found, asking, image, shown, limits), media_type="text/event-stream"
+            _told(request, engine, found, asking, image, shown, limits),
+            media_type="text/event-stream",
         )
 
-    @app.delete("/v1/sessions/{name}", tags=tags, status_code=204, responses={404: {}}, response_class=Response)
+    @app.delete(
+        "/v1/sessions/{name}",
+        tags=tags,
+        status_code=204,
+        responses={404: {}},
+        response_class=Response,
+    )
     async def closed(name: str) -> Response:
         """Ends a conversation."""
         if not conversations.close(name):
@@ -355,8 +381,13 @@ async def _told(
                 return session.corrected(query, clicks, asking.correct, drawn)
             query = trial.query(asking.text, asking.points, asking.boxes)
             answer = await answer_of(
-                request, engine, query, limits, asking.options(), lambda text: loop.call_soon_threadsafe(said.put_nowait, text)
-            )  # fmt: skip
+                request,
+                engine,
+                query,
+                limits,
+                asking.options(),
+                lambda text: loop.call_soon_threadsafe(said.put_nowait, text),
+            )
             session.take(trial)
             return session.keep(query, answer)
 

@@ -23,8 +23,8 @@ class Conversation:
 
 
 class Conversations:
-    """At most `limit`, together of at most `budget` bytes: the one unused for longest goes first. Those unused for `seconds`
-    go anyway.
+    """At most `limit`, together of at most `budget` bytes: the one unused for longest goes first.
+    Those unused for `seconds` go anyway.
     """
 
     def __init__(self, limit: int = 256, seconds: float = 3600.0, budget: int = 2 * 2**30):

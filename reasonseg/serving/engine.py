@@ -29,7 +29,9 @@ class Late(RuntimeError):
 
 @dataclass
 class Job:
-    """A request: its `query`, the `options` of `batch`, and where its answer goes. `on_text` gets the text as it grows."""
+    """A request: its `query`, the `options` of `batch`, and where its answer goes. `on_text`
+    gets the text as it grows.
+    """
 
     query: Query
     options: dict[str, Any]
@@ -45,8 +47,9 @@ class Job:
 
 
 def renewed(error: Exception) -> Exception:
-    """A complaint about a query without the frames it came through: they hold the query, its future and so the complaint, in
-    a circle that keeps pictures and features alive until the garbage collector comes by. Other errors keep theirs, for the log.
+    """A complaint about a query without the frames it came through: they hold the query, its future
+    and so the complaint, in a circle that keeps pictures and features alive until the garbage
+    collector comes by. Other errors keep theirs, for the log.
     """
     return InputError(*error.args) if isinstance(error, InputError) else error
 
@@ -54,8 +57,9 @@ def renewed(error: Exception) -> Exception:
 class Engine:
     """Answers queries one batch at a time, on a thread of its own.
 
-    `batch` queries at most go through together; `waiting` at most wait (beyond them `submit` raises `Busy`); a batch is closed
-    after `linger` seconds. `observe(event, value)` is told what happens: `batch` (its size), `wait` and `work` (seconds).
+    `batch` queries at most go through together; `waiting` at most wait (beyond them `submit` raises
+    `Busy`); a batch is closed after `linger` seconds. `observe(event, value)` is told what happens:
+    `batch` (its size), `wait` and `work` (seconds).
     """
 
     def __init__(
@@ -76,9 +80,16 @@ class Engine:
         self.thread.start()
 
     def submit(
-        self, query: Query, *, timeout: float = 60.0, on_text: Callable[[str], None] | None = None, **options
+        self,
+        query: Query,
+        *,
+        timeout: float = 60.0,
+        on_text: Callable[[str], None] | None = None,
+        **options,
     ) -> Job:
-        """Queues a query; its `answer` is a future. Raises `Busy` where the queue is full or the engine stops."""
+        """Queues a query; its `answer` is a future. Raises `Busy` where the queue is full or the
+        engine stops.
+        """
         job = Job(query, options, time.monotonic() + timeout, on_text)
         try:
             if not self.open:
@@ -114,7 +125,9 @@ class Engine:
                 self.jobs.put(None)
 
     def _gather(self, first: Job) -> tuple[list[Job], Job | None, bool]:
-        """What can share the first job's batch, the job that could not and ended it, and whether the engine is to stop."""
+        """What can share the first job's batch, the job that could not and ended it, and whether
+        the engine is to stop.
+        """
         group, until = [first], time.monotonic() + self.linger
         while len(group) < self.size:
             try:
@@ -167,4 +180,6 @@ class Engine:
             if (on_text := group[i].on_text) is not None:
                 on_text(text)
 
-        return self.segmenter.batch([job.query for job in group], on_text=hand_on, **group[0].options)
+        return self.segmenter.batch(
+            [job.query for job in group], on_text=hand_on, **group[0].options
+        )

@@ -15,18 +15,33 @@ class Metrics:
     def __init__(self, engine_depth: Callable[[], int], conversations: Callable[[], int]):
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "reasonseg_requests_total", "requests by path and status", ["path", "status"], registry=self.registry
+            "reasonseg_requests_total",
+            "requests by path and status",
+            ["path", "status"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
-            "reasonseg_request_seconds", "from first byte to last", ["path"], buckets=SECONDS, registry=self.registry
+            "reasonseg_request_seconds",
+            "from first byte to last",
+            ["path"],
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.batch = Histogram(
-            "reasonseg_batch_size", "questions answered together", buckets=(1, 2, 4, 8, 16, 32), registry=self.registry
+            "reasonseg_batch_size",
+            "questions answered together",
+            buckets=(1, 2, 4, 8, 16, 32),
+            registry=self.registry,
         )
         self.wait = Histogram(
-            "reasonseg_queue_seconds", "waiting for the model", buckets=SECONDS, registry=self.registry
+            "reasonseg_queue_seconds",
+            "waiting for the model",
+            buckets=SECONDS,
+            registry=self.registry,
         )
-        self.work = Histogram("reasonseg_model_seconds", "a batch took", buckets=SECONDS, registry=self.registry)
+        self.work = Histogram(
+            "reasonseg_model_seconds", "a batch took", buckets=SECONDS, registry=self.registry
+        )
         for name, help_, read in (
             ("reasonseg_queue_depth", "requests that wait", engine_depth),
             ("reasonseg_conversations", "conversations kept", conversations),

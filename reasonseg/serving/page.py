@@ -1,4 +1,6 @@
-"""The page: upload, ask, look at coloured layers, click to correct, brush an example, go on; on the same model thread."""
+"""The page: upload, ask, look at coloured layers, click to correct, brush an example, go on; on
+the same model thread.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ class Page:
         """The conversation of a browser, one turn at a time."""
         found = self.conversations.find(name) if name else None
         if found is None:
-            raise gr.Error("Give a picture first (a conversation is forgotten after an hour).", print_exception=False)
+            raise gr.Error(
+                "Give a picture first (a conversation is forgotten after an hour).",
+                print_exception=False,
+            )
         with found.turn, told():
             yield found.session
 
@@ -82,7 +87,14 @@ class Page:
         chat[-1] = {"role": "assistant", "content": spoken(answer)}
         yield chat, "", *self.shown(answer)
 
-    def correct(self, spot: gr.SelectData, belongs: str, layers: list[str], name: str | None, chat: list[dict]):
+    def correct(
+        self,
+        spot: gr.SelectData,
+        belongs: str,
+        layers: list[str],
+        name: str | None,
+        chat: list[dict],
+    ):
         """A click on the picture: the first layer that is switched on is drawn again."""
         on = int(belongs == BELONGS)
         with self.session(name) as session:
@@ -90,7 +102,9 @@ class Page:
             x, y = (float(v) / enlargement(session.image) for v in spot.index)
             if last is None or not len(last.masks):
                 query = session.query(points=[(x, y, on)])
-                answer = session.keep(query, self.engine.submit(query, timeout=self.seconds).answer.result())
+                answer = session.keep(
+                    query, self.engine.submit(query, timeout=self.seconds).answer.result()
+                )
             else:
                 names = names_of(last)
                 mask = next((k for k, layer in enumerate(names) if layer in layers), 0)
@@ -98,7 +112,11 @@ class Page:
                 drawn = self.engine.submit(query, timeout=self.seconds).answer.result()
                 answer = session.corrected(query, clicks, mask, drawn)
         note = f"(a click at {x:.0f}, {y:.0f}: {belongs})"
-        chat = [*chat, {"role": "user", "content": note}, {"role": "assistant", "content": spoken(answer)}]
+        chat = [
+            *chat,
+            {"role": "user", "content": note},
+            {"role": "assistant", "content": spoken(answer)},
+        ]
         return chat, *self.shown(answer)
 
     def latest(self, session: Session) -> Answer | None:
@@ -129,7 +147,13 @@ class Page:
             if session.undo() is None:
                 return chat, gr.skip(), gr.skip(), gr.skip(), gr.skip()
             if (last := self.latest(session)) is None:
-                return chat[:-2], plain(session.image), gr.update(choices=NOTHING, value=NOTHING), None, None
+                return (
+                    chat[:-2],
+                    plain(session.image),
+                    gr.update(choices=NOTHING, value=NOTHING),
+                    None,
+                    None,
+                )
             return chat[:-2], *self.shown(last)
 
     def example(self, drawing: dict | None, label: str, name: str | None):
@@ -176,7 +200,9 @@ def names_of(answer: Answer) -> list[str]:
 def drawn_on(answer: Answer, layers: list[str]):
     """The picture with the masks of the layers that are on, each in its own colour."""
     on = [k for k, name in enumerate(names_of(answer)) if name in layers]
-    return draw_overlay(answer.image, answer.masks[on], [answer.labels[k] for k in on], answer.scores[on], on)
+    return draw_overlay(
+        answer.image, answer.masks[on], [answer.labels[k] for k in on], answer.scores[on], on
+    )
 
 
 def plain(image: np.ndarray) -> np.ndarray:
@@ -185,69 +211,112 @@ def plain(image: np.ndarray) -> np.ndarray:
 
 
 def brushed(drawing: dict | None, label: str, pixels: int = MAX_PIXELS) -> Reference:
-    """A reference from an image editor: its background, and whatever was painted over it; `InputError` for an empty one."""
+    """A reference from an image editor: its background, and whatever was painted over it;
+    `InputError` for an empty one.
+    """
     if not drawing or drawing.get("background") is None:
         raise InputError("give a picture to brush on")
     image = np.asarray(drawing["background"])[..., :3].astype(np.uint8)
     if image.shape[0] * image.shape[1] > pixels:
-        raise InputError(f"the picture has more than the {pixels / 1e6:g} million pixels read; make it smaller")
+        raise InputError(
+            f"the picture has more than the {pixels / 1e6:g} million pixels read; make it smaller"
+        )
     mask = np.zeros(image.shape[:2], bool)
     for layer in drawing.get("layers") or []:
         mask |= np.asarray(layer)[..., -1] > 0
     if not mask.any():
         raise InputError("nothing is brushed; paint over the thing")
-    return Reference(np.ascontiguousarray(image), mask=mask, label=label.strip() or None, name="brushed")
+    return Reference(
+        np.ascontiguousarray(image), mask=mask, label=label.strip() or None, name="brushed"
+    )
 
 
-def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> gr.Blocks:
-    """The page's widgets and what they do. Files it made for a browser are removed after an hour."""
-    page = Page(engine, conversations, limits)
-    with gr.Blocks(title="reasonseg", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        name = gr.State(None)
+class Widgets:
+    """The page's widgets, laid out in two columns; make it inside `gr.Blocks`."""
+
+    def __init__(self, notice: str):
+        self.name = gr.State(None)
         gr.Markdown("## reasonseg\nWords, examples, or both into image masks.")
-        notice = engine.segmenter.settings.notice
         if notice:
             gr.Markdown(f"*{notice}*")
         with gr.Row():
             with gr.Column(min_width=320):
-                image = gr.Image(
-                    label="Picture", type="filepath", sources=["upload", "clipboard"], elem_id="picture", height=320
-                )
-                gr.Examples([[str(f)] for f in sorted(PICTURES.glob("*.png"))], [image], label="Or one of these")
-                with gr.Accordion("Show an example", open=False):
-                    editor = gr.ImageEditor(label="Brush over the thing", type="numpy", elem_id="editor", height=320)
-                    label = gr.Textbox(label="Its name, if you like", elem_id="label")
-                    add, forget = gr.Button("Add the example", elem_id="add"), gr.Button("Forget all examples")
-                    examples = gr.Markdown("No examples are shown.")
+                self._picture()
             with gr.Column(min_width=320):
-                result = gr.Image(
-                    label="Click to correct", type="numpy", interactive=False, elem_id="result", format="png"
-                )
-                text = gr.Textbox(label="Ask", placeholder="what keeps you dry in the rain", elem_id="ask")
-                with gr.Row():
-                    send = gr.Button("Ask", variant="primary", elem_id="send", min_width=100)
-                    undo = gr.Button("Undo", elem_id="undo", min_width=100)
-                layers = gr.CheckboxGroup(label="Layers", choices=NOTHING, elem_id="layers")
-                belongs = gr.Radio([BELONGS, FOREIGN], value=BELONGS, label="What I click on ...", elem_id="belongs")
-                chat = gr.Chatbot(label="Conversation", height=260, elem_id="chat")
-                with gr.Row():
-                    png = gr.DownloadButton("PNG", elem_id="png", min_width=100)
-                    coco = gr.DownloadButton("COCO", elem_id="coco", min_width=100)
-        shown = [result, layers, png, coco]
+                self._answer()
+        self.shown = [self.result, self.layers, self.png, self.coco]
+
+    def _picture(self) -> None:
+        """What is asked about, and examples."""
+        self.image = gr.Image(
+            label="Picture",
+            type="filepath",
+            sources=["upload", "clipboard"],
+            elem_id="picture",
+            height=320,
+        )
+        pictures = [[str(f)] for f in sorted(PICTURES.glob("*.png"))]
+        gr.Examples(pictures, [self.image], label="Or one of these")
+        with gr.Accordion("Show an example", open=False):
+            self.editor = gr.ImageEditor(
+                label="Brush over the thing", type="numpy", elem_id="editor", height=320
+            )
+            self.label = gr.Textbox(label="Its name, if you like", elem_id="label")
+            self.add = gr.Button("Add the example", elem_id="add")
+            self.forget = gr.Button("Forget all examples")
+            self.examples = gr.Markdown("No examples are shown.")
+
+    def _answer(self) -> None:
+        """The masks, the question, and the conversation."""
+        self.result = gr.Image(
+            label="Click to correct",
+            type="numpy",
+            interactive=False,
+            elem_id="result",
+            format="png",
+        )
+        self.text = gr.Textbox(
+            label="Ask", placeholder="what keeps you dry in the rain", elem_id="ask"
+        )
+        with gr.Row():
+            self.send = gr.Button("Ask", variant="primary", elem_id="send", min_width=100)
+            self.undo = gr.Button("Undo", elem_id="undo", min_width=100)
+        self.layers = gr.CheckboxGroup(label="Layers", choices=NOTHING, elem_id="layers")
+        self.belongs = gr.Radio(
+            [BELONGS, FOREIGN], value=BELONGS, label="What I click on ...", elem_id="belongs"
+        )
+        self.chat = gr.Chatbot(label="Conversation", height=260, elem_id="chat")
+        with gr.Row():
+            self.png = gr.DownloadButton("PNG", elem_id="png", min_width=100)
+            self.coco = gr.DownloadButton("COCO", elem_id="coco", min_width=100)
+
+
+def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> gr.Blocks:
+    """The page's widgets and what they do. Files it made for a browser are removed after an
+    hour.
+    """
+    page = Page(engine, conversations, limits)
+    with gr.Blocks(title="reasonseg", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        w = Widgets(engine.segmenter.settings.notice)
+        name, chat, shown = w.name, w.chat, w.shown
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        image.change(page.start, [image, name], [name, result, layers, chat], **quiet)
-        for event in (send.click, text.submit):
-            event(page.ask, [text, name, chat], [chat, text, *shown], **quiet)
-        result.select(page.correct, [belongs, layers, name, chat], [chat, *shown], **quiet)
-        layers.input(page.switch, [layers, name], [result], **quiet)
-        undo.click(page.undo, [name, chat], [chat, *shown], **quiet)
-        add.click(page.example, [editor, label, name], [examples, editor, label], **quiet)
-        forget.click(page.forget, [name], [examples], **quiet)
+        w.image.change(page.start, [w.image, name], [name, w.result, w.layers, chat], **quiet)
+        for event in (w.send.click, w.text.submit):
+            event(page.ask, [w.text, name, chat], [chat, w.text, *shown], **quiet)
+        w.result.select(page.correct, [w.belongs, w.layers, name, chat], [chat, *shown], **quiet)
+        w.layers.input(page.switch, [w.layers, name], [w.result], **quiet)
+        w.undo.click(page.undo, [name, chat], [chat, *shown], **quiet)
+        w.add.click(
+            page.example, [w.editor, w.label, name], [w.examples, w.editor, w.label], **quiet
+        )
+        w.forget.click(page.forget, [name], [w.examples], **quiet)
     return blocks
 
 
 def mount(app: FastAPI, token: str | None = None) -> FastAPI:
-    """The app with the page at `/`; with a token it is asked for as the password of user `reasonseg`."""
+    """The app with the page at `/`; with a token it is asked for as the password of user
+    `reasonseg`.
+    """
     state = app.state
     blocks = make_page(state.engine, state.conversations, state.limits)
     blocks.queue(max_size=64, default_concurrency_limit=16)

@@ -1,8 +1,10 @@
-"""Many pictures at once, on Ray Data: a pool of models, one shard of pictures after another, each written whole or not at all.
+"""Many pictures at once, on Ray Data: a pool of models, one shard of pictures after another, each
+written whole or not at all.
 
-OUTPUT holds `part-00000.parquet` ... (columns `image`, `status`, `text`, `objects`, `error`; a row a picture),
-`listing.jsonl` (which pictures make up which shard), `run.json` (the settings) and in the end `annotations.json` (COCO). A killed
-run goes on with the shards that are missing; pictures that came since become further shards.
+OUTPUT holds `part-00000.parquet` ... (columns `image`, `status`, `text`, `objects`, `error`; a row
+a picture), `listing.jsonl` (which pictures make up which shard), `run.json` (the settings) and in
+the end `annotations.json` (COCO). A killed run goes on with the shards that are missing; pictures
+that came since become further shards.
 """
 
 from __future__ import annotations
@@ -27,24 +29,38 @@ from reasonseg.structures.query import Query
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
-OBJECT = pa.struct([
-    ("label", pa.string()), ("score", pa.float64()), ("box", pa.list_(pa.float64())), ("segmentation", SEGMENTATION),
-    ("question", pa.string()),
-])  # fmt: skip
-SCHEMA = pa.schema([
-    ("image", pa.string()), ("status", pa.string()), ("text", pa.string()), ("objects", pa.list_(OBJECT)), ("error", pa.string()),
-])  # fmt: skip
+OBJECT = pa.struct(
+    [
+        ("label", pa.string()),
+        ("score", pa.float64()),
+        ("box", pa.list_(pa.float64())),
+        ("segmentation", SEGMENTATION),
+        ("question", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("status", pa.string()),
+        ("text", pa.string()),
+        ("objects", pa.list_(OBJECT)),
+        ("error", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked about every picture: `questions`, or the nearest `shots` references of a `bank`, or both."""
+    """What is asked about every picture: `questions`, or the nearest `shots` references of a
+    `bank`, or both.
+    """
 
     questions: tuple[str, ...] = ()
     bank: str = ""
     shots: int = 1
     by: str = "pixel"
-    model: dict[str, Any] = field(default_factory=dict)  # keywords of Segmenter.from_pretrained; `source` among them
+    # keywords of Segmenter.from_pretrained; `source` among them
+    model: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
 
     def __post_init__(self):
@@ -63,16 +79,23 @@ def questions_in(file: str | Path) -> tuple[str, ...]:
 
 
 def pictures_of(source: str | Path) -> list[str]:
-    """Paths of the pictures of a folder (and all below it), of a COCO file, or of a parquet's column `image`."""
+    """Paths of the pictures of a folder (and all below it), of a COCO file, or of a parquet's
+    column `image`.
+    """
     source = Path(source)
     if source.is_dir():
         found = sorted(
-            str(p.absolute()) for p in source.rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith(".")
+            str(p.absolute())
+            for p in source.rglob("*")
+            if p.suffix.lower() in PICTURES and not p.name.startswith(".")
         )
     elif source.suffix == ".parquet" and source.is_file():
         table = pq.ParquetFile(source)
         if "image" not in table.schema_arrow.names:
-            raise InputError(f"{source} has no column image (paths); it has {', '.join(table.schema_arrow.names)}")
+            raise InputError(
+                f"{source} has no column image (paths); it has "
+                f"{', '.join(table.schema_arrow.names)}"
+            )
         found = [str(v) for v in table.read(["image"]).column("image").to_pylist()]
     elif source.suffix == ".json" and source.is_file():
         found = _coco_pictures(source)
@@ -89,7 +112,9 @@ def _coco_pictures(source: Path) -> list[str]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{source} is no COCO file: {error!r}") from None
     below = source.parent / "images"
-    return [str((below / n if (below / n).is_file() else source.parent / n).absolute()) for n in names]
+    return [
+        str((below / n if (below / n).is_file() else source.parent / n).absolute()) for n in names
+    ]
 
 
 class Annotator:
@@ -114,7 +139,8 @@ class Annotator:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Annotates shards, each to its file; returns how many pictures were done."""
         counts = [
-            self.shard(int(number), list(paths)) for number, paths in zip(batch["shard"], batch["images"], strict=True)
+            self.shard(int(number), list(paths))
+            for number, paths in zip(batch["shard"], batch["images"], strict=True)
         ]
         return {"done": np.array(counts)}
 
@@ -128,7 +154,9 @@ class Annotator:
         return len(rows)
 
     def rows(self, paths: list[str], sizes: dict[str, tuple[int, int]]) -> Iterator[dict]:
-        """A row a picture, in order; what cannot be read is a row with its error. Notes `sizes` (height, width) on the way."""
+        """A row a picture, in order; what cannot be read is a row with its error. Notes `sizes`
+        (height, width) on the way.
+        """
         for start in range(0, len(paths), self.task.batch):
             part, queries, errors = paths[start : start + self.task.batch], {}, {}
             for path in part:
@@ -143,20 +171,34 @@ class Annotator:
             answers = iter(self.segmenter.batch(asked))
             for path in part:
                 if path in errors:
-                    yield {"image": path, "status": "error", "text": "", "objects": [], "error": errors[path]}
+                    yield {
+                        "image": path,
+                        "status": "error",
+                        "text": "",
+                        "objects": [],
+                        "error": errors[path],
+                    }
                 else:
                     yield row_of(path, queries[path], [next(answers) for _ in queries[path]])
 
     def queries(self, image: np.ndarray) -> list[Query]:
         """What is asked about a picture."""
-        shown = self.bank.select(self.segmenter, image, self.task.shots, by=self.task.by) if self.bank else []  # type: ignore[arg-type]
+        shown = (
+            self.bank.select(self.segmenter, image, self.task.shots, by=self.task.by)
+            if self.bank
+            else []
+        )  # type: ignore[arg-type]
         references = [choice.reference for choice in shown]
         return [Query(image, text, references) for text in self.task.questions or ("",)]
 
 
 def row_of(path: str, queries: Sequence[Query], answers: Sequence[Answer]) -> dict:
     """The row of a picture: every object with the question it answers."""
-    objects = [{**o, "question": q.text} for q, a in zip(queries, answers, strict=True) for o in a.to_dict()["objects"]]
+    objects = [
+        {**o, "question": q.text}
+        for q, a in zip(queries, answers, strict=True)
+        for o in a.to_dict()["objects"]
+    ]
     said = [a.status for a in answers]
     status = "found" if "found" in said else said[0]
     return {
@@ -174,7 +216,9 @@ def part(out: Path, number: int) -> Path:
 
 
 def listing(out: Path, found: list[str], size: int) -> list[list[str]]:
-    """The pictures of each shard, kept in `listing.jsonl`: as they were first listed, and new ones in shards of their own."""
+    """The pictures of each shard, kept in `listing.jsonl`: as they were first listed, and new
+    ones in shards of their own.
+    """
     file = out / "listing.jsonl"
     shards = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     listed = {path for shard in shards for path in shard}
@@ -195,22 +239,32 @@ def annotate(
     shard: int = 64,
     progress: bool = True,
 ) -> dict[str, int]:
-    """Annotates every picture of `source` once and returns counts by status. Killed, it goes on where it stopped.
+    """Annotates every picture of `source` once and returns counts by status. Killed, it goes on
+    where it stopped.
 
-    `address` is a Ray cluster's (None: this machine); `models` how many work at a time (None: one a GPU, or one for two cores);
-    `shard` pictures are one unit of work. Raises `InputError` where `out` holds a run with other settings.
+    `address` is a Ray cluster's (None: this machine); `models` how many work at a time (None: one a
+    GPU, or one for two cores); `shard` pictures are one unit of work. Raises `InputError` where
+    `out` holds a run with other settings.
     """
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     run, settings = out / "run.json", json.loads(json.dumps(asdict(task)))
-    if any(out.glob("part-*.parquet")) and run.is_file() and json.loads(run.read_text()) != settings:
+    if (
+        any(out.glob("part-*.parquet"))
+        and run.is_file()
+        and json.loads(run.read_text()) != settings
+    ):
         raise InputError(f"{out} holds annotations made with other settings; choose another folder")
     for left in out.glob(".part-*"):  # of a killed run
         left.unlink(missing_ok=True)
     with atomic_write(run) as aside:
         aside.write_text(json.dumps(settings, indent=1) + "\n")
     shards = listing(out, pictures_of(source), shard)
-    todo = [{"shard": k, "images": paths} for k, paths in enumerate(shards) if not part(out, k).is_file()]
+    todo = [
+        {"shard": k, "images": paths}
+        for k, paths in enumerate(shards)
+        if not part(out, k).is_file()
+    ]
     total = sum(map(len, shards))
     with tqdm(
         total=total,
@@ -224,13 +278,17 @@ def annotate(
     return finish(out, len(shards))
 
 
-def _worked(todo: list[dict], task: Task, out: Path, address: str | None, models: int | None) -> Iterator[int]:
+def _worked(
+    todo: list[dict], task: Task, out: Path, address: str | None, models: int | None
+) -> Iterator[int]:
     """Runs shards on the pool; yields how many pictures each had."""
     if not todo:
         return
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(
+            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+        )
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
         resources = ray.cluster_resources()
@@ -238,9 +296,14 @@ def _worked(todo: list[dict], task: Task, out: Path, address: str | None, models
         pool = min(models or gpus or max(cpus // 2, 1), len(todo))
         data = ray.data.from_items(todo, override_num_blocks=len(todo))
         data = data.map_batches(
-            Annotator, fn_constructor_args=(task, str(out), max(cpus // pool, 1)), batch_size=1, batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=pool), num_cpus=1, num_gpus=1 if gpus else 0,
-        )  # fmt: skip
+            Annotator,
+            fn_constructor_args=(task, str(out), max(cpus // pool, 1)),
+            batch_size=1,
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=pool),
+            num_cpus=1,
+            num_gpus=1 if gpus else 0,
+        )
         for batch in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
             yield int(batch["done"].sum())
     except ray.exceptions.RayError as error:
@@ -251,7 +314,9 @@ def _worked(todo: list[dict], task: Task, out: Path, address: str | None, models
 
 
 def mistake_in(error: BaseException | None) -> BaseException:
-    """The user's mistake behind a failure on the pool, as an `InputError`; the failure itself where it is none."""
+    """The user's mistake behind a failure on the pool, as an `InputError`; the failure itself
+    where it is none.
+    """
     told = " ".join(str(error).split())
     inside = error
     while inside is not None:
@@ -259,7 +324,9 @@ def mistake_in(error: BaseException | None) -> BaseException:
             return InputError(str(inside).strip().splitlines()[-1])
         inside = getattr(inside, "cause", None) or inside.__cause__
     mark = "reasonseg.errors.InputError: "
-    return InputError(told.rsplit(mark, 1)[1]) if mark in told else error  # type: ignore[return-value]
+    if mark in told or error is None:
+        return InputError(told.rsplit(mark, 1)[-1])
+    return error
 
 
 def finish(out: Path, shards: int) -> dict[str, int]:
@@ -297,9 +364,15 @@ def _write_coco(file, out: Path, shards: int, names: dict[str, int]) -> None:
                 count += 1
                 x0, y0, x1, y1 = o["box"] or (0, 0, 0, 0)
                 annotation = {
-                    "id": count, "image_id": number, "category_id": names[o["label"]], "segmentation": o["segmentation"],
-                    "area": area_of(o["segmentation"]), "bbox": [x0, y0, x1 - x0, y1 - y0], "iscrowd": 0, "score": o["score"],
-                }  # fmt: skip
+                    "id": count,
+                    "image_id": number,
+                    "category_id": names[o["label"]],
+                    "segmentation": o["segmentation"],
+                    "area": area_of(o["segmentation"]),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "iscrowd": 0,
+                    "score": o["score"],
+                }
                 file.write(("" if first else ",\n") + json.dumps(annotation))
                 first = False
     categories = [{"id": k, "name": name} for name, k in names.items()]

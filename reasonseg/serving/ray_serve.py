@@ -1,6 +1,8 @@
-"""The same app on Ray Serve: one door that reads requests and keeps conversations, and replicas of the model behind it.
+"""The same app on Ray Serve: one door that reads requests and keeps conversations, and replicas of
+the model behind it.
 
-Replicas come and go with the load (Serve's autoscaling) and answer what waits together (Serve's batching).
+Replicas come and go with the load (Serve's autoscaling) and answer what waits together (Serve's
+batching).
 """
 
 from __future__ import annotations
@@ -80,10 +82,16 @@ class Model:
 
 
 class Remote:
-    """Stands for an `Engine` where the models are replicas: the same `submit`, a bounded number under way."""
+    """Stands for an `Engine` where the models are replicas: the same `submit`, a bounded number
+    under way.
+    """
 
     def __init__(
-        self, handle, about: dict[str, Any], waiting: int, observe: Callable[[str, float], None] | None = None
+        self,
+        handle,
+        about: dict[str, Any],
+        waiting: int,
+        observe: Callable[[str, float], None] | None = None,
     ):
         self.handle, self.waiting = handle, waiting
         self.observe = observe or (lambda event, value: None)
@@ -98,7 +106,12 @@ class Remote:
         return self.under_way
 
     def submit(
-        self, query: Query, *, timeout: float = 60.0, on_text: Callable[[str], None] | None = None, **options
+        self,
+        query: Query,
+        *,
+        timeout: float = 60.0,
+        on_text: Callable[[str], None] | None = None,
+        **options,
     ) -> Job:
         """Sends a query to a replica; its `answer` is a future. Raises `Busy` beyond `waiting`."""
         with self.lock:
@@ -139,14 +152,25 @@ class Door:
     """Reads requests, keeps conversations, and asks the replicas."""
 
     def __init__(self, model, limits: Limits, token: str | None, waiting: int, page: bool):
-        self.model, self.limits, self.token, self.waiting, self.page = model, limits, token, waiting, page
+        self.model, self.limits, self.token, self.waiting, self.page = (
+            model,
+            limits,
+            token,
+            waiting,
+            page,
+        )
 
     async def __serve_build_asgi_app__(self):
         """The app of `serve/api.py`, with the page."""
         from reasonseg.serving.api import make_app
 
         about = await self.model.about.remote()
-        app = make_app(None, limits=self.limits, token=self.token, engine=Remote(self.model, about, self.waiting))
+        app = make_app(
+            None,
+            limits=self.limits,
+            token=self.token,
+            engine=Remote(self.model, about, self.waiting),
+        )
         if self.page:
             from reasonseg.serving.page import mount
 
@@ -155,22 +179,37 @@ class Door:
 
 
 def run(
-    keywords: dict[str, Any], *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None,
-    token: str | None = None, waiting: int = 64, replicas: int = 4, page: bool = True, address: str | None = None,
+    keywords: dict[str, Any],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Limits | None = None,
+    token: str | None = None,
+    waiting: int = 64,
+    replicas: int = 4,
+    page: bool = True,
+    address: str | None = None,
     blocking: bool = True,
-) -> None:  # fmt: skip
-    """Serves the model of `keywords` (those of `Segmenter.from_pretrained`) with one to `replicas` replicas.
+) -> None:
+    """Serves the model of `keywords` (those of `Segmenter.from_pretrained`) with one to `replicas`
+    replicas.
 
     `address` is a Ray cluster's (None: this machine). Returns at once where `blocking` is off.
     """
     if not ray.is_initialized():
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(
+            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+        )
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     most = max(min(replicas, gpus or max(cpus - 1, 1)), 1)
     model = serve.deployment(Model).options(
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if gpus else 0},
-        autoscaling_config={"min_replicas": 1, "max_replicas": most, "target_ongoing_requests": 16 * PER_REPLICA},
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": most,
+            "target_ongoing_requests": 16 * PER_REPLICA,
+        },
         max_ongoing_requests=16 * PER_REPLICA * 2,
     )
     door = serve.deployment(serve.ingress()(Door)).options(

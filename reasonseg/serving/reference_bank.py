@@ -1,8 +1,10 @@
-"""A reference bank: annotated images to choose examples from, by how much they resemble the picture asked about.
+"""A reference bank: annotated images to choose examples from, by how much they resemble the picture
+asked about.
 
-A bank is a folder in any layout that `finetune` reads; our own is `images/` with `masks/LABEL/`. What the model's eye sees of
-each reference is kept beside them in `.features/`, and made anew where a file or the model has changed. Selection follows
-prompt-SelF: the nearest by one vector a picture (`global`), or by all of its patches (`pixel`).
+A bank is a folder in any layout that `finetune` reads; our own is `images/` with `masks/LABEL/`.
+What the model's eye sees of each reference is kept beside them in `.features/`, and made anew where
+a file or the model has changed. Selection follows prompt-SelF: the nearest by one vector a picture
+(`global`), or by all of its patches (`pixel`).
 """
 
 from __future__ import annotations
@@ -67,12 +69,16 @@ class Bank:
         return f"{place.as_posix()}: {', '.join(dict.fromkeys(entry.labels))}"
 
     def reference(self, i: int, label: str | None = None) -> Reference:
-        """Reference `i`, read from its files; of several labels only what has `label`, if one is given."""
+        """Reference `i`, read from its files; of several labels only what has `label`, if one is
+        given.
+        """
         sample = self.data[i]
         labels = sample.truth.labels
         mine = [k for k, name in enumerate(labels) if label is None or name == label]
         named = ", ".join(dict.fromkeys(labels[k] for k in mine)) or None
-        return Reference(sample.query.image, mask=sample.truth.masks[mine].any(0), label=named, name=self.id(i))
+        return Reference(
+            sample.query.image, mask=sample.truth.masks[mine].any(0), label=named, name=self.id(i)
+        )
 
     def select(
         self,
@@ -83,19 +89,25 @@ class Bank:
         by: By = "pixel",
         progress: bool = False,
     ) -> list[Choice]:
-        """The `shots` references nearest to an image, the nearest first, weighted by their similarity.
+        """The `shots` references nearest to an image, the nearest first, weighted by their
+        similarity.
 
-        `label` leaves only references of that label; `by` compares one vector a picture (`global`), patch with patch at the
-        same place (`pixel`, prompt-SelF's), or looks for the marked patches anywhere in the image (`thing`). Raises
-        `InputError` where nothing is left to choose from.
+        `label` leaves only references of that label; `by` compares one vector a picture (`global`),
+        patch with patch at the same place (`pixel`, prompt-SelF's), or looks for the marked patches
+        anywhere in the image (`thing`). Raises `InputError` where nothing is left to choose from.
         """
         mine = [i for i, e in enumerate(self.data.entries) if label is None or label in e.labels]
         if not mine:
-            raise InputError(f"the bank {self.folder} has no reference of {label!r}; it has {', '.join(self.labels)}")
+            raise InputError(
+                f"the bank {self.folder} has no reference of {label!r}; it has "
+                f"{', '.join(self.labels)}"
+            )
         seen = self.features(segmenter, mine, progress)
         mine = [i for i in mine if i in seen]
         if not mine:
-            raise InputError(f"no reference of the bank {self.folder} can be read: {self.problems[0]}")
+            raise InputError(
+                f"no reference of the bank {self.folder} can be read: {self.problems[0]}"
+            )
         with torch.inference_mode():
             query = self._seen(segmenter, [image])[0].cpu()
         values = torch.stack([similarity(query, *seen[i], by) for i in mine])
@@ -111,7 +123,8 @@ class Bank:
     def features(
         self, segmenter, which: Sequence[int], progress: bool = False
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references, from the disk where they are.
+        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references,
+        from the disk where they are.
 
         One that cannot be read is left out and named in `problems`.
         """
@@ -121,7 +134,11 @@ class Bank:
         stamps = {i: _stamp(self.data.entries[i].picture, f"{i} {self.id(i)}") for i in which}
         missing = [i for i in which if stamps[i] not in kept]
         self.problems = []
-        for start in tqdm(range(0, len(missing), BATCH), desc="reference bank", disable=not progress or not missing):
+        for start in tqdm(
+            range(0, len(missing), BATCH),
+            desc="reference bank",
+            disable=not progress or not missing,
+        ):
             read = []
             for i in missing[start : start + BATCH]:
                 try:
@@ -139,10 +156,14 @@ class Bank:
                 )
         if missing:
             self._keep(segmenter, kept)
-        return {i: (kept[stamps[i]][0].float(), kept[stamps[i]][1]) for i in which if stamps[i] in kept}
+        return {
+            i: (kept[stamps[i]][0].float(), kept[stamps[i]][1]) for i in which if stamps[i] in kept
+        }
 
     def _seen(self, segmenter, images: list[np.ndarray]) -> torch.Tensor:
-        return segmenter.references.placed(segmenter.references.patch_encoder.encode(images)).float()
+        return segmenter.references.placed(
+            segmenter.references.patch_encoder.encode(images)
+        ).float()
 
     def _file(self, segmenter) -> Path:
         return self.folder / FEATURES / f"{segmenter.fingerprint}.safetensors"
@@ -162,7 +183,9 @@ class Bank:
         }
 
     def _keep(self, segmenter, kept: dict) -> None:
-        """Writes what belongs to a file that is still there; a folder that cannot be written to is used without a cache."""
+        """Writes what belongs to a file that is still there; a folder that cannot be written to
+        is used without a cache.
+        """
         here = {_stamp(e.picture, f"{i} {self.id(i)}") for i, e in enumerate(self.data.entries)}
         stored = {k: v[0].contiguous() for k, v in kept.items() if k in here}
         stored |= {"share:" + k: v[1].contiguous() for k, v in kept.items() if k in here}
@@ -174,8 +197,12 @@ class Bank:
             return
 
 
-def similarity(query: torch.Tensor, patches: torch.Tensor, shares: torch.Tensor, by: By) -> torch.Tensor:
-    """Cosine similarity of a picture's unit patches `[t, c]` to a reference's, of whose patches `shares` `[t]` are marked."""
+def similarity(
+    query: torch.Tensor, patches: torch.Tensor, shares: torch.Tensor, by: By
+) -> torch.Tensor:
+    """Cosine similarity of a picture's unit patches `[t, c]` to a reference's, of whose patches
+    `shares` `[t]` are marked.
+    """
     if by == "global":
         return F.cosine_similarity(query.mean(0), patches.mean(0), dim=0)
     if by == "pixel":
@@ -187,13 +214,17 @@ def similarity(query: torch.Tensor, patches: torch.Tensor, shares: torch.Tensor,
 
 
 def marked_shares(prompter, mask: np.ndarray, patches: int) -> torch.Tensor:
-    """How much of each of a number of patches of a prompter's frame a mask covers, 0..1 `[patches]`."""
+    """How much of each of a number of patches of a prompter's frame a mask covers, 0..1
+    `[patches]`.
+    """
     framed, grid = prompter.frame(mask), round(patches**0.5)
     return F.adaptive_avg_pool2d(framed[None, None].float(), grid).flatten().cpu()
 
 
 def _stamp(picture: Path, name: str) -> str:
-    """Changes with the files behind a reference: the picture's size and time, and those of masks and annotations beside it."""
+    """Changes with the files behind a reference: the picture's size and time, and those of masks
+    and annotations beside it.
+    """
     stem, root = glob.escape(picture.stem), picture.parent.parent
     beside = [picture, *picture.parent.glob(stem + ".*"), *picture.parent.glob("*.json*")]
     beside += [
@@ -202,18 +233,24 @@ def _stamp(picture: Path, name: str) -> str:
         *root.glob("*.json*"),
         *root.glob("annotations/*.json"),
     ]
-    facts = sorted({(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in beside if f.is_file()})
+    facts = sorted(
+        {(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in beside if f.is_file()}
+    )
     return hashlib.sha256(json.dumps([name, facts]).encode()).hexdigest()[:24]
 
 
 def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "thing") -> str:
-    """Copies an image and its mask into a bank of our own layout, made where there is none; returns the reference's id.
+    """Copies an image and its mask into a bank of our own layout, made where there is none; returns
+    the reference's id.
 
-    Raises `InputError` where a file cannot be read, the mask is empty or of another size, or the label cannot name a folder.
+    Raises `InputError` where a file cannot be read, the mask is empty or of another size, or the
+    label cannot name a folder.
     """
     folder, picture, marked = Path(folder), read_image(image), read_mask(mask)
     if marked.shape != picture.shape[:2]:
-        raise InputError(f"{mask} is {list(marked.shape)}, its picture {list(picture.shape[:2])}; resize one")
+        raise InputError(
+            f"{mask} is {list(marked.shape)}, its picture {list(picture.shape[:2])}; resize one"
+        )
     if not marked.any():
         raise InputError(f"{mask} is empty; mark at least one pixel of the thing")
     if not label.strip() or Path(label).name != label or label.startswith("."):
@@ -239,7 +276,8 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
 
 
 def remove(folder: str | Path, name: str) -> None:
-    """Takes the reference of an id (`images/x.jpg: label`) out of a bank of our own layout, and its picture if no other marks it.
+    """Takes the reference of an id (`images/x.jpg: label`) out of a bank of our own layout, and its
+    picture if no other marks it.
 
     Raises `InputError` where there is none.
     """
@@ -247,8 +285,15 @@ def remove(folder: str | Path, name: str) -> None:
     picture, _, label = name.rpartition(": ")
     stem = Path(picture).stem
     mask = folder / "masks" / label / f"{stem}.png"
-    if not picture or ".." in Path(picture).parts or Path(label).name != label or not mask.is_file():
-        raise InputError(f"{folder} has no reference {name!r} under masks/; `bank list` shows the ids")
+    if (
+        not picture
+        or ".." in Path(picture).parts
+        or Path(label).name != label
+        or not mask.is_file()
+    ):
+        raise InputError(
+            f"{folder} has no reference {name!r} under masks/; `bank list` shows the ids"
+        )
     os.remove(mask)
     if not list((folder / "masks").glob(f"*/{glob.escape(stem)}.png")):
         (folder / picture).unlink(missing_ok=True)

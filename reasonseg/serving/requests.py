@@ -1,4 +1,6 @@
-"""From a request to a query: multipart or JSON, with limits before anything is decoded. No paths, no URLs, no pickles."""
+"""From a request to a query: multipart or JSON, with limits before anything is decoded. No
+paths, no URLs, no pickles.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,14 @@ class TooLarge(Exception):
     """A body beyond the limit."""
 
 
-File = Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]  # bytes come from forms
+# bytes come from forms
+File = Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 
 
 class ReferenceIn(BaseModel):
-    """An example: a picture and its mask (anything not black is the thing), base64 of image files."""
+    """An example: a picture and its mask (anything not black is the thing), base64 of image
+    files.
+    """
 
     model_config = ConfigDict(extra="forbid")
     image: File = Field(description="base64 of an image file")
@@ -56,7 +61,9 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     text: str = Field(
-        "", max_length=20_000, description="the question; may be empty where places or references are given"
+        "",
+        max_length=20_000,
+        description="the question; may be empty where places or references are given",
     )
     points: list[tuple[float, float] | tuple[float, float, int]] = Field(
         [], max_length=MAX_PLACES, description="x, y, and 1 on the thing or 0 off it"
@@ -122,7 +129,9 @@ def from_json(body: bytes) -> Any:
 
 
 async def form_of(request: Request, body: bytes) -> dict[str, Any]:
-    """A multipart body as the JSON one would be, files as bytes; `ref_image`, `ref_mask`, `ref_label` pair up in order."""
+    """A multipart body as the JSON one would be, files as bytes; `ref_image`, `ref_mask`,
+    `ref_label` pair up in order.
+    """
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     async def stream():
@@ -130,8 +139,12 @@ async def form_of(request: Request, body: bytes) -> dict[str, Any]:
 
     try:
         form = await MultiPartParser(
-            request.headers, stream(), max_files=2 * MAX_REFERENCES + 1, max_fields=64, max_part_size=PART
-        ).parse()  # fmt: skip
+            request.headers,
+            stream(),
+            max_files=2 * MAX_REFERENCES + 1,
+            max_fields=64,
+            max_part_size=PART,
+        ).parse()
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         message = getattr(error, "message", "") or "a form cannot be read"
         raise InputError(f"the multipart body is malformed: {message}") from None
@@ -160,9 +173,20 @@ def _files(files: dict[str, list[bytes]], labels: list[str]) -> dict[str, Any]:
         raise InputError(f"image: send one, not {len(files['image'])}")
     if len(files["ref_image"]) != len(files["ref_mask"]) or len(labels) > len(files["ref_image"]):
         counts = len(files["ref_image"]), len(files["ref_mask"]), len(labels)
-        raise InputError("references: {} ref_image, {} ref_mask, {} ref_label; pair them in order".format(*counts))
-    pairs = zip(files["ref_image"], files["ref_mask"], [*labels, *[None] * len(files["ref_image"])], strict=False)
-    tree: dict[str, Any] = {"references": [{"image": i, "mask": m, "label": label or None} for i, m, label in pairs]}
+        raise InputError(
+            "references: {} ref_image, {} ref_mask, {} ref_label; pair them in order".format(
+                *counts
+            )
+        )
+    pairs = zip(
+        files["ref_image"],
+        files["ref_mask"],
+        [*labels, *[None] * len(files["ref_image"])],
+        strict=False,
+    )
+    tree: dict[str, Any] = {
+        "references": [{"image": i, "mask": m, "label": label or None} for i, m, label in pairs]
+    }
     if files["image"]:
         tree["image"] = files["image"][0]
     return tree
@@ -195,7 +219,8 @@ def references_of(references: list, limits: Limits) -> list[Reference]:
         mask = read_mask(decoded(one.mask, f"{name}.mask"), limits.pixels, f"{name}.mask")
         if mask.shape != image.shape[:2]:
             raise InputError(
-                f"{name}.mask is {mask.shape[0]}x{mask.shape[1]}, its image {image.shape[0]}x{image.shape[1]}; resize one"
+                f"{name}.mask is {mask.shape[0]}x{mask.shape[1]}, its image "
+                f"{image.shape[0]}x{image.shape[1]}; resize one"
             )
         read.append(Reference(image, mask=mask, label=one.label))
     return read
@@ -204,4 +229,6 @@ def references_of(references: list, limits: Limits) -> list[Reference]:
 def query_of(asked: Segment, limits: Limits) -> Query:
     """The query of a request; decodes its pictures."""
     image = picture_of(asked.image, limits)
-    return Query(image, asked.text, references_of(asked.references, limits), asked.points, asked.boxes)
+    return Query(
+        image, asked.text, references_of(asked.references, limits), asked.points, asked.boxes
+    )

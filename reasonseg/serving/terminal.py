@@ -100,7 +100,11 @@ class Terminal:
     def undo(self, words: list[str]) -> None:
         """`/undo`"""
         turn = self.session.undo()
-        print("there is no turn to forget" if turn is None else f"forgot: {turn.query.text or 'a correction'}")
+        print(
+            "there is no turn to forget"
+            if turn is None
+            else f"forgot: {turn.query.text or 'a correction'}"
+        )
 
 
 def _numbers(words: list[str], count: int, usage: str) -> list[float]:

@@ -1,4 +1,6 @@
-"""What is answered: text, masks, scores and labels, and how they are written to disk or handed to other libraries."""
+"""What is answered: text, masks, scores and labels, and how they are written to disk or handed
+to other libraries.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ Status = Literal["found", "absent", "no_seg"]
 
 @dataclass
 class Answer:
-    """What was said and marked. `masks` bool `[n, h, w]`, `scores` `[n]` in 0..1, `labels` n strings.
+    """What was said and marked. `masks` bool `[n, h, w]`, `scores` `[n]` in 0..1, `labels` n
+    strings.
 
-    `status` is `found` (n >= 1), `absent` (the model said it is not in this image) or `no_seg` (it only talked).
+    `status` is `found` (n >= 1), `absent` (the model said it is not in this image) or `no_seg` (it
+    only talked).
     """
 
     text: str
@@ -43,7 +47,8 @@ class Answer:
             raise InputError(f"Answer.masks must be [n, h, w], got {list(self.masks.shape)}")
         if not len(self.masks) == len(self.scores) == len(self.labels):
             raise InputError(
-                f"{len(self.masks)} masks, {len(self.scores)} scores and {len(self.labels)} labels; give one each"
+                f"{len(self.masks)} masks, {len(self.scores)} scores and {len(self.labels)} "
+                "labels; give one each"
             )
         if self.status not in ("found", "absent", "no_seg"):
             raise InputError(f"Answer.status must be found, absent or no_seg, got {self.status!r}")
@@ -51,11 +56,18 @@ class Answer:
             raise InputError(f"status {self.status!r} does not go with {len(self.masks)} masks")
 
     def to_dict(self) -> dict:
-        """The JSON of `answer.json`: text, status, objects with label, score, box and COCO RLE, references, meta."""
+        """The JSON of `answer.json`: text, status, objects with label, score, box and COCO RLE,
+        references, meta.
+        """
         from reasonseg.structures.masks import box_of, to_rle
 
         objects = [
-            {"label": label, "score": round(float(score), 6), "box": box_of(mask), "segmentation": to_rle(mask)}
+            {
+                "label": label,
+                "score": round(float(score), 6),
+                "box": box_of(mask),
+                "segmentation": to_rle(mask),
+            }
             for mask, score, label in zip(self.masks, self.scores, self.labels, strict=True)
         ]
         return {
@@ -67,9 +79,13 @@ class Answer:
         }
 
     def overlay(self) -> Image.Image:
-        """The image with every mask in a colour of its own, named and scored. Needs `image`, which answers carry."""
+        """The image with every mask in a colour of its own, named and scored. Needs `image`,
+        which answers carry.
+        """
         if self.image is None:
-            raise InputError("this answer does not carry its image; set answer.image before drawing")
+            raise InputError(
+                "this answer does not carry its image; set answer.image before drawing"
+            )
         from reasonseg.structures.overlay import draw_overlay
 
         return draw_overlay(self.image, self.masks, self.labels, self.scores)
@@ -85,9 +101,14 @@ class Answer:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+            raise InputError(
+                f"cannot make the folder {folder}: {error.strerror or error}"
+            ) from None
         paths = []
-        pictures = {f"mask-{i}.png": Image.fromarray(mask.astype(np.uint8) * 255) for i, mask in enumerate(self.masks)}
+        pictures = {
+            f"mask-{i}.png": Image.fromarray(mask.astype(np.uint8) * 255)
+            for i, mask in enumerate(self.masks)
+        }
         if self.image is not None:
             pictures["overlay.png"] = self.overlay()
         for old in folder.glob("mask-*.png"):
@@ -102,16 +123,24 @@ class Answer:
         return [*paths, folder / "answer.json"]
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict:
-        """A COCO data set of this one image: `images`, `annotations` (with `score`), `categories`."""
+        """A COCO data set of this one image: `images`, `annotations` (with `score`),
+        `categories`.
+        """
         from reasonseg.structures.masks import to_rle
 
         names = sorted(set(self.labels))
         height, width = self.masks.shape[1:]
         annotations = []
-        for i, (mask, score, label) in enumerate(zip(self.masks, self.scores, self.labels, strict=True), 1):
+        for i, (mask, score, label) in enumerate(
+            zip(self.masks, self.scores, self.labels, strict=True), 1
+        ):
             ys, xs = np.nonzero(mask)
             x0, y0 = (int(xs.min()), int(ys.min())) if len(xs) else (0, 0)
-            bbox = [x0, y0, int(xs.max()) + 1 - x0, int(ys.max()) + 1 - y0] if len(xs) else [0, 0, 0, 0]
+            bbox = (
+                [x0, y0, int(xs.max()) + 1 - x0, int(ys.max()) + 1 - y0]
+                if len(xs)
+                else [0, 0, 0, 0]
+            )
             annotations.append(
                 {
                     "id": i,

@@ -34,7 +34,9 @@ def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUM
 
 
 def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
-    """Writes `sheet.png`, and for each sample its picture, true masks and a line in `samples.jsonl`; returns the sheet."""
+    """Writes `sheet.png`, and for each sample its picture, true masks and a line in
+    `samples.jsonl`; returns the sheet.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     cells, lines = [], []

@@ -1,7 +1,8 @@
 """Answers in the formats of others: COCO, LabelMe, YOLO-seg, PNG masks, Label Studio predictions.
 
-What goes in: the folder of an answer (`answer.json`), the output of `annotate`, or answers in memory. LabelMe, YOLO and Label
-Studio hold outlines: parts of a mask become polygons of their own, and holes are lost.
+What goes in: the folder of an answer (`answer.json`), the output of `annotate`, or answers in
+memory. LabelMe, YOLO and Label Studio hold outlines: parts of a mask become polygons of their own,
+and holes are lost.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ MIN_AREA = 4.0  # pixels; a smaller part of a mask has no outline worth keeping
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its objects (`label`, `score`, `box`, `segmentation`, as in `answer.json`). `size` is (height, width)."""
+    """One picture with its objects (`label`, `score`, `box`, `segmentation`, as in
+    `answer.json`). `size` is (height, width).
+    """
 
     image: str
     size: tuple[int, int]
@@ -35,21 +38,30 @@ class Record:
     @classmethod
     def of(cls, answer: Answer, image: str) -> Record:
         """Of an answer in memory."""
-        return cls(image, (answer.masks.shape[1], answer.masks.shape[2]), answer.to_dict()["objects"])
+        return cls(
+            image, (answer.masks.shape[1], answer.masks.shape[2]), answer.to_dict()["objects"]
+        )
 
 
 def records(source: str | Path) -> Iterator[Record]:
-    """What a folder of `ask --out` or of `annotate` holds. Raises `InputError` where it is neither."""
+    """What a folder of `ask --out` or of `annotate` holds. Raises `InputError` where it is
+    neither.
+    """
     source = Path(source)
     if (source / "answer.json").is_file():
         tree = json.loads((source / "answer.json").read_text())
-        size = tree["meta"].get("size") or (tree["objects"][0]["segmentation"]["size"] if tree["objects"] else (0, 0))
-        yield Record(tree["meta"].get("image") or source.name + ".png", (size[0], size[1]), tree["objects"])
+        size = tree["meta"].get("size") or (
+            tree["objects"][0]["segmentation"]["size"] if tree["objects"] else (0, 0)
+        )
+        yield Record(
+            tree["meta"].get("image") or source.name + ".png", (size[0], size[1]), tree["objects"]
+        )
         return
     parts = sorted(source.glob("part-*.parquet"))
     if not parts:
         raise InputError(
-            f"{source} holds no answer.json and no part-*.parquet; name the folder of ask --out or of annotate"
+            f"{source} holds no answer.json and no part-*.parquet; name the folder of ask --out "
+            "or of annotate"
         )
     import pyarrow.parquet as pq
 
@@ -80,7 +92,14 @@ def to_coco(found: Iterable[Record], out: Path) -> None:
     """`annotations.json`: images, annotations with run lengths and scores, categories."""
     images, annotations, names = [], [], {}
     for number, record in enumerate(found, 1):
-        images.append({"id": number, "file_name": record.image, "height": record.size[0], "width": record.size[1]})
+        images.append(
+            {
+                "id": number,
+                "file_name": record.image,
+                "height": record.size[0],
+                "width": record.size[1],
+            }
+        )
         for o in record.objects:
             x0, y0, x1, y1 = o["box"]
             category = names.setdefault(o["label"], len(names) + 1)
@@ -98,7 +117,10 @@ def to_coco(found: Iterable[Record], out: Path) -> None:
             }
             annotations.append(one)
     categories = [{"id": k, "name": name} for name, k in names.items()]
-    _json(out / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
+    _json(
+        out / "annotations.json",
+        {"images": images, "annotations": annotations, "categories": categories},
+    )
 
 
 def to_labelme(found: Iterable[Record], out: Path) -> None:
@@ -115,14 +137,29 @@ def to_labelme(found: Iterable[Record], out: Path) -> None:
                     "flags": {},
                 }
                 shapes.append(
-                    shape | {"group_id": group if len(parts) > 1 else None, "description": f"score {o['score']:.3f}"}
+                    shape
+                    | {
+                        "group_id": group if len(parts) > 1 else None,
+                        "description": f"score {o['score']:.3f}",
+                    }
                 )
-        tree = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": record.image, "imageData": None}
-        _json(out / f"{name}.json", tree | {"imageHeight": record.size[0], "imageWidth": record.size[1]})
+        tree = {
+            "version": "5.5.0",
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": record.image,
+            "imageData": None,
+        }
+        _json(
+            out / f"{name}.json",
+            tree | {"imageHeight": record.size[0], "imageWidth": record.size[1]},
+        )
 
 
 def to_yolo(found: Iterable[Record], out: Path) -> None:
-    """`labels/NAME.txt`, a line a part (class and outline as fractions), and `data.yaml` with the class names."""
+    """`labels/NAME.txt`, a line a part (class and outline as fractions), and `data.yaml` with
+    the class names.
+    """
     names: dict[str, int] = {}
     (out / "labels").mkdir(parents=True, exist_ok=True)
     for name, record in _named(found):
@@ -131,13 +168,25 @@ def to_yolo(found: Iterable[Record], out: Path) -> None:
             number = names.setdefault(o["label"], len(names))
             for part in polygons(o["segmentation"]):
                 lines.append(
-                    " ".join([str(number), *(f"{v:.6f}" for v in (part / (width, height)).clip(0, 1).flatten())])
+                    " ".join(
+                        [
+                            str(number),
+                            *(f"{v:.6f}" for v in (part / (width, height)).clip(0, 1).flatten()),
+                        ]
+                    )
                 )
         with atomic_write(out / "labels" / f"{name}.txt") as aside:
             aside.write_text("".join(line + "\n" for line in lines))
     with atomic_write(out / "data.yaml") as aside:
         aside.write_text(
-            yaml.safe_dump({"path": ".", "train": "images", "val": "images", "names": {k: n for n, k in names.items()}})
+            yaml.safe_dump(
+                {
+                    "path": ".",
+                    "train": "images",
+                    "val": "images",
+                    "names": {k: n for n, k in names.items()},
+                }
+            )
         )
 
 
@@ -147,13 +196,21 @@ def to_png(found: Iterable[Record], out: Path) -> None:
     for name, record in _named(found):
         for k, o in enumerate(record.objects):
             with atomic_write(out / f"{name}-{k}.png") as aside:
-                Image.fromarray(from_rle(o["segmentation"]).astype(np.uint8) * 255).save(aside, format="PNG")
-            labels[f"{name}-{k}.png"] = {"image": record.image, "label": o["label"], "score": o["score"]}
+                Image.fromarray(from_rle(o["segmentation"]).astype(np.uint8) * 255).save(
+                    aside, format="PNG"
+                )
+            labels[f"{name}-{k}.png"] = {
+                "image": record.image,
+                "label": o["label"],
+                "score": o["score"],
+            }
     _json(out / "labels.json", labels)
 
 
 def to_label_studio(found: Iterable[Record], out: Path) -> None:
-    """`tasks.json`: pictures with predictions as polygon labels (from_name `label`, to_name `image`), to be imported."""
+    """`tasks.json`: pictures with predictions as polygon labels (from_name `label`, to_name
+    `image`), to be imported.
+    """
     tasks = []
     for record in found:
         height, width = record.size
@@ -169,7 +226,9 @@ def to_label_studio(found: Iterable[Record], out: Path) -> None:
                     "to_name": "image",
                     "value": value,
                 }
-                results.append(one | {"original_width": width, "original_height": height, "score": o["score"]})
+                results.append(
+                    one | {"original_width": width, "original_height": height, "score": o["score"]}
+                )
         score = max((o["score"] for o in record.objects), default=0.0)
         prediction = {"model_version": "reasonseg", "score": score, "result": results}
         tasks.append({"data": {"image": record.image}, "predictions": [prediction]})
@@ -181,7 +240,9 @@ def _named(found: Iterable[Record]) -> Iterator[tuple[str, Record]]:
     used: set[str] = set()
     for record in found:
         stem = Path(record.image).stem
-        name = next(n for n in (stem, *(f"{stem}-{k}" for k in range(2, len(used) + 3))) if n not in used)
+        name = next(
+            n for n in (stem, *(f"{stem}-{k}" for k in range(2, len(used) + 3))) if n not in used
+        )
         used.add(name)
         yield name, record
 
@@ -192,12 +253,18 @@ def _json(file: Path, tree: Any) -> None:
 
 
 FORMATS: dict[str, Callable[[Iterable[Record], Path], None]] = {
-    "coco": to_coco, "labelme": to_labelme, "yolo": to_yolo, "png": to_png, "labelstudio": to_label_studio,
-}  # fmt: skip
+    "coco": to_coco,
+    "labelme": to_labelme,
+    "yolo": to_yolo,
+    "png": to_png,
+    "labelstudio": to_label_studio,
+}
 
 
 def export(found: Iterable[Record], out: str | Path, kind: str) -> None:
-    """Writes records in a format (`coco`, `labelme`, `yolo`, `png`, `labelstudio`) into a folder."""
+    """Writes records in a format (`coco`, `labelme`, `yolo`, `png`, `labelstudio`) into a
+    folder.
+    """
     if kind not in FORMATS:
         raise InputError(f"no format {kind!r}; there are {', '.join(FORMATS)}")
     Path(out).mkdir(parents=True, exist_ok=True)

@@ -29,11 +29,14 @@ UNREADABLE = (
 MAX_PIXELS = 100_000_000  # about 10000 x 10000; a bigger one is refused before it is decoded
 
 
-def read_image(source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image") -> np.ndarray:
-    """uint8 RGB `[h, w, 3]`: EXIF rotation applied, transparency on white, 16 bit scaled to 8, the first frame.
+def read_image(
+    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image"
+) -> np.ndarray:
+    """uint8 RGB `[h, w, 3]`: EXIF rotation applied, transparency on white, 16 bit scaled to 8, the
+    first frame.
 
-    `source` is a path, or the bytes of a file, which errors call `name`. Raises `InputError` for what is missing, unreadable,
-    truncated or larger than `pixels`.
+    `source` is a path, or the bytes of a file, which errors call `name`. Raises `InputError` for
+    what is missing, unreadable, truncated or larger than `pixels`.
     """
     from PIL import Image, ImageOps
 
@@ -49,14 +52,19 @@ def read_image(source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str =
         return np.asarray(picture.convert("RGB")).copy()
 
 
-def read_mask(source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the mask") -> np.ndarray:
-    """bool `[h, w]`: True wherever the picture is not black (nor fully transparent). Errors as `read_image`."""
+def read_mask(
+    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the mask"
+) -> np.ndarray:
+    """bool `[h, w]`: True wherever the picture is not black (nor fully transparent). Errors as
+    `read_image`.
+    """
     from PIL import ImageOps
 
     with _opened(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P":
-            return np.asarray(picture) > 0  # an indexed mask: index 0 is the background, whatever its colour
+            # an indexed mask: index 0 is the background, whatever its colour
+            return np.asarray(picture) > 0
         if picture.mode in ("LA", "RGBA"):
             bands = np.asarray(picture)
             return (bands[..., :-1].max(-1) > 0) & (bands[..., -1] > 0)
@@ -84,18 +92,25 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
             width, height = picture.size
             if width * height > pixels:
                 raise InputError(
-                    f"{path} is {width}x{height}, more than the {pixels / 1e6:g} million pixels read; make it smaller"
+                    f"{path} is {width}x{height}, more than the {pixels / 1e6:g} million pixels "
+                    "read; make it smaller"
                 )
             picture.load()
             yield picture
     except UnidentifiedImageError:
-        raise InputError(f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF") from None
+        raise InputError(
+            f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF"
+        ) from None
     except InputError:
         raise
     except Image.DecompressionBombError:  # PIL's own guard, beyond twice its limit
-        raise InputError(f"{path} has more than the {pixels / 1e6:g} million pixels read; make it smaller") from None
+        raise InputError(
+            f"{path} has more than the {pixels / 1e6:g} million pixels read; make it smaller"
+        ) from None
     except UNREADABLE as error:
-        raise InputError(f"{path} cannot be decoded ({error}); is the file damaged or cut off?") from None
+        raise InputError(
+            f"{path} cannot be decoded ({error}); is the file damaged or cut off?"
+        ) from None
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""The marker tokens `<SEG>` ("a mask here") and `<REJ>` ("not in this image"): their names, ids and fixed answers."""
+"""The marker tokens `<SEG>` ("a mask here") and `<REJ>` ("not in this image"): their names, ids
+and fixed answers.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 SEG, REJ = "<SEG>", "<REJ>"
-SEG_NAMES, REJ_NAMES = (SEG, "[SEG]"), (REJ, "[REJ]")  # LISA's and GSVA's spellings are read as they are
+# LISA's and GSVA's spellings are read as they are
+SEG_NAMES, REJ_NAMES = (
+    (SEG, "[SEG]"),
+    (REJ, "[REJ]"),
+)
 FORCED = "<SEG>."  # the answer that teacher forcing gives where a data set has no words of its own
 REFUSED = "<REJ>."  # the true answer where nothing fits
 
 
 @dataclass(frozen=True)
 class Markers:
-    """Ids of `<SEG>` and `<REJ>` in a tokenizer; `rej` is None where the model was never taught to refuse."""
+    """Ids of `<SEG>` and `<REJ>` in a tokenizer; `rej` is None where the model was never taught
+    to refuse.
+    """
 
     seg: int
     rej: int | None
@@ -33,28 +41,43 @@ class Markers:
 
     @classmethod
     def find(cls, tokenizer: Any) -> Markers:
-        """Reads the ids from the vocabulary. Raises `InputError` where `<SEG>` is not a single token."""
+        """Reads the ids from the vocabulary. Raises `InputError` where `<SEG>` is not a single
+        token.
+        """
         vocabulary = tokenizer.get_vocab()
         seg = next((name for name in SEG_NAMES if name in vocabulary), None)
         if seg is None:
-            raise InputError("the tokenizer has no <SEG>; add it with reasonseg.structures.markers.add_markers(tokenizer)")
+            raise InputError(
+                "the tokenizer has no <SEG>; add it with "
+                "reasonseg.structures.markers.add_markers(tokenizer)"
+            )
         ids = tokenizer.encode(seg, add_special_tokens=False)
         if vocabulary[seg] not in ids or len([i for i in ids if i != vocabulary[seg]]) > 1:
-            raise InputError(f"the tokenizer cuts {seg} into {ids}; it must be one token ({vocabulary[seg]})")
+            raise InputError(
+                f"the tokenizer cuts {seg} into {ids}; it must be one token ({vocabulary[seg]})"
+            )
         rej = next((name for name in REJ_NAMES if name in vocabulary), None)
         return cls(vocabulary[seg], vocabulary[rej] if rej else None, seg, rej or REJ)
 
 
-def add_markers(tokenizer: Any, model: nn.Module | None = None, names: tuple[str, ...] = (SEG, REJ)) -> Markers:
-    """Adds the markers to any tokenizer (those it lacks) and grows the model's embeddings; returns their ids."""
-    tokenizer.add_tokens([name for name in names if name not in tokenizer.get_vocab()], special_tokens=False)
+def add_markers(
+    tokenizer: Any, model: nn.Module | None = None, names: tuple[str, ...] = (SEG, REJ)
+) -> Markers:
+    """Adds the markers to any tokenizer (those it lacks) and grows the model's embeddings;
+    returns their ids.
+    """
+    tokenizer.add_tokens(
+        [name for name in names if name not in tokenizer.get_vocab()], special_tokens=False
+    )
     if model is not None and model.get_input_embeddings().num_embeddings < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))
     return Markers.find(tokenizer)
 
 
 def reset_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer without the padding and truncation it was last called with, which a saved one would keep."""
+    """The tokenizer without the padding and truncation it was last called with, which a saved
+    one would keep.
+    """
     if (fast := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         fast.no_truncation()
         fast.no_padding()

@@ -16,7 +16,9 @@ def to_rle(mask: np.ndarray) -> dict:
 
 
 def from_rle(rle: dict) -> np.ndarray:
-    """bool `[h, w]` from COCO RLE, `counts` a string or a list of run lengths. Raises `InputError` if malformed."""
+    """bool `[h, w]` from COCO RLE, `counts` a string or a list of run lengths. Raises
+    `InputError` if malformed.
+    """
     from pycocotools import mask as coco
 
     try:
@@ -26,7 +28,10 @@ def from_rle(rle: dict) -> np.ndarray:
                 raise ValueError(f"runs add up to {sum(counts)}, not {height * width}")
             rle = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         else:
-            rle = {"size": [height, width], "counts": counts.encode() if isinstance(counts, str) else counts}
+            rle = {
+                "size": [height, width],
+                "counts": counts.encode() if isinstance(counts, str) else counts,
+            }
         return coco.decode(rle).astype(bool)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a COCO run-length encoding: {error}") from None

@@ -1,4 +1,6 @@
-"""Draws answers for people: coloured masks with names and scores (supervision does the painting)."""
+"""Draws answers for people: coloured masks with names and scores (supervision does the
+painting).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def draw_overlay(
     scores: Sequence[float],
     colors: Sequence[int] | None = None,
 ) -> Image.Image:
-    """`image` with each mask of `[n, h, w]` in its own colour (number `colors[i]` of the palette, else i), named and scored.
+    """`image` with each mask of `[n, h, w]` in its own colour (number `colors[i]` of the palette,
+    else i), named and scored.
 
     Small pictures come out enlarged by the factor `enlargement`.
     """

@@ -13,22 +13,31 @@ FRACTION = 16  # bits behind the point of an edge's place
 
 
 def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarray:
-    """LabelMe polygons as ReasonSeg reads them: uint8 `[h, w]`, 1 the thing, 255 ignored, 0 the rest.
+    """LabelMe polygons as ReasonSeg reads them: uint8 `[h, w]`, 1 the thing, 255 ignored, 0 the
+    rest.
 
-    Points are cut to whole pixels, the outline is drawn one pixel wide and filled; larger areas first, so that smaller
-    ones lie above (of equal ones the first). Shapes labelled `flag` are left out, those whose label holds `ignore` are
-    ignored. Raises `InputError` naming `place` for a malformed shape.
+    Points are cut to whole pixels, the outline is drawn one pixel wide and filled; larger areas
+    first, so that smaller ones lie above (of equal ones the first). Shapes labelled `flag` are left
+    out, those whose label holds `ignore` are ignored. Raises `InputError` naming `place` for a
+    malformed shape.
     """
     layers = []
     for number, shape in enumerate(shapes):
         try:
-            label, points = str(shape["label"]).lower(), np.array(shape["points"], float).reshape(-1, 2)
+            label, points = (
+                str(shape["label"]).lower(),
+                np.array(shape["points"], float).reshape(-1, 2),
+            )
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{place}, shape {number}: expected a label and points [[x, y], ...]") from None
+            raise InputError(
+                f"{place}, shape {number}: expected a label and points [[x, y], ...]"
+            ) from None
         if label == "flag":
             continue
         if not len(points) or not np.isfinite(points).all():
-            raise InputError(f"{place}, shape {number}: a polygon needs points with finite coordinates")
+            raise InputError(
+                f"{place}, shape {number}: a polygon needs points with finite coordinates"
+            )
         layer = fill(points, size)
         layers.append((int(layer.sum()), layer, IGNORED if "ignore" in label else THING))
     mask = np.zeros(size, np.uint8)
@@ -38,11 +47,11 @@ def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarr
 
 
 def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One polygon `[n, 2]` with its outline, bool `[h, w]`, pixel for pixel as OpenCV 4.8 draws it (`polylines`, then
-    `fillPoly`).
+    """One polygon `[n, 2]` with its outline, bool `[h, w]`, pixel for pixel as OpenCV 4.8 draws it
+    (`polylines`, then `fillPoly`).
 
-    Later versions of OpenCV break ties of the outline otherwise, and published ReasonSeg numbers were measured on masks
-    of that one.
+    Later versions of OpenCV break ties of the outline otherwise, and published ReasonSeg numbers
+    were measured on masks of that one.
     """
     layer = np.zeros(size, bool)
     corners = [(int(x), int(y)) for x, y in points]
@@ -54,9 +63,8 @@ def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             rows.append(ys)
             columns.append(xs)
     ys, xs = np.concatenate(rows), np.concatenate(columns)
-    order = np.lexsort(
-        (xs, ys)
-    )  # row by row, from left to right: between the first and the second edge, the third and ...
+    # row by row, from left to right: between the first and the second edge, the third and ...
+    order = np.lexsort((xs, ys))
     ys, xs = ys[order], xs[order] >> FRACTION
     for y, left, right in zip(ys[::2], xs[::2], xs[1::2], strict=True):
         if right >= 0:
@@ -64,7 +72,9 @@ def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return layer
 
 
-def _edge(start: tuple[int, int], end: tuple[int, int], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _edge(
+    start: tuple[int, int], end: tuple[int, int], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """The rows an edge crosses, and where, in fixed point of `FRACTION` bits.
 
     An edge that leaves the picture starts from its clipped ends.
@@ -138,9 +148,11 @@ def _clipped(start, end, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[
 
 
 def coco_mask(segmentation, size: tuple[int, int], place: str) -> np.ndarray:
-    """A COCO segmentation (polygons, or a run-length encoding, or a list of them) as bool `[h, w]`; empty where there is none.
+    """A COCO segmentation (polygons, or a run-length encoding, or a list of them) as bool `[h, w]`;
+    empty where there is none.
 
-    Parts that overlap are one thing (the reference adds them up to 2). Raises `InputError` naming `place` where it is malformed.
+    Parts that overlap are one thing (the reference adds them up to 2). Raises `InputError` naming
+    `place` where it is malformed.
     """
     from pycocotools import mask as coco
 
@@ -151,18 +163,29 @@ def coco_mask(segmentation, size: tuple[int, int], place: str) -> np.ndarray:
         parts = [segmentation] if isinstance(segmentation, dict) else list(segmentation)
         if isinstance(parts[0], dict):
             parts = [
-                {**p, "counts": p["counts"].encode() if isinstance(p["counts"], str) else p["counts"]} for p in parts
+                {
+                    **p,
+                    "counts": p["counts"].encode() if isinstance(p["counts"], str) else p["counts"],
+                }
+                for p in parts
             ]
             if any(isinstance(p["counts"], list) for p in parts):
-                parts = [coco.frPyObjects(p, height, width) if isinstance(p["counts"], list) else p for p in parts]
+                parts = [
+                    coco.frPyObjects(p, height, width) if isinstance(p["counts"], list) else p
+                    for p in parts
+                ]
         else:
             short = next((p for p in parts if len(p) < 6 or len(p) % 2), None)
             if short is not None:
-                raise ValueError(f"a polygon of {len(short)} numbers; it needs three points or more")
+                raise ValueError(
+                    f"a polygon of {len(short)} numbers; it needs three points or more"
+                )
             parts = coco.frPyObjects(parts, height, width)
         drawn = coco.decode(parts)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{place}: not a COCO segmentation: {error}") from None
     if drawn.shape[:2] != tuple(size):
-        raise InputError(f"{place}: the segmentation is {list(drawn.shape[:2])}, its image {list(size)}")
+        raise InputError(
+            f"{place}: the segmentation is {list(drawn.shape[:2])}, its image {list(size)}"
+        )
     return drawn.reshape(height, width, -1).any(-1)

@@ -32,7 +32,9 @@ def region(reference: Reference) -> np.ndarray:
 
 
 def drawn(reference: Reference) -> np.ndarray:
-    """uint8 `[h, w, 3]`: the picture with what is not marked dimmed, for models that look at several pictures."""
+    """uint8 `[h, w, 3]`: the picture with what is not marked dimmed, for models that look at
+    several pictures.
+    """
     light = np.where(region(reference), 1.0, DIMMED)[..., None]
     return (reference.image * light).astype(np.uint8)
 
@@ -40,7 +42,10 @@ def drawn(reference: Reference) -> np.ndarray:
 def _boxes(reference: Reference) -> np.ndarray:
     marked = np.zeros(reference.image.shape[:2], bool)
     for x0, y0, x1, y1 in reference.boxes:
-        marked[int(y0) : max(int(np.ceil(y1)), int(y0) + 1), int(x0) : max(int(np.ceil(x1)), int(x0) + 1)] = True
+        marked[
+            int(y0) : max(int(np.ceil(y1)), int(y0) + 1),
+            int(x0) : max(int(np.ceil(x1)), int(x0) + 1),
+        ] = True
     return marked
 
 
@@ -49,7 +54,8 @@ def _points(reference: Reference) -> np.ndarray:
     height, width = reference.image.shape[:2]
     canvas = Image.new("1", (width, height))
     pen, r = ImageDraw.Draw(canvas), max(DISC * max(height, width), 0.5)
-    for x, y, on in sorted(reference.points, key=lambda p: -p[2]):  # what is off the thing has the last word
+    # what is off the thing has the last word
+    for x, y, on in sorted(reference.points, key=lambda p: -p[2]):
         pen.ellipse((x - r, y - r, x + r, y + r), fill=int(on))
     return np.array(canvas, bool)
 

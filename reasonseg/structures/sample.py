@@ -13,7 +13,9 @@ from reasonseg.structures.query import Query
 
 @dataclass
 class Sample:
-    """A question and its true answer; what data sets are made of. `ignored` bool `[h, w]`: pixels that no score counts."""
+    """A question and its true answer; what data sets are made of. `ignored` bool `[h, w]`:
+    pixels that no score counts.
+    """
 
     query: Query
     truth: Answer

@@ -1,4 +1,6 @@
-"""Teaching a model a folder of one's own images: checked first, scored before and after, killed and resumed at any step."""
+"""Teaching a model a folder of one's own images: checked first, scored before and after, killed
+and resumed at any step.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,23 @@ from reasonseg.training.objectives.language import Language
 from reasonseg.training.run import run_stage
 from reasonseg.training.validation import SHOWN, draw_answers
 
-DRAWS = ("segmenter.decoder.model.mask_decoder.", "segmenter.prompter.")  # trained beside the language model
+# trained beside the language model
+DRAWS = (
+    "segmenter.decoder.model.mask_decoder.",
+    "segmenter.prompter.",
+)
 
 
 @dataclass(frozen=True)
 class Steps:
-    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings and head whole).
+    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings
+    and head whole).
 
-    `tokens`: of a model whose markers are new, their `rows` are trained, or embeddings and head `whole` (LISA's recipe).
-    `accumulate`: into how many parts a batch is split, one after the other; `checkpointing`: layers of the language model are
-    computed again in the backward pass instead of kept. Both save memory for time.
-    `save`: a whole `model`, or the `changes` alone, a small folder that names the model it changes.
+    `tokens`: of a model whose markers are new, their `rows` are trained, or embeddings and head
+    `whole` (LISA's recipe). `accumulate`: into how many parts a batch is split, one after the
+    other; `checkpointing`: layers of the language model are computed again in the backward pass
+    instead of kept. Both save memory for time. `save`: a whole `model`, or the `changes` alone, a
+    small folder that names the model it changes.
     """
 
     max_steps: int = 300
@@ -58,7 +66,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Data:
-    """`share` of the images is kept for validation; `absent` of the questions ask for what is not there."""
+    """`share` of the images is kept for validation; `absent` of the questions ask for what is
+    not there.
+    """
 
     share: float = 0.1
     absent: float = 0.1
@@ -73,57 +83,81 @@ class FinetuneSettings:
 
 
 def finetune(
-    segmenter: Segmenter, root: str, out: str | Path, settings: FinetuneSettings, skip_bad: bool = False
+    segmenter: Segmenter,
+    root: str,
+    out: str | Path,
+    settings: FinetuneSettings,
+    skip_bad: bool = False,
 ) -> dict[str, Any]:
-    """Trains on the folder `root`; writes `understood/`, `before/`, `after/`, `model/` and `summary.json` under `out`.
+    """Trains on the folder `root`; writes `understood/`, `before/`, `after/`, `model/` and
+    `summary.json` under `out`.
 
-    Returns the summary: gIoU on the validation images before and after; that of a run that is finished at once. Raises
-    `InputError` listing every sample that cannot be read (unless `skip_bad`), where nothing is left to train or to
-    validate on, and where `out` holds a run with other settings, images or another model.
+    Returns the summary: gIoU on the validation images before and after; that of a run that is
+    finished at once. Raises `InputError` listing every sample that cannot be read (unless
+    `skip_bad`), where nothing is left to train or to validate on, and where `out` holds a run with
+    other settings, images or another model.
     """
-    out, steps = Path(out), settings.train
-    if is_distributed():
-        raise InputError("finetune runs in one process; several share `reasonseg train` on a folder (docs/training.md)")
-    if next(segmenter.parameters()).dtype == torch.float16:
-        raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
-    if any(is_quantized(module) for module in segmenter.modules()):
-        if not steps.lora:
-            raise InputError("the layers of a quantized model cannot be trained whole; leave train.lora=0 out")
-        steps = replace(steps, save="changes")
-    if steps.save == "changes" and segmenter.origin is None:
-        raise InputError("train.save=changes needs a model that was loaded from somewhere; save it first")
-    absent = settings.data.absent if segmenter.backbone.markers.rej is not None else 0.0
+    out, steps = Path(out), checked_steps(segmenter, settings.train)
+    markers = segmenter.language()[0].markers
+    absent = settings.data.absent if markers.rej is not None else 0.0
     config = FolderConfig(root, share=settings.data.share, absent=absent, seed=steps.seed)
     samples = config.build()
     bad = unusable(samples, skip_bad)
-    claim(
-        out,
-        {"settings": asdict(settings), "model": segmenter.fingerprint, "files": digest_of(Path(root)), "skipped": bad},
-    )
+    key = {"settings": asdict(settings), "model": segmenter.fingerprint}
+    claim(out, {**key, "files": digest_of(Path(root)), "skipped": bad})
     if (out / "summary.json").is_file():
-        return json.loads((out / "summary.json").read_text())
+        return json.loads((out / "summary.json").read_text(encoding="utf-8"))
     show(samples, bad, out)
     validation = replace(config, split=VALIDATION, skipped=tuple(bad))
     training = replace(config, split="train", skipped=tuple(bad))
     if not len(validation.build()):
-        raise InputError(f"{root}: one image cannot be both trained and validated on; two or more are needed")
+        raise InputError(
+            f"{root}: one image cannot be both trained and validated on; two or more are needed"
+        )
     before = score(segmenter, validation, out / "before")
-    changes = learn(segmenter, training, out, steps)
-    about = segmenter.settings.about
-    changes.about = {**about, "name": f"{about.get('name', 'model')}-{Path(root).resolve().name}"}
-    segmenter.settings = replace(segmenter.settings, about=changes.about)
-    if steps.save == "changes":
-        changes.save(out / "model", segmenter.origin)
-    else:
-        segmenter.save_pretrained(out / "model")
-    segmenter.origin = origin_of(out / "model", {"source": str(out / "model")})
+    keep(segmenter, learn(segmenter, training, out, steps), Path(root), out / "model", steps.save)
     after = score(segmenter, validation, out / "after")
     summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
     with atomic_write(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, indent=1) + "\n")
+        aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(out / "training")
     return summary
+
+
+def checked_steps(segmenter: Segmenter, steps: Steps) -> Steps:
+    """The steps as this model can take them. Raises `InputError` where it cannot be trained so."""
+    segmenter.capabilities.require("finetune", "training")
+    if is_distributed():
+        raise InputError(
+            "finetune runs in one process; several share `reasonseg train` on a folder "
+            "(docs/how-to/train.md)"
+        )
+    if next(segmenter.parameters()).dtype == torch.float16:
+        raise InputError("float16 overflows in training; take bfloat16 or float32 (--dtype)")
+    if any(is_quantized(module) for module in segmenter.modules()):
+        if not steps.lora:
+            raise InputError(
+                "the layers of a quantized model cannot be trained whole; leave train.lora=0 out"
+            )
+        steps = replace(steps, save="changes")
+    if steps.save == "changes" and segmenter.origin is None:
+        raise InputError(
+            "train.save=changes needs a model that was loaded from somewhere; save it first"
+        )
+    return steps
+
+
+def keep(segmenter: Segmenter, changes: Changes, root: Path, folder: Path, save: str) -> None:
+    """Writes what was trained to `folder`, whole or as `changes`, under a name of its own."""
+    about = segmenter.settings.about
+    changes.about = {**about, "name": f"{about.get('name', 'model')}-{root.resolve().name}"}
+    segmenter.settings = replace(segmenter.settings, about=changes.about)
+    if save == "changes" and segmenter.origin is not None:
+        changes.save(folder, segmenter.origin)
+    else:
+        segmenter.save_pretrained(folder)
+    segmenter.origin = origin_of(folder, {"source": str(folder)})
 
 
 def claim(out: Path, key: dict) -> None:
@@ -131,7 +165,9 @@ def claim(out: Path, key: dict) -> None:
     key, file = json.loads(json.dumps(key)), out / "run.json"
     if file.is_file() and (kept := json.loads(file.read_text())) != key:
         changed = ", ".join(name for name in key if kept.get(name) != key[name])
-        raise InputError(f"{out} holds a run with other {changed}; choose another --out or remove it")
+        raise InputError(
+            f"{out} holds a run with other {changed}; choose another --out or remove it"
+        )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as aside:
         aside.write_text(json.dumps(key, indent=1) + "\n")
@@ -145,19 +181,34 @@ def digest_of(root: Path) -> str:
 
 
 def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> Changes:
-    """Trains in place and returns what changed; adapters are folded into the weights at the end, where these are not quantized.
+    """Trains in place and returns what changed; adapters are folded into the weights at the end,
+    where these are not quantized.
 
-    What is trained is held in float32 meanwhile, where the model is not: small steps would be lost in bfloat16.
+    What is trained is held in float32 meanwhile, where the model is not: small steps would be lost
+    in bfloat16.
     """
     stage = Stage(
-        "language", steps.max_steps, steps.batch, steps.lr, steps.warmup, decay=1.0, optimizer="adamw", seed=steps.seed,
+        "language",
+        steps.max_steps,
+        steps.batch,
+        steps.lr,
+        steps.warmup,
+        decay=1.0,
+        optimizer="adamw",
+        seed=steps.seed,
         accumulate=steps.accumulate,
-    )  # fmt: skip
+    )
     dtype = next(segmenter.parameters()).dtype
     run = TrainSettings(
-        Kind("folder", data), {"finetune": stage}, start="given", out=str(out), seed=steps.seed,
-        save_every=steps.save_every, bf16=dtype != torch.float32, features=str(out / "training" / "features"),
-    )  # fmt: skip
+        Kind("folder", data),
+        {"finetune": stage},
+        start="given",
+        out=str(out),
+        seed=steps.seed,
+        save_every=steps.save_every,
+        bf16=dtype != torch.float32,
+        features=str(out / "training" / "features"),
+    )
     set_seed(steps.seed)  # adapters begin at random
     objective = Language(segmenter)
     for parameter in choose(objective, steps):
@@ -181,7 +232,9 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
 
 
 def unusable(samples: Folder, skip_bad: bool) -> list[str]:
-    """Reads every sample and returns the ids of those that cannot be used, or refuses to go on with them."""
+    """Reads every sample and returns the ids of those that cannot be used, or refuses to go on
+    with them.
+    """
     problems = check(samples)
     if problems and not skip_bad:
         listed = "; ".join(problem for _, problem in problems[:20])
@@ -198,23 +251,33 @@ def unusable(samples: Folder, skip_bad: bool) -> list[str]:
 def show(samples: Folder, bad: list[str], out: Path) -> None:
     """Draws some of what was understood."""
     good = [i for i in range(len(samples)) if samples.id(i) not in bad]
-    save_sheet([samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood")
+    save_sheet(
+        [samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood"
+    )
 
 
 def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
     """Marks what is trained and returns it; towers and image encoders stay as they are.
 
-    A model whose markers are new (LLaVA with a SAM beside it) has their rows in embeddings and head trained too.
+    A model whose markers are new (LLaVA with a SAM beside it) has their rows in embeddings and head
+    trained too.
     """
     backbone = objective.segmenter.backbone
     objective.requires_grad_(False)
     chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
-    chosen += add_lora(backbone.layers, steps.lora, steps.alpha) if steps.lora else list(backbone.layers.parameters())
+    chosen += (
+        add_lora(backbone.layers, steps.lora, steps.alpha)
+        if steps.lora
+        else list(backbone.layers.parameters())
+    )
     new = objective.segmenter.settings.new_markers
     if new and steps.lora and steps.tokens == "rows":
         chosen += add_rows(backbone.model, backbone.markers.ids)
     elif new or not steps.lora:
-        chosen += [backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings().weight]
+        chosen += [
+            backbone.model.get_input_embeddings().weight,
+            backbone.model.get_output_embeddings().weight,
+        ]
     for p in chosen:
         p.requires_grad_(True)
     return list(dict.fromkeys(chosen))

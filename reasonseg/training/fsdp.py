@@ -1,6 +1,8 @@
-"""Training with weights, gradients and optimizer states split over processes: torch's `fully_shard` (FSDP2) under our Trainer.
+"""Training with weights, gradients and optimizer states split over processes: torch's `fully_shard`
+(FSDP2) under our Trainer.
 
-accelerate's own FSDP quietly becomes DDP where there is no GPU; this one is the same on CPUs, so that it can be tested there.
+accelerate's own FSDP quietly becomes DDP where there is no GPU; this one is the same on CPUs, so
+that it can be tested there.
 """
 
 from __future__ import annotations
@@ -23,27 +25,34 @@ SCHEDULER = "scheduler.pt"
 
 
 def shard(objective: Objective) -> None:
-    """Splits an objective over all processes: every layer of the language model and the image encoder alone, the rest at once."""
+    """Splits an objective over all processes: every layer of the language model and the image
+    encoder alone, the rest at once.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     if not is_distributed():
         raise InputError(
-            "shard: true needs several processes; start with accelerate launch or torchrun, or leave it out"
+            "shard: true needs several processes; start with accelerate launch or torchrun, or "
+            "leave it out"
         )
     state = processes()
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     segmenter = objective.segmenter
     layers = list(segmenter.backbone.layers) if segmenter.backbone is not None else []
     for encoder in segmenter.decoder.encoders:
-        layers += max((m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=[])
+        layers += max(
+            (m for m in encoder.modules() if isinstance(m, nn.ModuleList)), key=len, default=[]
+        )
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(objective, mesh=mesh)
 
 
 def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sharded values gather_rows, on the CPU; all processes ask together, and only the first one gets them."""
+    """Sharded values gather_rows, on the CPU; all processes ask together, and only the first one
+    gets them.
+    """
     kept = {}
     for name, value in values.items():
         full = value.full_tensor() if isinstance(value, DTensor) else value
@@ -53,7 +62,9 @@ def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class ShardedTrainer(StageTrainer):
-    """A stage whose model is sharded; its checkpoints hold whole values, so that any number of processes can go on from them."""
+    """A stage whose model is sharded; its checkpoints hold whole values, so that any number of
+    processes can go on from them.
+    """
 
     def __init__(self, stage, **arguments):
         super().__init__(stage, **arguments)
@@ -61,25 +72,31 @@ class ShardedTrainer(StageTrainer):
         self.accelerator.prepare_model = lambda model, **_: model  # it would stand behind DDP else
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss; parameters that a batch does not touch take part with 0, so that all processes reduce the same ones."""
+        """The loss; parameters that a batch does not touch take part with 0, so that all
+        processes reduce the same ones.
+        """
         self._all_speak(inputs)
-        with torch.autocast(
-            self.args.device.type, torch.bfloat16, enabled=self.args.bf16
-        ):  # accelerate's wrapper had it
+        # accelerate's wrapper had it
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             loss, parts = super().compute_loss(model, inputs, True, num_items_in_batch)
         for p in self.model.parameters():
-            if p.requires_grad and not isinstance(p, DTensor):  # layers are sharded again by now, and were all touched
+            # layers are sharded again by now, and were all touched
+            if p.requires_grad and not isinstance(p, DTensor):
                 loss = loss + 0.0 * p.sum()
         return (loss, parts) if return_outputs else loss
 
     def _all_speak(self, inputs: dict) -> None:
-        """Raises `InputError` where some parts of a batch run the language model and some do not: they would wait for ever."""
+        """Raises `InputError` where some parts of a batch run the language model and some do
+        not: they would wait for ever.
+        """
         spoken = torch.tensor(
-            float(any(s.query.text.strip() for s in inputs.get("samples", ()))), device=self.args.device
+            float(any(s.query.text.strip() for s in inputs.get("samples", ()))),
+            device=self.args.device,
         )
         if 0 < float(self.accelerator.reduce(spoken, "sum")) < self.accelerator.num_processes:
             raise InputError(
-                "shard: true needs a question in words in every part of a batch; leave samples without words out"
+                "shard: true needs a question in words in every part of a batch; leave samples "
+                "without words out"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -95,7 +112,11 @@ class ShardedTrainer(StageTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         optimizer, trained = self._states()
-        flat = {f"{name}/{key}": v for name, p in trained.items() for key, v in optimizer.state.get(p, {}).items()}
+        flat = {
+            f"{name}/{key}": v
+            for name, p in trained.items()
+            for key, v in optimizer.state.get(p, {}).items()
+        }
         kept = whole(flat)
         if self.args.should_save:
             save_file(kept, os.path.join(output_dir, OPTIMIZER))
@@ -106,13 +127,18 @@ class ShardedTrainer(StageTrainer):
             return
         if not (Path(checkpoint) / OPTIMIZER).is_file():
             raise InputError(
-                f"{checkpoint} is of a run that was not sharded; go on without shard=true, or remove {Path(checkpoint).parent}"
+                f"{checkpoint} is of a run that was not sharded; go on without shard=true, or "
+                f"remove {Path(checkpoint).parent}"
             )
         optimizer, trained = self._states()
         for name, value in load_file(os.path.join(checkpoint, OPTIMIZER)).items():
             name, _, key = name.rpartition("/")
             p = trained[name]
             optimizer.state[p][key] = like(p.data, value) if value.shape == p.shape else value
-        self.lr_scheduler.load_state_dict(torch.load(os.path.join(checkpoint, SCHEDULER), weights_only=True))
-        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+        self.lr_scheduler.load_state_dict(
+            torch.load(os.path.join(checkpoint, SCHEDULER), weights_only=True)
+        )
+        for group, rate in zip(
+            optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True
+        ):
             group["lr"] = rate

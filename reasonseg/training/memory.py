@@ -1,8 +1,8 @@
 """How much memory of a GPU a model takes, from its configs alone.
 
-Weights are counted; what a forward or backward pass holds at its fullest is found by running the real modules on torch's meta
-device, where tensors have shapes and no values, and adding up what lives. Attention counts as torch's fused kernels have it,
-which lay out no `[t, t]` products.
+Weights are counted; what a forward or backward pass holds at its fullest is found by running the
+real modules on torch's meta device, where tensors have shapes and no values, and adding up what
+lives. Attention counts as torch's fused kernels have it, which lay out no `[t, t]` products.
 """
 
 from __future__ import annotations
@@ -40,21 +40,40 @@ from reasonseg.nn.pretrained import model_path
 CONTEXT = 0.6 * 2**30  # what CUDA and its libraries take for themselves
 WORDS, ANSWER = 128, 64  # tokens of a question, and of its answer
 QUESTIONS = 3  # on one picture, in training (LISA's)
-PER_TRAINED = 16  # bytes of a trained parameter in float32: itself, its gradient, AdamW's two moments
+PER_TRAINED = (
+    16  # bytes of a trained parameter in float32: itself, its gradient, AdamW's two moments
+)
 MASK_COPIES = 8  # float32 maps that the losses of one mask at full size keep
 PATCHES = 1024  # tokens of a picture, where a model takes pictures of any size
 RANK = 8  # of LoRA, as finetune has it
 USABLE = 0.97  # of a GPU's memory
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GB of GPUs there are
-STORED = {"bfloat16": 2.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}  # bytes of a weight in the language model's layers
+# bytes of a weight in the language model's layers
+STORED = {
+    "bfloat16": 2.0,
+    "int8": 1.0,
+    "nf4": 0.5 + 4 / 64,
+}
 LISA = {
-    "lisa-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "lisa-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+    "lisa-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "lisa-13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
 }
 
 
 class Living(TorchDispatchMode):
-    """Adds up the bytes of all tensors made inside that are still there; `peak` is the most there ever were."""
+    """Adds up the bytes of all tensors made inside that are still there; `peak` is the most
+    there ever were.
+    """
 
     def __init__(self):
         super().__init__()
@@ -62,7 +81,11 @@ class Living(TorchDispatchMode):
         self.known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        before = {
+            t.untyped_storage()._cdata
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if isinstance(value, torch.Tensor) and value.untyped_storage()._cdata not in before:
@@ -83,12 +106,16 @@ class Living(TorchDispatchMode):
 
 
 class _Fused(torch.autograd.Function):
-    """The shape of attention by a fused kernel: keeps its inputs, its output and one number a row."""
+    """The shape of attention by a fused kernel: keeps its inputs, its output and one number a
+    row.
+    """
 
     @staticmethod
     def forward(ctx, query, key, value):
         out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32)
+        )
         return out
 
     @staticmethod
@@ -101,7 +128,9 @@ class _Fused(torch.autograd.Function):
 def fused_attention() -> Iterator[None]:
     """Within it torch's attention has the memory of a fused kernel on any device, and no values."""
     kept = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Fused.apply(query, key, value)
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Fused.apply(
+        query, key, value
+    )
     try:
         yield
     finally:
@@ -118,7 +147,9 @@ def peak_of(run: Callable[[], Any]) -> int:
 
 @dataclass
 class Parts:
-    """A model without values: its transformers `backbone`, the `layers` of its language model, its `decoder`."""
+    """A model without values: its transformers `backbone`, the `layers` of its language model,
+    its `decoder`.
+    """
 
     name: str
     backbone: nn.Module
@@ -134,16 +165,22 @@ class Parts:
 
 
 def parts_of(model: str) -> Parts:
-    """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only configs are read."""
+    """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only
+    configs are read.
+    """
     with meta_init():
         backbone, decoder = (
-            lisa_network(LISA[model]) if model in LISA else _from_folder(model_path(model, only=("*.json", "*.yaml")))
+            lisa_network(LISA[model])
+            if model in LISA
+            else _from_folder(model_path(model, only=("*.json", "*.yaml")))
         )
     backbone, decoder = backbone.to("meta"), decoder.to("meta")  # buffers too
     backbone.tie_weights()
     vision = getattr(backbone.config, "vision_config", None)
     side, patch = (getattr(vision, name, 0) or 0 for name in ("image_size", "patch_size"))
-    side, patch = (value[0] if isinstance(value, list | tuple) else value for value in (side, patch))
+    side, patch = (
+        value[0] if isinstance(value, list | tuple) else value for value in (side, patch)
+    )
     patches = (side // patch) ** 2 if side and patch else PATCHES
     return Parts(model, backbone, backbone.get_decoder().layers, decoder, patches)
 
@@ -161,8 +198,15 @@ def _from_folder(place: Path) -> tuple[nn.Module, nn.Module]:
 
 
 def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
-    """LISA's LLaVA, its language model of these `sizes` (see `LISA`), and its SAM ViT-H, with fresh weights."""
-    clip = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+    """LISA's LLaVA, its language model of these `sizes` (see `LISA`), and its SAM ViT-H, with
+    fresh weights.
+    """
+    clip = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+    }
     clip |= {"num_attention_heads": 16, "image_size": 224, "patch_size": 14, "projection_dim": 768}
     huge = {
         "hidden_size": 1280,
@@ -171,9 +215,9 @@ def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
         "global_attn_indexes": [7, 15, 23, 31],
     }
     text = {"model_type": "llama", "vocab_size": 32003, "max_position_embeddings": 2048, **sizes}
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=clip, text_config=text)), SamModel(
-        SamConfig(vision_config=huge)
-    )
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=clip, text_config=text)
+    ), SamModel(SamConfig(vision_config=huge))
 
 
 def _released(place: Path) -> tuple[nn.Module, nn.Module]:
@@ -183,17 +227,24 @@ def _released(place: Path) -> tuple[nn.Module, nn.Module]:
     layout = recognise(place)
     if layout is None or not layout.is_lisa:
         raise InputError(
-            f"{place}: a plan is for {', '.join(LISA)}, folders of LISA's, and models that reasonseg saved"
+            f"{place}: a plan is for {', '.join(LISA)}, folders of LISA's, and models that "
+            "reasonseg saved"
         )
     tower = llava.tower_folder(layout, None)
-    network = llava.LlavaForConditionalGeneration(llava.network_of(layout, llava.tower_config(layout, tower)))
-    return network, sam.meta_sam(layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)).model
+    network = llava.LlavaForConditionalGeneration(
+        llava.network_of(layout, llava.tower_config(layout, tower))
+    )
+    return network, sam.meta_sam(
+        layout.sam_keys, lambda k: layout.shape("model.visual_model." + k)
+    ).model
 
 
 def encoding(parts: Parts) -> int:
     """Bytes held at most while one picture goes through the mask decoder's image encoder."""
     encoder, config = parts.decoder.vision_encoder, parts.decoder.config
-    side = getattr(config.vision_config, "image_size", None) or config.prompt_encoder_config.image_size
+    side = (
+        getattr(config.vision_config, "image_size", None) or config.prompt_encoder_config.image_size
+    )
     side = side[0] if isinstance(side, list | tuple) else side
     pixels = torch.empty(1, 3, side, side, device="meta", dtype=torch.bfloat16)
     with torch.no_grad():
@@ -201,12 +252,21 @@ def encoding(parts: Parts) -> int:
 
 
 def reading(parts: Parts) -> int:
-    """Bytes held at most while a question about a picture is read, and its answer said, with the keys and values of all."""
-    model, width = parts.backbone.to(torch.bfloat16), parts.backbone.get_input_embeddings().embedding_dim
-    states = torch.empty(1, parts.patches + WORDS + ANSWER, width, device="meta", dtype=torch.bfloat16)
+    """Bytes held at most while a question about a picture is read, and its answer said, with the
+    keys and values of all.
+    """
+    model, width = (
+        parts.backbone.to(torch.bfloat16),
+        parts.backbone.get_input_embeddings().embedding_dim,
+    )
+    states = torch.empty(
+        1, parts.patches + WORDS + ANSWER, width, device="meta", dtype=torch.bfloat16
+    )
     with torch.no_grad():
         return peak_of(
-            lambda: model.get_decoder()(inputs_embeds=states, attention_mask=everywhere(states), use_cache=True)
+            lambda: model.get_decoder()(
+                inputs_embeds=states, attention_mask=everywhere(states), use_cache=True
+            )
         )
 
 
@@ -216,64 +276,88 @@ def everywhere(states: torch.Tensor) -> torch.Tensor:
 
 
 def learning(parts: Parts, rank: int) -> tuple[int, int]:
-    """Bytes held at most in a training step on one picture, and the number of parameters trained in the language model.
+    """Bytes held at most in a training step on one picture, and the number of parameters trained in
+    the language model.
 
-    LoRA of `rank` (0: all layers, embeddings and head), layers computed again in the backward pass (`checkpointing`).
+    LoRA of `rank` (0: all layers, embeddings and head), layers computed again in the backward pass
+    (`checkpointing`).
     """
     model = copy.deepcopy(parts.backbone).to(torch.bfloat16).requires_grad_(False)
     language = model.get_decoder()
     if rank:
         trained = add_lora(language.layers, rank, 16.0)
     else:
-        ends = [m.weight.requires_grad_(True) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+        ends = [
+            m.weight.requires_grad_(True)
+            for m in (model.get_input_embeddings(), model.get_output_embeddings())
+        ]
         trained = list(dict.fromkeys([*language.layers.requires_grad_(True).parameters(), *ends]))
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     length = parts.patches + QUESTIONS * (WORDS + ANSWER)
-    states = torch.empty(1, length, model.get_input_embeddings().embedding_dim, device="meta", dtype=torch.bfloat16)
+    states = torch.empty(
+        1, length, model.get_input_embeddings().embedding_dim, device="meta", dtype=torch.bfloat16
+    )
 
     def step() -> None:
         hidden = language(
-            inputs_embeds=states.requires_grad_(True), attention_mask=everywhere(states), use_cache=False
+            inputs_embeds=states.requires_grad_(True),
+            attention_mask=everywhere(states),
+            use_cache=False,
         ).last_hidden_state
-        model.get_output_embeddings()(hidden[:, : QUESTIONS * ANSWER]).float().logsumexp(-1).sum().backward()
+        model.get_output_embeddings()(hidden[:, : QUESTIONS * ANSWER]).float().logsumexp(
+            -1
+        ).sum().backward()
 
-    held = peak_of(step) - sum(
-        p.numel() * p.element_size() for p in trained
-    )  # gradients are counted with what is trained
+    # gradients are counted with what is trained
+    held = peak_of(step) - sum(p.numel() * p.element_size() for p in trained)
     return max(held, 0), sum(p.numel() for p in trained)
 
 
 def plan(model: str) -> list[dict[str, Any]]:
-    """What fits: for each precision of the language model's layers GiB to answer with and to fine-tune with.
+    """What fits: for each precision of the language model's layers GiB to answer with and to
+    fine-tune with.
 
-    Keys `precision`, `weights`, `answer`, `lora`, and `whole` (None where layers are quantized). Batches are one picture:
-    one question to answer, three to learn.
+    Keys `precision`, `weights`, `answer`, `lora`, and `whole` (None where layers are quantized).
+    Batches are one picture: one question to answer, three to learn.
     """
     parts = parts_of(model)
     look, read = encoding(parts), reading(parts)
     (step, adapted), (step_whole, every) = learning(parts, RANK), learning(parts, 0)
     drawing = sum(p.numel() for p in parts.decoder.mask_decoder.parameters())
     drawing += prompter_size(parts)
-    masks = QUESTIONS * MASK_COPIES * 1024**2 * 4  # masks at a picture's own size, float32, forward and backward
+    # masks at a picture's own size, float32, forward and backward
+    masks = QUESTIONS * MASK_COPIES * 1024**2 * 4
     rows = []
     for precision, stored in STORED.items():
         weights = parts.weights(stored)
         loose = (
             0.0
             if stored == 2.0
-            else 2.0 * max(m.weight.numel() for m in parts.layers.modules() if isinstance(m, nn.Linear))
+            else 2.0
+            * max(m.weight.numel() for m in parts.layers.modules() if isinstance(m, nn.Linear))
         )
         fixed = weights + loose + CONTEXT
         tuned = fixed + PER_TRAINED * (adapted + drawing) + max(look, step) + masks
-        whole = fixed - 2 * every + PER_TRAINED * (every + drawing) + max(look, step, step_whole) + masks
+        whole = (
+            fixed
+            - 2 * every
+            + PER_TRAINED * (every + drawing)
+            + max(look, step, step_whole)
+            + masks
+        )
         row = {
             "weights": weights,
             "answer": fixed + max(look, read),
             "lora": tuned,
             "whole": whole if stored == 2.0 else None,
         }
-        rows.append({"precision": precision, **{k: None if v is None else v / 2**30 for k, v in row.items()}})
+        rows.append(
+            {
+                "precision": precision,
+                **{k: None if v is None else v / 2**30 for k, v in row.items()},
+            }
+        )
     return rows
 
 

@@ -10,22 +10,31 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonAdamW(Optimizer):
-    """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on embeddings, norms, biases and convolutions.
+    """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on embeddings, norms,
+    biases and convolutions.
 
-    Muon's step is scaled to the usual RMS of AdamW's (0.2 lr); AdamW itself runs at a quarter of `lr`, so that both move
-    alike. `named` are (name, parameter) pairs.
+    Muon's step is scaled to the usual RMS of AdamW's (0.2 lr); AdamW itself runs at a quarter of
+    `lr`, so that both move alike. `named` are (name, parameter) pairs.
     """
 
     def __init__(
-        self, named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.01, betas=(0.9, 0.98)
+        self,
+        named: Iterable[tuple[str, nn.Parameter]],
+        lr: float,
+        weight_decay: float = 0.01,
+        betas=(0.9, 0.98),
     ):
         named = [(name, p) for name, p in named if p.requires_grad]
-        matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name and "token" not in name]
+        matrices = [
+            p for name, p in named if p.ndim == 2 and "embed" not in name and "token" not in name
+        ]
         chosen = {id(p) for p in matrices}
         rest = [p for _, p in named if id(p) not in chosen]
         self.parts: list[Optimizer] = []
         if matrices:
-            self.parts.append(Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(
+                Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
         if rest:
             self.parts.append(AdamW(rest, lr=lr / 4, weight_decay=0.0, betas=betas))
         super().__init__([p for _, p in named], {"lr": lr})

@@ -1,7 +1,7 @@
 """Training: stages one after another on transformers' Trainer, each killed and resumed at any step.
 
-A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again. Under `accelerate launch` or
-`torchrun` several processes share every step; the first one writes.
+A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again.
+Under `accelerate launch` or `torchrun` several processes share every step; the first one writes.
 """
 
 from __future__ import annotations
@@ -30,62 +30,82 @@ from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing, restore
 from reasonseg.training.validation import BEST, Validation
 
+FINISHED = "finished.safetensors"  # of a stage: the weights it ended with
 TRAINED = "trained.safetensors"  # of a sharded stage: what it ended with, not yet folded
 
 
 def train(settings: TrainSettings) -> Segmenter:
-    """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16 bit."""
+    """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16
+    bit.
+    """
     set_seed(settings.seed)
     segmenter = _beginning(settings)
     out, extras = Path(settings.out), {}
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, segmenter)
     for name, stage in settings.stages.items():
-        set_seed(settings.seed + stage.seed)  # what an objective adds begins at random, the same in a run that goes on
+        # what an objective adds begins at random, the same in a run that resumes
+        set_seed(settings.seed + stage.seed)
         objective = _objective(segmenter, stage, extras)
         for parameter in objective.parameters():
             if parameter.requires_grad:  # small steps would be lost in bfloat16
                 parameter.data = parameter.data.float()
-        finished = out / name / "finished.safetensors"
-        if finished.is_file():
-            load_model(objective, finished)
-        else:
-            backbone = objective.segmenter.backbone
-            if stage.lora:
-                add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout)
-            if stage.tokens:
-                add_rows(backbone.model, backbone.markers.ids)
-            if (out / name / TRAINED).is_file():
-                restore(objective, out / name / TRAINED)
-                processes().wait_for_everyone()  # all have read it before it goes
-            else:
-                run_stage(objective, stage, settings, out / name)
-                if settings.shard:
-                    del objective, segmenter  # parts of weights; all goes on from the files
-                    return train(settings)
-            if stage.lora or stage.tokens:
-                fold_adapters(backbone)
-            objective.finish()
-            if processes().is_main_process:
-                _keep(objective, finished)
-            processes().wait_for_everyone()
+        if (out / name / FINISHED).is_file():
+            load_model(objective, out / name / FINISHED)
+        elif not _finished(objective, stage, settings, out / name):
+            del objective, segmenter  # parts of weights; all goes on from the files
+            return train(settings)
         extras |= objective.hands_over()
     segmenter.requires_grad_(True).eval()
     segmenter.origin = None  # it is no longer what it was loaded as
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
     about = segmenter.settings.about
-    segmenter.settings = replace(segmenter.settings, about={**about, "rounds": [*about.get("rounds", []), seen]})
+    about = {**about, "rounds": [*about.get("rounds", []), seen]}
+    segmenter.settings = replace(segmenter.settings, about=about)
     if processes().is_main_process:
-        segmenter.save_pretrained(out / "model", torch.float16 if settings.dtype == "float32" else torch.bfloat16)
+        dtype = torch.float16 if settings.dtype == "float32" else torch.bfloat16
+        segmenter.save_pretrained(out / "model", dtype)
     processes().wait_for_everyone()
     return segmenter
 
 
+def _finished(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> bool:
+    """Trains a stage and writes what it ended with; False where that was sharded, and is to be
+    read again first.
+    """
+    backbone = objective.segmenter.backbone
+    if backbone is None and (stage.lora or stage.tokens):
+        raise InputError("lora and tokens are of models that read words; leave them out")
+    if backbone is not None and stage.lora:
+        add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout)
+    if backbone is not None and stage.tokens:
+        add_rows(backbone.model, backbone.markers.ids)
+    if (folder / TRAINED).is_file():
+        restore(objective, folder / TRAINED)
+        processes().wait_for_everyone()  # all have read it before it goes
+    else:
+        run_stage(objective, stage, settings, folder)
+        if settings.shard:
+            return False
+    if backbone is not None and (stage.lora or stage.tokens):
+        fold_adapters(objective.segmenter)
+    objective.finish()
+    if processes().is_main_process:
+        _keep(objective, folder / FINISHED)
+    processes().wait_for_everyone()
+    return True
+
+
 def _claim(out: Path, segmenter: Segmenter) -> None:
-    """Notes the model a run begins with; its checkpoints hold what it trains, and belong to no other."""
+    """Notes the model a run begins with; its checkpoints hold what it trains, and belong to no
+    other.
+    """
     file, model = out / "begun.json", segmenter.fingerprint
     if file.is_file() and (begun := json.loads(file.read_text())["model"]) != model:
-        raise InputError(f"{out} holds a run that began with {begun}, not {model}; choose another out or remove it")
+        raise InputError(
+            f"{out} holds a run that began with {begun}, not {model}; choose another out or "
+            "remove it"
+        )
     processes().wait_for_everyone()
     if processes().is_main_process and not file.is_file():
         with atomic_write(file) as aside:
@@ -104,7 +124,8 @@ def _keep(objective: Objective, finished: Path) -> None:
 def _beginning(settings: TrainSettings) -> Segmenter:
     if settings.model is not None:
         segmenter = Segmenter.build(settings.model)
-        for parameter in segmenter.parameters():  # buffers (rotary angles) stay as precise as they are
+        # buffers (rotary angles) stay as precise as they are
+        for parameter in segmenter.parameters():
             parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     else:
         source = None if settings.start == "embedded" else settings.start
@@ -126,15 +147,22 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
     make = kind_module("training.objectives", stage.objective, "objective").OBJECTIVE
     known = inspect.signature(make).parameters
     if unknown := [name for name in stage.options if name not in known and "options" not in known]:
-        raise InputError(f"{place}: no option {unknown[0]!r}; {nearest(unknown[0], list(known)[1:])}")
+        raise InputError(
+            f"{place}: no option {unknown[0]!r}; {nearest(unknown[0], list(known)[1:])}"
+        )
     if missing := [name for name in make.needs if name not in extras]:
-        raise InputError(f"objective {stage.objective} needs a {missing[0]}, which a stage before it has to hand over")
+        raise InputError(
+            f"objective {stage.objective} needs a {missing[0]}, which a stage before it has to "
+            "hand over"
+        )
     try:
         objective = make(segmenter, **stage.options, **{name: extras[name] for name in make.needs})
     except TypeError as error:
         raise InputError(f"{place}: {error}") from None
     names = [name for name, _ in objective.named_parameters(remove_duplicate=False)]
-    if idle := [prefix for prefix in stage.train if not any(name.startswith(prefix) for name in names)]:
+    if idle := [
+        prefix for prefix in stage.train if not any(name.startswith(prefix) for name in names)
+    ]:
         raise InputError(f"train: no parameter begins with {idle[0]!r}")
     for name, parameter in objective.named_parameters():
         parameter.requires_grad_(not stage.train or name.startswith(stage.train))
@@ -146,11 +174,46 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
     count = processes().num_processes
     if stage.batch % (count * stage.accumulate):
         raise InputError(
-            f"batch {stage.batch} cannot be shared by {count} processes with accumulate = {stage.accumulate}; "
+            f"batch {stage.batch} cannot be shared by {count} processes with accumulate = "
+            f"{stage.accumulate}; "
             f"take a multiple of {count * stage.accumulate}"
         )
     if settings.features:
         objective.segmenter.feature_store = FeatureStore(Path(settings.features))
+    arguments = _arguments(objective, stage, settings, folder)
+    data = objective.dataset(settings.data, stage.steps * stage.batch, settings.seed + stage.seed)
+    trainer = (ShardedTrainer if settings.shard else StageTrainer)(
+        stage,
+        model=objective,
+        args=arguments,
+        train_dataset=data,
+        data_collator=objective.collate,
+        callbacks=[Marker()],
+    )
+    with processes().main_process_first():
+        newest = latest(folder)
+    if settings.validation is not None:
+        begun = int(newest.rsplit("-", 1)[1]) if newest else 0
+        known = settings.validation.config, settings.metric, settings.validation_limit
+        # before Marker
+        trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))
+    trainer.train(resume_from_checkpoint=newest)
+    if settings.shard:
+        kept = whole(changing(objective))
+        if processes().is_main_process:
+            with atomic_write(folder / TRAINED) as aside:
+                save_file(kept, aside)
+    objective.segmenter.feature_store = None
+    processes().wait_for_everyone()  # the first one may still be writing
+    if settings.validation is not None and (folder / BEST).is_file():
+        load_model(objective, folder / BEST)
+
+
+def _arguments(
+    objective: Objective, stage: Stage, settings: TrainSettings, folder: Path
+) -> TrainingArguments:
+    """The settings of a stage as transformers' Trainer takes them."""
+    count = processes().num_processes
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -171,32 +234,9 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
         max_grad_norm=1.0,
         use_cpu=objective.segmenter.device.type == "cpu",
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs are for several processes, not for torch's DataParallel
-    data = objective.dataset(settings.data, stage.steps * stage.batch, settings.seed + stage.seed)
-    trainer = (ShardedTrainer if settings.shard else StageTrainer)(
-        stage,
-        model=objective,
-        args=arguments,
-        train_dataset=data,
-        data_collator=objective.collate,
-        callbacks=[Marker()],
-    )
-    with processes().main_process_first():
-        newest = latest(folder)
-    if settings.validation is not None:
-        begun = int(newest.rsplit("-", 1)[1]) if newest else 0
-        known = settings.validation.config, settings.metric, settings.validation_limit
-        trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))  # before Marker
-    trainer.train(resume_from_checkpoint=newest)
-    if settings.shard:
-        kept = whole(changing(objective))
-        if processes().is_main_process:
-            with atomic_write(folder / TRAINED) as aside:
-                save_file(kept, aside)
-    objective.segmenter.feature_store = None
-    processes().wait_for_everyone()  # the first one may still be writing
-    if settings.validation is not None and (folder / BEST).is_file():
-        load_model(objective, folder / BEST)
+    # several GPUs are for several processes, not for torch's DataParallel
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def latest(folder: Path) -> str | None:

@@ -1,4 +1,6 @@
-"""One stage on transformers' Trainer: our optimizer, our order, every loss in the log, checkpoints that are marked when whole."""
+"""One stage on transformers' Trainer: our optimizer, our order, every loss in the log,
+checkpoints that are marked when whole.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ SHARDED_OPTIMIZER = "optimizer.safetensors"  # of a sharded run, whose trainer k
 
 
 def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
-    """A loader's worker: killed with its parent, where the system can; a killed parent's would wait for ever."""
+    """A loader's worker: killed with its parent, where the system can; a killed parent's would
+    wait for ever.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if given is not None:
@@ -45,14 +49,18 @@ class Marker(TrainerCallback):
 
 
 class StageTrainer(Trainer):
-    """Trainer with our optimizer, data in the order of their index, and every part of the loss in the log."""
+    """Trainer with our optimizer, data in the order of their index, and every part of the loss
+    in the log.
+    """
 
     def __init__(self, stage: Stage, **arguments):
         super().__init__(**arguments)
         self.stage = stage
         self.sums: dict[str, float] = {}
         self.seen = 0
-        self.model_accepts_loss_kwargs = True  # where `counts` are told, losses are not divided again
+        self.model_accepts_loss_kwargs = (
+            True  # where `counts` are told, losses are not divided again
+        )
 
     def _get_train_sampler(self, *_):
         return SequentialSampler(self.train_dataset)
@@ -70,7 +78,9 @@ class StageTrainer(Trainer):
             self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
         else:
             trained = [p for p in self.model.parameters() if p.requires_grad]
-            self.optimizer = torch.optim.AdamW(trained, self.stage.lr, betas=(0.9, 0.95), weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(
+                trained, self.stage.lr, betas=(0.9, 0.95), weight_decay=0.0
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -85,7 +95,9 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of a step, and what its losses are averaged over: counts of all processes' together."""
+        """The micro-batches of a step, and what its losses are averaged over: counts of all
+        processes' together.
+        """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         objective = self.accelerator.unwrap_model(self.model)
         found = [objective.counts(batch) for batch in batches]
@@ -93,12 +105,15 @@ class StageTrainer(Trainer):
             return batches, None
         names = list(found[0])
         total = torch.tensor([float(sum(f[name] for f in found)) for name in names], device=device)
-        return batches, dict(zip(names, self.accelerator.reduce(total, "sum").tolist(), strict=True))
+        return batches, dict(
+            zip(names, self.accelerator.reduce(total, "sum").tolist(), strict=True)
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective's loss; its parts are averaged into the log.
 
-        With counts a loss is a part of the step's; processes are averaged by DDP, so each counts as often as there are.
+        With counts a loss is a part of the step's; processes are averaged by DDP, so each counts as
+        often as there are.
         """
         counted = num_items_in_batch is not None
         parts = model(inputs, num_items_in_batch) if counted else model(inputs)
@@ -114,9 +129,13 @@ class StageTrainer(Trainer):
     def log(self, logs, *arguments, **options):
         """Adds the parts, averaged over processes."""
         if self.seen:
-            mine = torch.tensor([self.sums[n] / self.seen for n in sorted(self.sums)], device=self.args.device)
+            mine = torch.tensor(
+                [self.sums[n] / self.seen for n in sorted(self.sums)], device=self.args.device
+            )
             means = self.accelerator.reduce(mine, "mean").tolist()
-            logs |= {name: round(value, 4) for name, value in zip(sorted(self.sums), means, strict=True)}
+            logs |= {
+                name: round(value, 4) for name, value in zip(sorted(self.sums), means, strict=True)
+            }
             self.sums, self.seen = {}, 0
         super().log(logs, *arguments, **options)
 
@@ -132,14 +151,17 @@ class StageTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and (Path(checkpoint) / SHARDED_OPTIMIZER).is_file():
             raise InputError(
-                f"{checkpoint} is of a sharded run; go on with shard=true, or remove {Path(checkpoint).parent}"
+                f"{checkpoint} is of a sharded run; go on with shard=true, or remove "
+                f"{Path(checkpoint).parent}"
             )
         super()._load_optimizer_and_scheduler(checkpoint)
 
 
 @torch.no_grad()
 def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: trained parameters, and buffers that are saved. What is frozen need not lie in every checkpoint."""
+    """What training changes: trained parameters, and buffers that are saved. What is frozen need
+    not lie in every checkpoint.
+    """
     found = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
     saved = objective.state_dict(keep_vars=True)
     return found | {name: b for name, b in objective.named_buffers() if name in saved}
@@ -150,7 +172,8 @@ def restore(objective: torch.nn.Module, file: Path) -> None:
     kept, own = load_file(file), changing(objective)
     if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in own.items()}:
         raise InputError(
-            f"{file} is of a run that trained other parameters; choose another out, or remove {file.parent.parent}"
+            f"{file} is of a run that trained other parameters; choose another out, or remove "
+            f"{file.parent.parent}"
         )
     for name, value in own.items():
         value.copy_(like(value, kept[name]))

@@ -23,19 +23,31 @@ LOG, BEST = "validation.jsonl", "best.safetensors"
 
 
 class Validation(TrainerCallback):
-    """At every checkpoint: a line in `validation.jsonl`, a sheet of answers, and `best.safetensors` where `metric` is highest.
+    """At every checkpoint: a line in `validation.jsonl`, a sheet of answers, and `best.safetensors`
+    where `metric` is highest.
 
-    It runs before a checkpoint counts as complete, so that a run that is killed in between scores it again.
+    It runs before a checkpoint counts as complete, so that a run that is killed in between scores
+    it again.
     """
 
-    def __init__(self, objective: Any, config: Any, metric: str, limit: int, folder: Path, begun: int):
-        self.objective, self.config, self.metric, self.limit, self.folder = objective, config, metric, limit, folder
+    def __init__(
+        self, objective: Any, config: Any, metric: str, limit: int, folder: Path, begun: int
+    ):
+        self.objective, self.config, self.metric, self.limit, self.folder = (
+            objective,
+            config,
+            metric,
+            limit,
+            folder,
+        )
         config.build()  # what is not there is said now, not at the first checkpoint
         known = [f"{way}.{score}" for way in WAYS for score in ("giou", "ciou", "n_acc", "t_acc")]
         if metric not in known:
             raise InputError(f"metric: no {metric!r}; there are {', '.join(known)}")
         file = folder / LOG
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        lines = (
+            [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        )
         self.lines = [line for line in lines if line["step"] <= begun]
 
     def on_save(self, args, state, control, **_):
@@ -44,7 +56,11 @@ class Validation(TrainerCallback):
         precise = torch.autocast(segmenter.device.type, torch.bfloat16, enabled=args.bf16)
         with torch.random.fork_rng(), precise:  # as the model is trained
             summary = evaluate_benchmark(
-                segmenter, self.config, name="validation", limit=self.limit, progress=state.is_world_process_zero
+                segmenter,
+                self.config,
+                name="validation",
+                limit=self.limit,
+                progress=state.is_world_process_zero,
             )
             value = found(summary, self.metric)
             better = value > max((line["value"] for line in self.lines), default=-1.0)
@@ -71,7 +87,8 @@ def found(summary: dict, metric: str) -> float:
         value = value.get(part) if isinstance(value, dict) else None
     if not isinstance(value, int | float):
         raise InputError(
-            f"metric: a summary has no {metric!r}; there are generated.giou, teacher_forced.ciou and the like"
+            f"metric: a summary has no {metric!r}; there are generated.giou, teacher_forced.ciou "
+            "and the like"
         )
     return float(value)
 
@@ -80,7 +97,10 @@ def found(summary: dict, metric: str) -> float:
 def draw_answers(segmenter: Any, samples: list[Sample], file: Path) -> None:
     """A sheet of what a model answers to samples."""
     answers = segmenter.batch([s.query for s in samples])
-    pictures = [draw_overlay(s.query.image, a.masks, a.labels, a.scores) for s, a in zip(samples, answers, strict=True)]
+    pictures = [
+        draw_overlay(s.query.image, a.masks, a.labels, a.scores)
+        for s, a in zip(samples, answers, strict=True)
+    ]
     captions = [f"{s.query.text}\n{a.text}" for s, a in zip(samples, answers, strict=True)]
     with atomic_write(file) as aside:
         contact_sheet(list(zip(pictures, captions, strict=True))).save(aside, format="PNG")

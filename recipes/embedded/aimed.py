@@ -1,4 +1,6 @@
-"""The language stage of the embedded models: masks are drawn for a share of a batch, and every `<SEG>` is drawn to a code."""
+"""The language stage of the embedded models: masks are drawn for a share of a batch, and every
+`<SEG>` is drawn to a code.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from reasonseg.segmenters.base import Segmenter
 from reasonseg.segmenters.prompting import distinct
 from reasonseg.segmenters.supervision import target_prompts
 from reasonseg.structures.sample import Sample
-from reasonseg.training.objectives.base import box_in, click, framed_masks, mean_overlap, tower_features
+from reasonseg.training.objectives.base import (
+    box_in,
+    click,
+    framed_masks,
+    mean_overlap,
+    tower_features,
+)
 from reasonseg.training.objectives.language import Language
 from recipes.embedded.codes import Coder, patch_shares
 
@@ -22,20 +30,28 @@ TEMPERATURE, POINTING = 0.1, 0.3  # of `Aimed.miss`
 class Aimed(Language):
     """True answers through the whole model, for backbone `llava`.
 
-    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from the `codes` stage);
-    `drawn` is the share of a batch whose masks are drawn and compared, the rest is only aimed. Of the drawn, a share `placed`
-    also gets a box beside its `<SEG>`, as many a click that corrects the mask drawn without it, as many only a box or a click.
+    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from
+    the `codes` stage); `drawn` is the share of a batch whose masks are drawn and compared, the rest
+    is only aimed. Of the drawn, a share `placed` also gets a box beside its `<SEG>`, as many a
+    click that corrects the mask drawn without it, as many only a box or a click.
     """
 
     needs = ("coder",)
 
     def __init__(
-        self, segmenter: Segmenter, coder: Coder, aim: float = 1.0, drawn: float = 1.0, placed: float = 0.0
+        self,
+        segmenter: Segmenter,
+        coder: Coder,
+        aim: float = 1.0,
+        drawn: float = 1.0,
+        placed: float = 0.0,
     ):
         super().__init__(segmenter)
         backbone, _ = segmenter.language()
         if backbone.patch_encoder is None:
-            raise InputError("objective aimed needs a backbone whose vision tower can be run alone; llava is one")
+            raise InputError(
+                "objective aimed needs a backbone whose vision tower can be run alone; llava is one"
+            )
         self.aim, self.drawn, self.placed, self.coder = aim, drawn, placed, coder
         self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
 
@@ -51,7 +67,9 @@ class Aimed(Language):
         patches = torch.stack([looked[id(image)] for image in images])
         asked = [samples[i] for i in spoken]
         said, _ = distinct([s.query.image for s in asked])
-        seen = segmenter.backbone.model.model.multi_modal_projector(torch.stack([looked[id(image)] for image in said]))
+        seen = segmenter.backbone.model.model.multi_modal_projector(
+            torch.stack([looked[id(image)] for image in said])
+        )
         regions = segmenter.backbone.regions(
             [s.query for s in asked], lambda shown: [looked[id(image)] for image in shown]
         )
@@ -59,7 +77,9 @@ class Aimed(Language):
         output = segmenter.backbone.teach(asked, segmenter.prompter.config.at, **options)
         tokens = segmenter.prompter(output.states).tokens[:, 0]
         truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
-        places = torch.tensor([of_image[spoken[k]] for k in output.sample_index], device=segmenter.device)
+        places = torch.tensor(
+            [of_image[spoken[k]] for k in output.sample_index], device=segmenter.device
+        )
         parts = {"text": output.cross_entropy / max(output.tokens, 1)}
         parts["aim"] = self.miss(tokens, patches.detach()[places], [truths[i] for i in spoken])
         if self.drawn:
@@ -68,10 +88,15 @@ class Aimed(Language):
             kept = [m for m, owner in enumerate(sample_index) if owner < count]
             encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
             where = torch.tensor([of_image[sample_index[m]] for m in kept], device=segmenter.device)
-            parts |= self.draw(encoded, where, [prompts[m] for m in kept], torch.cat(truths[:count]))
+            parts |= self.draw(
+                encoded, where, [prompts[m] for m in kept], torch.cat(truths[:count])
+            )
         weights = segmenter.settings.loss
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
-        said = {"words": output.correct / max(output.tokens, 1), **({"giou": self.overlap} if self.drawn else {})}
+        said = {
+            "words": output.correct / max(output.tokens, 1),
+            **({"giou": self.overlap} if self.drawn else {}),
+        }
         return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
 
     def given(self, samples: list[Sample]) -> list[int] | None:
@@ -79,16 +104,28 @@ class Aimed(Language):
         return None
 
     def looked(self, samples: list[Sample]) -> dict[int, torch.Tensor]:
-        """The tower's features `[t, width]` of every picture of the samples, references too, by identity."""
-        pictures = [s.query.image for s in samples] + [r.image for s in samples for r in s.query.references]
+        """The tower's features `[t, width]` of every picture of the samples, references too, by
+        identity.
+        """
+        pictures = [s.query.image for s in samples] + [
+            r.image for s in samples for r in s.query.references
+        ]
         pictures, _ = distinct(pictures)
-        pixels = self.segmenter.backbone.pixels.batch(pictures, self.segmenter.device, torch.float32)
+        pixels = self.segmenter.backbone.pixels.batch(
+            pictures, self.segmenter.device, torch.float32
+        )
         return dict(zip(map(id, pictures), tower_features(self.segmenter, pixels), strict=True))
 
-    def draw(self, encoded, of: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Mask losses of one prompt each on images `of` against `truth` `[m, h, w]`, all of one size."""
+    def draw(
+        self, encoded, of: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Mask losses of one prompt each on images `of` against `truth` `[m, h, w]`, all of one
+        size.
+        """
         decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
-        fate = torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
+        fate = (
+            torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
+        )
         names = [("boxed", "mended", "alone")[int(f)] if f < 3 else "plain" for f in fate]
         groups: dict[tuple, list[int]] = {}
         for m, name in enumerate(names):
@@ -96,25 +133,41 @@ class Aimed(Language):
         sums: dict[str, torch.Tensor] = {}
         overlap, plain = torch.zeros((), device=truth.device), names.count("plain")
         for (name, _), mine in groups.items():
-            prompt = self.prompt(name, encoded, of[mine], Prompt.joined([prompts[m] for m in mine]).tokens, truth[mine])
+            prompt = self.prompt(
+                name,
+                encoded,
+                of[mine],
+                Prompt.joined([prompts[m] for m in mine]).tokens,
+                truth[mine],
+            )
             logits, predicted = decoder.decode(encoded, of[mine], prompt)
             parts = mask_losses(decoder.restore, logits, predicted, [truth[mine]], [0] * len(mine))
             for key, value in parts.items():
                 sums[key] = sums.get(key, 0.0) + value * len(mine) / len(truth)
             if name == "plain":
-                overlap = overlap + mean_overlap(decoder.restore(logits, size), truth[mine]) * len(mine) / plain
+                overlap = (
+                    overlap
+                    + mean_overlap(decoder.restore(logits, size), truth[mine]) * len(mine) / plain
+                )
         self.overlap = overlap.detach()
         return sums
 
-    def prompt(self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor) -> Prompt:
-        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`, without words."""
+    def prompt(
+        self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor
+    ) -> Prompt:
+        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`,
+        without words.
+        """
         decoder, size, plain = self.segmenter.decoder, tuple(truth.shape[-2:]), Prompt(tokens)
         if name == "plain":
             return plain
         if name == "mended":
             with torch.no_grad():
                 first = decoder.restore(decoder.decode(encoded, of, plain)[0], size) > 0
-            clicks = [decoder.places([click(f, t)], [], size).tokens for f, t in zip(first, truth, strict=True)]
+            clicks = [
+                decoder.places([click(f, t)], [], size).tokens
+                for f, t in zip(first, truth, strict=True)
+            ]
             dense = torch.cat([decoder.dense(f.numpy(force=True)) for f in first])
             return Prompt(torch.cat([tokens, torch.cat(clicks).to(tokens)], 1), dense)
         nothing = torch.zeros_like(truth[0])
@@ -127,22 +180,32 @@ class Aimed(Language):
         places = Prompt(torch.cat([p.tokens for p in places]))
         return places if name == "alone" else plain.beside(places)
 
-    def miss(self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]) -> torch.Tensor:
-        """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over masks.
+    def miss(
+        self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over
+        masks.
 
-        (1 - cosine) + relative squared distance, and a share of the cross entropy of pointing: among the codes of all patches
-        of the image, those under the mask should be the likest. Only that tells equal things apart from the first step; a
-        distance alone is content with their mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
+        (1 - cosine) + relative squared distance, and a share of the cross entropy of pointing:
+        among the codes of all patches of the image, those under the mask should be the likest. Only
+        that tells equal things apart from the first step; a distance alone is content with their
+        mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
         """
-        framed = torch.cat([framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)])
+        framed = torch.cat(
+            [framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)]
+        )
         shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
         with torch.no_grad():
             codes = self.coder(patches.float(), shares)
-            each = nn.functional.normalize(self.coder.project(self.coder.norm(patches.float())), dim=-1)
+            each = nn.functional.normalize(
+                self.coder.project(self.coder.norm(patches.float())), dim=-1
+            )
         tokens = tokens.float()
         cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
         distance = (tokens - codes).square().mean(-1) / codes.square().mean()
-        likeness = torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
+        likeness = (
+            torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
+        )
         wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
         pointing = -(wanted * likeness.log_softmax(1)).sum(1)
         return (1 - cosine + distance + POINTING * pointing).mean()

@@ -1,4 +1,6 @@
-"""Averages a trained model with what an earlier stage of its run ended with: average.py MODEL STAGE/finished.safetensors OUT."""
+"""Averages a trained model with what an earlier stage of its run ended with: average.py MODEL
+STAGE/finished.safetensors OUT.
+"""
 
 import argparse
 from pathlib import Path
@@ -14,10 +16,14 @@ if __name__ == "__main__":
     parser.add_argument("stage", type=Path)
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    segmenter, earlier = Segmenter.from_pretrained(options.model, dtype="float32"), load_file(options.stage)
+    segmenter, earlier = (
+        Segmenter.from_pretrained(options.model, dtype="float32"),
+        load_file(options.stage),
+    )
     with torch.no_grad():
         for name, value in segmenter.state_dict().items():
-            if (other := earlier.get(f"segmenter.{name}")) is not None:  # of tied weights it has one name
+            # of tied weights it has one name
+            if (other := earlier.get(f"segmenter.{name}")) is not None:
                 value.copy_((value + other.float()) / 2)
     segmenter.save_pretrained(options.out, torch.float16)
     print(f"wrote {options.out}")

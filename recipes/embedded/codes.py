@@ -13,7 +13,14 @@ from reasonseg.datasets.synthetic.drawing import draw_scene
 from reasonseg.nn.losses import mask_losses
 from reasonseg.nn.prompt import Prompt
 from reasonseg.segmenters.base import Segmenter
-from reasonseg.training.objectives.base import Objective, box_in, kept, mean_overlap, resampled, tower_features
+from reasonseg.training.objectives.base import (
+    Objective,
+    box_in,
+    kept,
+    mean_overlap,
+    resampled,
+    tower_features,
+)
 from recipes.embedded.patches import corner_pad
 
 SHARP = 2.0  # of `align`
@@ -22,8 +29,8 @@ SHARP = 2.0  # of `align`
 class Coder(nn.Module):
     """A code for what a mask marks: the tower's features under it, averaged, as one prompt token.
 
-    The features say what a patch shows and where its thing lies, so the code singles out one thing; what the decoder
-    learns on codes holds for things that never had a name.
+    The features say what a patch shows and where its thing lies, so the code singles out one thing;
+    what the decoder learns on codes holds for things that never had a name.
     """
 
     def __init__(self, width_in: int, width_out: int):
@@ -32,8 +39,12 @@ class Coder(nn.Module):
         self.project = nn.Linear(width_in, width_out, bias=False)
 
     def forward(self, features: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Features `[n, t, width]`, the share of each patch under the mask `[n, t]` -> codes `[n, width_out]`."""
-        pooled = torch.einsum("ntw,nt->nw", self.norm(features), shares) / shares.sum(1, keepdim=True).clamp(min=1e-6)
+        """Features `[n, t, width]`, the share of each patch under the mask `[n, t]` -> codes
+        `[n, width_out]`.
+        """
+        pooled = torch.einsum("ntw,nt->nw", self.norm(features), shares) / shares.sum(
+            1, keepdim=True
+        ).clamp(min=1e-6)
         return self.project(pooled)
 
 
@@ -44,9 +55,11 @@ def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
 
 @torch.no_grad()
 def align(decoder: nn.Module, coder: Coder) -> None:
-    """Starts the decoder where like finds like: its neck projects features as the coder does, its queries equal its keys.
+    """Starts the decoder where like finds like: its neck projects features as the coder does, its
+    queries equal its keys.
 
-    Both are made `SHARP` times larger than usual, so that a code's attention falls on what resembles it from the first step.
+    Both are made `SHARP` times larger than usual, so that a code's attention falls on what
+    resembles it from the first step.
     """
     coder.project.weight.mul_(3**0.5)  # codes of unit variance, as the normalised embedding has
     neck = decoder.model.vision_encoder.neck
@@ -65,7 +78,9 @@ def align(decoder: nn.Module, coder: Coder) -> None:
 
 
 class SceneMasks(Dataset):
-    """Scene `i` of a seed as (padded image, masks, how each is asked for: 0 its code, 1 a click, 2 a box)."""
+    """Scene `i` of a seed as (padded image, masks, how each is asked for: 0 its code, 1 a click,
+    2 a box).
+    """
 
     def __init__(self, sprites: list, size: int, seed: int, length: int):
         self.sprites, self.size, self.seed, self.length = sprites, size, seed, length
@@ -75,20 +90,27 @@ class SceneMasks(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         scene = draw_scene(np.random.default_rng([self.seed, 78, i]), self.sprites, self.size)
-        masks = np.stack([corner_pad(t.mask[..., None], self.size, 0)[..., 0] for t in scene.objects]).astype(bool)
-        kinds = np.random.default_rng([self.seed, 79, i]).choice(3, size=len(masks), p=[0.7, 0.15, 0.15])
+        masks = np.stack(
+            [corner_pad(t.mask[..., None], self.size, 0)[..., 0] for t in scene.objects]
+        ).astype(bool)
+        kinds = np.random.default_rng([self.seed, 79, i]).choice(
+            3, size=len(masks), p=[0.7, 0.15, 0.15]
+        )
         return {"image": corner_pad(scene.image, self.size), "masks": masks, "kinds": kinds}
 
 
 class Codes(Objective):
     """Draws every thing of a scene from its code, or from a click or a box.
 
-    `match` keeps the decoder's image embedding close to the codes of its patches, so that finding what a code means starts
-    as finding what looks like it; without it training stays on a plateau (every thing drawn at once) for long. `fresh` off keeps
-    a decoder's own weights at the start, and `coder` (the `finished.safetensors` of an earlier stage) its coder's.
+    `match` keeps the decoder's image embedding close to the codes of its patches, so that finding
+    what a code means starts as finding what looks like it; without it training stays on a plateau
+    (every thing drawn at once) for long. `fresh` off keeps a decoder's own weights at the start,
+    and `coder` (the `finished.safetensors` of an earlier stage) its coder's.
     """
 
-    def __init__(self, segmenter: Segmenter, match: float = 2.0, fresh: bool = True, coder: str = ""):
+    def __init__(
+        self, segmenter: Segmenter, match: float = 2.0, fresh: bool = True, coder: str = ""
+    ):
         super().__init__()
         self.segmenter, self.match = segmenter, match
         vision = segmenter.backbone.model.config.vision_config
@@ -118,10 +140,15 @@ class Codes(Objective):
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
         decoder, masks, of = self.segmenter.decoder, batch["masks"], batch["of"]
         with torch.no_grad():
-            pixels = self.segmenter.backbone.pixels.batch(batch["images"], masks.device, torch.float32)
+            pixels = self.segmenter.backbone.pixels.batch(
+                batch["images"], masks.device, torch.float32
+            )
             features = tower_features(self.segmenter, pixels)
         shares = patch_shares(masks, self.grid)
-        shares = shares * (torch.rand_like(shares) < torch.rand_like(shares[:, :1]).clamp(min=0.3)) + 1e-4 * shares
+        shares = (
+            shares * (torch.rand_like(shares) < torch.rand_like(shares[:, :1]).clamp(min=0.3))
+            + 1e-4 * shares
+        )
         codes = self.coder(features[of].float(), shares)
         codes = codes + 0.1 * codes.std() * torch.randn_like(codes)
         encoded = decoder.encode(batch["images"])
@@ -129,7 +156,10 @@ class Codes(Objective):
         seen = encoded.embedding.float()
         wanted = resampled(wanted, seen.shape[-1])
         seen = seen.flatten(2).transpose(1, 2)
-        sums, iou = {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()}, torch.zeros(())
+        sums, iou = (
+            {"match": 1 - nn.functional.cosine_similarity(seen, wanted, dim=-1).mean()},
+            torch.zeros(()),
+        )
         for kind in range(3):
             mine = (batch["kinds"] == kind).nonzero()[:, 0]
             if not len(mine):

@@ -1,7 +1,8 @@
-"""Finds again the codes that a model's prompter was taught to say: fit_coder.py MODEL OUT.safetensors [--samples N].
+"""Finds again the codes that a model's prompter was taught to say: fit_coder.py MODEL
+OUT.safetensors [--samples N].
 
-The coder of a training run is not shipped; this one is the least-squares fit of prompt tokens to the tower's features under
-the masks they mean. A `codes` stage takes it as `options.coder`.
+The coder of a training run is not shipped; this one is the least-squares fit of prompt tokens to
+the tower's features under the masks they mean. A `codes` stage takes it as `options.coder`.
 """
 
 import argparse
@@ -21,12 +22,20 @@ from recipes.embedded.codes import Coder, patch_shares
 
 BATCH = 120
 RIDGE = 1e-3  # normalised features add up to 0, so one direction is empty
-DATA = Config("train", size=252, per_scene=6, same_shape=20, levels=("name", "attribute", "compare", "function"))
+DATA = Config(
+    "train",
+    size=252,
+    per_scene=6,
+    same_shape=20,
+    levels=("name", "attribute", "compare", "function"),
+)
 
 
 @torch.inference_mode()
 def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tower's features under masks, normalised and pooled `[m, width]`, and the prompt tokens that mean them `[m, d]`."""
+    """The tower's features under masks, normalised and pooled `[m, width]`, and the prompt
+    tokens that mean them `[m, d]`.
+    """
     data = replace(DATA, count=count, seed=7).build()
     backbone = segmenter.backbone
     pool = Coder(backbone.tower.config.hidden_size, backbone.tower.config.hidden_size)
@@ -35,16 +44,27 @@ def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]
     for start in range(0, count, BATCH):
         samples = [data[i] for i in range(start, min(start + BATCH, count))]
         images, of_image = distinct([s.query.image for s in samples])
-        features = tower_features(segmenter, backbone.pixels.batch(images, segmenter.device, torch.float32))
+        features = tower_features(
+            segmenter, backbone.pixels.batch(images, segmenter.device, torch.float32)
+        )
         output = backbone.teach(samples, segmenter.prompter.config.at)
         tokens.append(segmenter.prompter(output.states).tokens[:, 0])
-        masks = torch.cat([framed_masks(torch.from_numpy(s.truth.masks), backbone.pixels.size) for s in samples])
-        pooled.append(pool(features[[of_image[i] for i in output.sample_index]], patch_shares(masks, backbone.grid)))
+        masks = torch.cat(
+            [framed_masks(torch.from_numpy(s.truth.masks), backbone.pixels.size) for s in samples]
+        )
+        pooled.append(
+            pool(
+                features[[of_image[i] for i in output.sample_index]],
+                patch_shares(masks, backbone.grid),
+            )
+        )
     return torch.cat(pooled), torch.cat(tokens)
 
 
 def fitted(pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[Coder, float]:
-    """The coder that says what lies under masks as the prompter does, and the mean cosine between the two."""
+    """The coder that says what lies under masks as the prompter does, and the mean cosine
+    between the two.
+    """
     coder = Coder(pooled.shape[1], tokens.shape[1])
     known, wanted = pooled.double(), tokens.double()
     middle, aim = known.mean(0), wanted.mean(0)
@@ -65,8 +85,13 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=3600)
     options = parser.parse_args()
     source = None if options.model == "embedded" else options.model
-    coder, cosine = fitted(*pairs(Segmenter.from_pretrained(source, dtype="float32", device="cpu"), options.samples))
+    coder, cosine = fitted(
+        *pairs(Segmenter.from_pretrained(source, dtype="float32", device="cpu"), options.samples)
+    )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.out) as aside:
-        save_file({f"coder.{name}": value.contiguous() for name, value in coder.state_dict().items()}, aside)
+        save_file(
+            {f"coder.{name}": value.contiguous() for name, value in coder.state_dict().items()},
+            aside,
+        )
     print(f"mean cosine {cosine:.3f}; wrote {options.out}")

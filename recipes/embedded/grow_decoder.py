@@ -1,4 +1,6 @@
-"""Gives the SAM of a model a larger picture, and so finer masks: grow_decoder.py MODEL SIDE OUT. Positions are interpolated."""
+"""Gives the SAM of a model a larger picture, and so finer masks: grow_decoder.py MODEL SIDE OUT.
+Positions are interpolated.
+"""
 
 import argparse
 from pathlib import Path
@@ -20,7 +22,12 @@ def grown(decoder: SamDecoder, side: int) -> SamDecoder:
         tree[part]["image_size"] = side
     tree["prompt_encoder_config"].pop("image_embedding_size", None)
     model = SamModel(
-        SamConfig(**{k: tree[k] for k in ("vision_config", "prompt_encoder_config", "mask_decoder_config")})
+        SamConfig(
+            **{
+                k: tree[k]
+                for k in ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+            }
+        )
     )
     weights = decoder.model.state_dict()
     positions = weights["vision_encoder.pos_embed"]
@@ -28,7 +35,9 @@ def grown(decoder: SamDecoder, side: int) -> SamDecoder:
     flat = resampled(positions.flatten(1, 2), grid)
     weights["vision_encoder.pos_embed"] = flat.unflatten(1, (grid, grid))
     model.load_state_dict(weights)
-    return SamDecoder(model, ImageProcessor(side, decoder.pixels.mean, decoder.pixels.std, decoder.pixels.aspect))
+    return SamDecoder(
+        model, ImageProcessor(side, decoder.pixels.mean, decoder.pixels.std, decoder.pixels.aspect)
+    )
 
 
 if __name__ == "__main__":

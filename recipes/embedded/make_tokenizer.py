@@ -1,4 +1,6 @@
-"""Trains the embedded model's tokenizer on the sentences of drawn scenes: make_tokenizer.py FOLDER [--size N]."""
+"""Trains the embedded model's tokenizer on the sentences of drawn scenes: make_tokenizer.py
+FOLDER [--size N].
+"""
 
 import argparse
 
@@ -30,5 +32,10 @@ if __name__ == "__main__":
     options = parser.parse_args()
     tokenizer = make_tokenizer(sentences(), options.size, options.folder)
     names = Knowledge.load().things
-    whole = sum(len(tokenizer.encode(name, add_special_tokens=False)) == len(name.split()) for name in names)
-    print(f"{len(tokenizer)} tokens; {whole} of {len(names)} names are whole words; wrote {options.folder}")
+    whole = sum(
+        len(tokenizer.encode(name, add_special_tokens=False)) == len(name.split()) for name in names
+    )
+    print(
+        f"{len(tokenizer)} tokens; {whole} of {len(names)} names are whole words; wrote "
+        f"{options.folder}"
+    )

@@ -1,8 +1,10 @@
-"""Words and what stands behind them: the language stage with a plain question about what its states know.
+"""Words and what stands behind them: the language stage with a plain question about what its states
+know.
 
-A question such as "the thing that keeps you dry" is answered by a match: what it asks for against what each thing in the
-picture is good for. TeacherForcedOutput by answers alone a small language model learns many pairs of a wording and a thing by heart, and
-cannot tell that nothing matches. Here its states halfway up must hold both sides of the match.
+A question such as "the thing that keeps you dry" is answered by a match: what it asks for against
+what each thing in the picture is good for. TeacherForcedOutput by answers alone a small language
+model learns many pairs of a wording and a thing by heart, and cannot tell that nothing matches.
+Here its states halfway up must hold both sides of the match.
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ COUNTED = ("number", "coming", "name", "kind")  # losses that `counting` weighs
 
 
 class Known(NamedTuple):
-    """A sample and what is known of it: the thing of each patch (0 background), how that one stands among its like (`standing`),
-    the property asked for and the number of things asked for (`NOT_ASKED` where it asks for none, or for a single thing)."""
+    """A sample and what is known of it: the thing of each patch (0 background), how that one
+    stands among its like (`standing`), the property asked for and the number of things asked for
+    (`NOT_ASKED` where it asks for none, or for a single thing).
+    """
 
     sample: Sample
     things: np.ndarray
@@ -47,14 +51,16 @@ class Known(NamedTuple):
 
 
 class Properties(Aimed):
-    """`Aimed` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the language model say.
+    """`Aimed` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the
+    language model say.
 
-    Linear readers, dropped after training: at each patch, what is true of the thing it shows (its name, its kind, its
-    properties); where a question that asks for a property ends, which one. A share `swapped` of those questions is another's,
-    taught only from where the answer has said what it takes it to mean: what follows must go by that and by the picture,
-    and no wording can be learnt by heart. `counting` weighs two more readers: at each patch, how its thing stands among its like;
-    one layer higher, where a question for several things ends and about each `<SEG>`, how many masks are yet to come. Other
-    options: see `Aimed`.
+    Linear readers, dropped after training: at each patch, what is true of the thing it shows (its
+    name, its kind, its properties); where a question that asks for a property ends, which one. A
+    share `swapped` of those questions is another's, taught only from where the answer has said what
+    it takes it to mean: what follows must go by that and by the picture, and no wording can be
+    learnt by heart. `counting` weighs two more readers: at each patch, how its thing stands among
+    its like; one layer higher, where a question for several things ends and about each `<SEG>`, how
+    many masks are yet to come. Other options: see `Aimed`.
     """
 
     def __init__(
@@ -70,14 +76,18 @@ class Properties(Aimed):
         backbone = segmenter.backbone
         if backbone.patch_encoder is None or backbone.pixels.aspect != "pad":
             raise InputError(
-                "objective properties is for backbone llava with pixels.aspect pad, which sees whole pictures"
+                "objective properties is for backbone llava with pixels.aspect pad, which sees "
+                "whole pictures"
             )
         if not 1 <= layer <= len(backbone.layers):
-            raise InputError(f"options.layer {layer}: the language model has layers 1 to {len(backbone.layers)}")
+            raise InputError(
+                f"options.layer {layer}: the language model has layers 1 to {len(backbone.layers)}"
+            )
         self.knowing, self.layer, self.swapped, self.counting = knowing, layer, swapped, counting
         sprites = pack_of("")
         facts, held = facts_of(sprites)
-        self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}  # 0 is the background
+        # 0 is the background
+        self.numbers = {sprite.name: i + 1 for i, sprite in enumerate(sprites)}
         self.properties = {fact: i for i, fact in enumerate(facts)}
         self.register_buffer("held", torch.from_numpy(held).float(), persistent=False)
         width = backbone.width
@@ -89,20 +99,34 @@ class Properties(Aimed):
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         grid = self.segmenter.backbone.grid
-        if data.kind != "scenes" or data.config.sprites or data.config.withheld or "shown" in data.config.levels:
+        if (
+            data.kind != "scenes"
+            or data.config.sprites
+            or data.config.withheld
+            or "shown" in data.config.levels
+        ):
             raise InputError(
-                "objective properties asks about drawn scenes: data.kind scenes, no sprites, not withheld, no level shown"
+                "objective properties asks about drawn scenes: data.kind scenes, no sprites, not "
+                "withheld, no level shown"
             )
         if data.config.size % grid:
             raise InputError(
-                f"data.size {data.config.size}: objective properties needs a multiple of {grid}, the tower's patches"
+                f"data.size {data.config.size}: objective properties needs a multiple of {grid}, "
+                "the tower's patches"
             )
-        return _Known(data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped)
+        return _Known(
+            data.config.training(length, seed), self.numbers, self.properties, grid, self.swapped
+        )
 
     def collate(self, items: list[Known]) -> dict:
         samples, things, stand, about, number = zip(*items, strict=True)
         known = {"things": np.stack(things), "stand": np.stack(stand)}
-        return {"samples": list(samples), **known, "about": torch.tensor(about), "number": torch.tensor(number)}
+        return {
+            "samples": list(samples),
+            **known,
+            "about": torch.tensor(about),
+            "number": torch.tensor(number),
+        }
 
     def counts(self, batch: dict) -> dict[str, int]:
         """None: what is known is averaged over a batch."""
@@ -111,7 +135,9 @@ class Properties(Aimed):
     def given(self, samples: list[Sample]) -> list[int]:
         """The tokens up to the colon, of answers to swapped questions."""
         backbone = self.segmenter.backbone
-        leads = [s.truth.text.rsplit(": ", 1)[0] + ":" if s.level == SWAPPED else "" for s in samples]
+        leads = [
+            s.truth.text.rsplit(": ", 1)[0] + ":" if s.level == SWAPPED else "" for s in samples
+        ]
         return [len(backbone.text_ids(lead)) for lead in leads]
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
@@ -133,9 +159,12 @@ class Properties(Aimed):
         parts["loss"] = parts["loss"] + self.counting * sum(known[part] for part in COUNTED)
         return parts | {name: value.detach() for name, value in known.items()}
 
-    def known(self, states: torch.Tensor, higher: torch.Tensor, batch: dict) -> dict[str, torch.Tensor]:
-        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how often `asked`, `number`, what is
-        `coming` and all facts `shown` are read rightly."""
+    def known(
+        self, states: torch.Tensor, higher: torch.Tensor, batch: dict
+    ) -> dict[str, torch.Tensor]:
+        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how
+        often `asked`, `number`, what is `coming` and all facts `shown` are read rightly.
+        """
         backbone, samples = self.segmenter.backbone, batch["samples"]
         images, row = distinct([s.query.image for s in samples])
         first = [row.index(r) for r in range(len(images))]
@@ -143,16 +172,27 @@ class Properties(Aimed):
         patches = states[:, start : start + backbone.patches]
         shown = torch.from_numpy(batch["things"][first]).to(states.device)
         places = self.ends(samples, row, start)
-        ends, rows = torch.tensor(places, device=states.device), torch.tensor(row, device=states.device)
-        parts = self.patches_read(patches, shown, torch.from_numpy(batch["stand"][first]).to(states.device))
+        ends, rows = (
+            torch.tensor(places, device=states.device),
+            torch.tensor(row, device=states.device),
+        )
+        parts = self.patches_read(
+            patches, shown, torch.from_numpy(batch["stand"][first]).to(states.device)
+        )
         parts["asked"], parts["heard"] = _chosen(self.asked, states[rows, ends], batch["about"])
-        parts["number"], parts["counted"] = _chosen(self.number, higher[rows, ends], batch["number"])
+        parts["number"], parts["counted"] = _chosen(
+            self.number, higher[rows, ends], batch["number"]
+        )
         of, at, count = self.coming(samples, places, batch["number"].tolist())
         parts["coming"], parts["followed"] = _chosen(self.number, higher[rows[of], at], count)
         return parts
 
-    def patches_read(self, patches: torch.Tensor, things: torch.Tensor, stand: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of how those stand `[n, t, 4]`."""
+    def patches_read(
+        self, patches: torch.Tensor, things: torch.Tensor, stand: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of how those
+        stand `[n, t, 4]`.
+        """
         truth, logits = self.held[things], self.shown(patches)
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
         weight = torch.where(things > 0, 1.0, BACKGROUND)
@@ -161,7 +201,9 @@ class Properties(Aimed):
         return parts | {"shown": (each * weight).sum() / weight.sum(), "facts": right}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
-        """Where each prompt ends in its packed row (see `Pack`): the state there begins the answer."""
+        """Where each prompt ends in its packed row (see `Pack`): the state there begins the
+        answer.
+        """
         backbone = self.segmenter.backbone
         cut = start + backbone.patches
         filled = dict.fromkeys(row, cut)
@@ -172,22 +214,35 @@ class Properties(Aimed):
             filled[r] += prompt + len(backbone.answer_ids(sample.truth.text))
         return found
 
-    def coming(self, samples: list[Sample], ends: list[int], numbers: list[int]) -> tuple[torch.Tensor, ...]:
-        """(sample, place in its row, how many masks are yet to come there) for the state before each `<SEG>` and its own."""
+    def coming(
+        self, samples: list[Sample], ends: list[int], numbers: list[int]
+    ) -> tuple[torch.Tensor, ...]:
+        """(sample, place in its row, how many masks are yet to come there) for the state before
+        each `<SEG>` and its own.
+        """
         backbone, found = self.segmenter.backbone, [(0, 0, NOT_ASKED)]  # never empty
         for k, (sample, end, number) in enumerate(zip(samples, ends, numbers, strict=True)):
             if number == NOT_ASKED:
                 continue
             marks = [
-                j for j, token in enumerate(backbone.answer_ids(sample.truth.text)) if token == backbone.markers.seg
+                j
+                for j, token in enumerate(backbone.answer_ids(sample.truth.text))
+                if token == backbone.markers.seg
             ]
             for i, j in enumerate(marks):
-                found += [(k, end + j, max(number - i, 0)), (k, end + j + 1, max(number - i - 1, 0))]
+                found += [
+                    (k, end + j, max(number - i, 0)),
+                    (k, end + j + 1, max(number - i - 1, 0)),
+                ]
         return tuple(torch.tensor(column) for column in zip(*found, strict=True))
 
 
-def _chosen(reader: nn.Module, states: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy of a reader of states `[n, width]` where there is a truth `[n]`, and how often it is right."""
+def _chosen(
+    reader: nn.Module, states: torch.Tensor, truth: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy of a reader of states `[n, width]` where there is a truth `[n]`, and how
+    often it is right.
+    """
     truth = truth.to(states.device)
     logits = reader(states[truth != NOT_ASKED])
     truth = truth[truth != NOT_ASKED]
@@ -197,7 +252,9 @@ def _chosen(reader: nn.Module, states: torch.Tensor, truth: torch.Tensor) -> tup
 
 
 def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
-    """All facts, and which hold of each sprite `[1 + sprites, facts]`, the background first, of which none does."""
+    """All facts, and which hold of each sprite `[1 + sprites, facts]`, the background first, of
+    which none does.
+    """
     true = [{f"name {s.name}", f"kind {s.category}", *s.properties} for s in sprites]
     facts = sorted(set().union(*true))
     return facts, np.array([[False] * len(facts), *([fact in t for fact in facts] for t in true)])
@@ -207,9 +264,20 @@ class _Known(Dataset):
     """Drawn scenes with what is known of each sample."""
 
     def __init__(
-        self, scenes: Scenes, numbers: dict[str, int], properties: dict[str, int], grid: int, swapped: float = 0.0
+        self,
+        scenes: Scenes,
+        numbers: dict[str, int],
+        properties: dict[str, int],
+        grid: int,
+        swapped: float = 0.0,
     ):
-        self.scenes, self.numbers, self.properties, self.grid, self.swapped = scenes, numbers, properties, grid, swapped
+        self.scenes, self.numbers, self.properties, self.grid, self.swapped = (
+            scenes,
+            numbers,
+            properties,
+            grid,
+            swapped,
+        )
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -230,7 +298,9 @@ class _Known(Dataset):
         properties = list(asker.knowledge.properties.values())
         words = asker.wordings(properties[rng.integers(len(properties))], rng)
         text = FRAMES[rng.integers(len(FRAMES))].format(words[rng.integers(len(words))])
-        return replace(sample, query=replace(sample.query, text=text[0].upper() + text[1:]), level=SWAPPED)
+        return replace(
+            sample, query=replace(sample.query, text=text[0].upper() + text[1:]), level=SWAPPED
+        )
 
 
 OBJECTIVE = Properties

@@ -1,4 +1,6 @@
-"""Puts a trained model folder into the package as the embedded model: ship_tiny.py FOLDER. The model card stays."""
+"""Puts a trained model folder into the package as the embedded model: ship_tiny.py FOLDER. The
+model card stays.
+"""
 
 import argparse
 import shutil
@@ -19,7 +21,10 @@ if __name__ == "__main__":
     others = [f for f in assets.rglob("*.safetensors") if not f.is_relative_to(target)]
     size = sum(f.stat().st_size for f in [*options.folder.rglob("*.safetensors"), *others])
     if size > LIMIT:
-        raise SystemExit(f"the embedded models would be {size / 1e6:.1f} MB; at most {LIMIT / 1e6:.0f} are shipped")
+        raise SystemExit(
+            f"the embedded models would be {size / 1e6:.1f} MB; at most {LIMIT / 1e6:.0f} are "
+            "shipped"
+        )
     for part in ("backbone", "decoder", "references"):
         shutil.rmtree(target / part, ignore_errors=True)
     shutil.copytree(options.folder, target, dirs_exist_ok=True)

@@ -1,4 +1,6 @@
-"""Makes a tokenizer: SentencePiece (BPE, byte fallback) on sentences, as a Llama tokenizer of transformers."""
+"""Makes a tokenizer: SentencePiece (BPE, byte fallback) on sentences, as a Llama tokenizer of
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,22 @@ from reasonseg.structures.markers import REJ, SEG, add_markers
 
 
 def make_tokenizer(sentences: Iterable[str], size: int, folder: str | Path) -> LlamaTokenizer:
-    """Trains on `sentences` to at most `size` pieces, adds `<image>`, `<SEG>` and `<REJ>`, writes `folder`."""
+    """Trains on `sentences` to at most `size` pieces, adds `<image>`, `<SEG>` and `<REJ>`,
+    writes `folder`.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sentences), model_writer=model, model_type="bpe", vocab_size=size, byte_fallback=True,
-        character_coverage=1.0, hard_vocab_limit=False, minloglevel=2, num_threads=1, split_by_whitespace=True,
-    )  # fmt: skip
+        sentence_iterator=iter(sentences),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=size,
+        byte_fallback=True,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        num_threads=1,
+        split_by_whitespace=True,
+    )
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "tokenizer.model").write_bytes(model.getvalue())
         tokenizer = LlamaTokenizer.from_pretrained(place)

@@ -1,4 +1,6 @@
-"""What every backbone must do, whichever file it lives in; also for a tiny Qwen2.5-VL behind `chat_vlm`."""
+"""What every backbone must do, whichever file it lives in; also for a tiny Qwen2.5-VL behind
+`chat_vlm`.
+"""
 
 import numpy as np
 import pytest
@@ -12,7 +14,13 @@ from reasonseg.config import kinds as config
 from reasonseg.structures.markers import Markers, add_markers, joined, pieces
 
 KINDS = config.kinds("backbones")
-HOW = {"max_new_tokens": 6, "temperature": 0.0, "seed": 0, "force_seg": False, "absent_threshold": 0.5}
+HOW = {
+    "max_new_tokens": 6,
+    "temperature": 0.0,
+    "seed": 0,
+    "force_seg": False,
+    "absent_threshold": 0.5,
+}
 
 
 def test_the_walk_sees_kinds():
@@ -27,7 +35,8 @@ def backbone(request, tmp_path_factory):
     else:
         settings = config.config_class("backbones", request.param).example()
     backbone = settings.build().eval()
-    for weight in backbone.model.parameters():  # fresh weights say one word for ever; livelier ones differ by question
+    # fresh weights say one word for ever; livelier ones differ by question
+    for weight in backbone.model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.12)
     return backbone
@@ -41,14 +50,22 @@ def samples():
     def sample(image, text, answer, n):
         status = "found" if n else "absent"
         return Sample(
-            Query(image, text), Answer(answer, np.ones((n, *image.shape[:2]), bool), [1] * n, ["x"] * n, status)
+            Query(image, text),
+            Answer(answer, np.ones((n, *image.shape[:2]), bool), [1] * n, ["x"] * n, status),
         )
 
     return [
         sample(images[0], "Segment the dog.", "The dog <SEG>.", 1),
-        sample(images[0], "Show me every animal in this image.", "The dog <SEG>, the cat <SEG>.", 2),
+        sample(
+            images[0], "Show me every animal in this image.", "The dog <SEG>, the cat <SEG>.", 2
+        ),
         sample(images[1], "Where is the umbrella?", "The umbrella <REJ>.", 0),
-        sample(images[1], "What keeps you dry? Explain why.", "The umbrella <SEG>: it keeps you dry in the rain.", 1),
+        sample(
+            images[1],
+            "What keeps you dry? Explain why.",
+            "The umbrella <SEG>: it keeps you dry in the rain.",
+            1,
+        ),
     ]
 
 
@@ -81,10 +98,19 @@ def test_a_loop_of_its_own_says_what_generate_says(backbone, samples, force):
     said = []
     for way in (type(backbone).say, LanguageBackbone.say):
         choose = MarkerLogitsProcessor(
-            backbone.markers, backbone.ends, 3, limit=6, temperature=0.9, seed=4, force_seg=force, absent_threshold=0.5
+            backbone.markers,
+            backbone.ends,
+            3,
+            limit=6,
+            temperature=0.9,
+            seed=4,
+            force_seg=force,
+            absent_threshold=0.5,
         )
         ids, states, cache = way(backbone, backbone.prompt_inputs(queries), choose, 6)
-        said.append([(backbone._output(row, states[i], [], False)) for i, row in enumerate(ids.tolist())])
+        said.append(
+            [(backbone._output(row, states[i], [], False)) for i, row in enumerate(ids.tolist())]
+        )
     for ours, theirs in zip(*said, strict=True):
         assert ours.ids == theirs.ids
         torch.testing.assert_close(ours.states, theirs.states, rtol=1e-4, atol=1e-4)
@@ -114,7 +140,9 @@ def test_force_seg_says_it(backbone, samples):
 
 @torch.no_grad()
 def test_taught_states_equal_those_of_the_generated_words(backbone, samples):
-    """The one path: what is read off an answer when it is taught is what is read when the model says it."""
+    """The one path: what is read off an answer when it is taught is what is read when the model
+    says it.
+    """
     for sample in samples[:2]:
         said = backbone.generate([sample.query], **{**HOW, "force_seg": True})[0]
         if said.ids[-1] not in backbone.ends:
@@ -135,20 +163,27 @@ def test_teaching_together_equals_teaching_alone(backbone, samples):
         alone = [backbone.teach([s]) for s in samples]
     assert together.sample_index == [0, 1, 1, 3]
     assert together.tokens == sum(a.tokens for a in alone)
-    assert float(together.cross_entropy) == pytest.approx(float(sum(a.cross_entropy for a in alone)), rel=1e-4)
+    assert float(together.cross_entropy) == pytest.approx(
+        float(sum(a.cross_entropy for a in alone)), rel=1e-4
+    )
     assert torch.allclose(together.states, torch.cat([a.states for a in alone]), atol=3e-4)
 
 
 def test_reading_at_the_token_reads_the_next_state(backbone, samples):
     with torch.no_grad():
         before, at = backbone.teach(samples[:1]), backbone.teach(samples[:1], "at")
-    assert before.states.shape == at.states.shape and not torch.allclose(before.states, at.states, atol=1e-3)
+    assert before.states.shape == at.states.shape and not torch.allclose(
+        before.states, at.states, atol=1e-3
+    )
 
 
 def test_the_state_at_the_last_token_is_known(backbone, samples):
     how = {**HOW, "force_seg": True, "max_new_tokens": 3}
     for query in (samples[0].query, samples[3].query):
-        plain, at = backbone.generate([query], **how)[0], backbone.generate([query], state="at", **how)[0]
+        plain, at = (
+            backbone.generate([query], **how)[0],
+            backbone.generate([query], state="at", **how)[0],
+        )
         assert plain.ids == at.ids and len(at.states) == len(plain.states) + 1
         assert torch.allclose(plain.states, at.states[:-1], atol=1e-5)
 
@@ -195,13 +230,23 @@ def test_markers_are_added_once(tmp_path):
 
 
 def test_pieces_and_joined():
-    assert pieces("The cat <SEG>, the dog <SEG>.", ("<SEG>",)) == ["The cat", "<SEG>", ", the dog", "<SEG>", "."]
-    assert joined(["The cat", "<SEG>", ", the dog", "<SEG>", "."]) == "The cat <SEG>, the dog <SEG>."
+    assert pieces("The cat <SEG>, the dog <SEG>.", ("<SEG>",)) == [
+        "The cat",
+        "<SEG>",
+        ", the dog",
+        "<SEG>",
+        ".",
+    ]
+    assert (
+        joined(["The cat", "<SEG>", ", the dog", "<SEG>", "."]) == "The cat <SEG>, the dog <SEG>."
+    )
 
 
 @pytest.mark.parametrize("threshold, expected", [(0.1, 3), (0.3, 3), (0.5, 2), (0.9, 2)])
 def test_the_absent_threshold_moves_the_line(threshold, expected):
     markers = Markers(2, 3, "<SEG>", "<REJ>")
-    chooser = MarkerLogitsProcessor(markers, {0}, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold)
+    chooser = MarkerLogitsProcessor(
+        markers, {0}, 1, limit=5, temperature=0, seed=0, force_seg=False, absent_threshold=threshold
+    )
     scores = torch.log(torch.tensor([[0.05, 0.05, 0.6, 0.3]]))  # <REJ> has a third of the two
     assert chooser(torch.zeros(1, 0, dtype=torch.long), scores).argmax() == expected

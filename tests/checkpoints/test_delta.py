@@ -1,4 +1,6 @@
-"""Folders of changes: small, loaded like any model, tied to the model they change, made whole by `merge`."""
+"""Folders of changes: small, loaded like any model, tied to the model they change, made whole by
+`merge`.
+"""
 
 import shutil
 
@@ -15,7 +17,13 @@ from reasonseg.config.schema import override, parse
 from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
 from reasonseg.training.finetune import FinetuneSettings, finetune
 
-FEW = ["train.max_steps=4", "train.batch=4", "train.save_every=2", "train.lr=1e-3", "data.share=0.25"]
+FEW = [
+    "train.max_steps=4",
+    "train.batch=4",
+    "train.save_every=2",
+    "train.lr=1e-3",
+    "data.share=0.25",
+]
 
 
 def settings(*overrides):
@@ -49,14 +57,22 @@ def test_they_are_small_and_load_as_they_were(tuned, base, scenes):
     model, folder = tuned
     kept = load_file(folder / "changes.safetensors")
     assert {name.split(":")[0] for name in kept} == {"whole", "rows", "lora_A", "lora_B"}
-    assert kept["rows:backbone.model.model.language_model.embed_tokens.weight"].shape == (2, model.backbone.width)
+    assert kept["rows:backbone.model.model.language_model.embed_tokens.weight"].shape == (
+        2,
+        model.backbone.width,
+    )
     assert {f.name for f in folder.iterdir()} == {"changes.yaml", "changes.safetensors"}
     size = sum(f.stat().st_size for f in base.rglob("*.safetensors"))
     assert (folder / "changes.safetensors").stat().st_size < 0.2 * size
-    again, first = Segmenter.from_pretrained(folder, device="cpu"), Segmenter.from_pretrained(base, device="cpu")
+    again, first = (
+        Segmenter.from_pretrained(folder, device="cpu"),
+        Segmenter.from_pretrained(base, device="cpu"),
+    )
     assert not adapters(again) and again.settings.about["name"].endswith("-shapes")
     changed = set()
-    for (name, a), (_, b), (_, c) in zip(*(m.named_parameters() for m in (model, again, first)), strict=True):
+    for (name, a), (_, b), (_, c) in zip(
+        *(m.named_parameters() for m in (model, again, first)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7, msg=name)
         if not torch.equal(b, c):
             changed.add((name.split(".")[0], name.split(".")[-2]))
@@ -124,27 +140,48 @@ def tensors(folder, change):
 def moved(file):
     """One layer in the middle of a file is another."""
     weights = load_file(file)
-    weights[next(name for name in weights if name.endswith("layers.1.self_attn.q_proj.weight"))] += 1
+    weights[
+        next(name for name in weights if name.endswith("layers.1.self_attn.q_proj.weight"))
+    ] += 1
     save_file(weights, file, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda f, b: (f / "changes.safetensors").write_bytes(b"no"), "cut short"),
-    (lambda f, b: (f / "changes.yaml").write_text("base: 3"), "cannot be read"),
-    (lambda f, b: shutil.rmtree(b), "correct base in changes.yaml"),
-    (lambda f, b: moved(b / "backbone" / "model.safetensors"), "whose weights are others now"),
-    (lambda f, b: told(f, base={}), "not source with any of"),
-    (lambda f, b: told(f, base={"source": str(b), "dtype": "float16"}), "not source with any of"),
-    (lambda f, b: told(f, base={"source": 3}), "something is no text"),
-    (lambda f, b: told(f, about=None), "about None"),
-    (lambda f, b: told(f, alpha="x"), "alpha is 'x'"),
-    (lambda f, b: told(f, rows=[1, 10**6]), "reshaped: rows:"),
-    (lambda f, b: told(f, rows="all"), "not a list of numbers"),
-    (lambda f, b: tensors(f, lambda t: t | {"nothing": torch.zeros(1)}), "left over: nothing"),
-    (lambda f, b: tensors(f, lambda t: {k: v for k, v in t.items() if "lora_B" not in k}), "other half of its LoRA pair"),
-    (lambda f, b: tensors(f, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}), "reshaped: lora_A"),
-    (lambda f, b: tensors(f, lambda t: {k: v[..., :3].clone() if "rows:" in k else v for k, v in t.items()}), "reshaped: rows:"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda f, b: (f / "changes.safetensors").write_bytes(b"no"), "cut short"),
+        (lambda f, b: (f / "changes.yaml").write_text("base: 3"), "cannot be read"),
+        (lambda f, b: shutil.rmtree(b), "correct base in changes.yaml"),
+        (lambda f, b: moved(b / "backbone" / "model.safetensors"), "whose weights are others now"),
+        (lambda f, b: told(f, base={}), "not source with any of"),
+        (
+            lambda f, b: told(f, base={"source": str(b), "dtype": "float16"}),
+            "not source with any of",
+        ),
+        (lambda f, b: told(f, base={"source": 3}), "something is no text"),
+        (lambda f, b: told(f, about=None), "about None"),
+        (lambda f, b: told(f, alpha="x"), "alpha is 'x'"),
+        (lambda f, b: told(f, rows=[1, 10**6]), "reshaped: rows:"),
+        (lambda f, b: told(f, rows="all"), "not a list of numbers"),
+        (lambda f, b: tensors(f, lambda t: t | {"nothing": torch.zeros(1)}), "left over: nothing"),
+        (
+            lambda f, b: tensors(f, lambda t: {k: v for k, v in t.items() if "lora_B" not in k}),
+            "other half of its LoRA pair",
+        ),
+        (
+            lambda f, b: tensors(
+                f, lambda t: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in t.items()}
+            ),
+            "reshaped: lora_A",
+        ),
+        (
+            lambda f, b: tensors(
+                f, lambda t: {k: v[..., :3].clone() if "rows:" in k else v for k, v in t.items()}
+            ),
+            "reshaped: rows:",
+        ),
+    ],
+)
 def test_what_does_not_fit_is_said(tuned, base, tmp_path, spoil, words):
     folder, below = shutil.copytree(tuned[1], tmp_path / "f"), shutil.copytree(base, tmp_path / "b")
     told(folder, base={"source": str(below)})
@@ -157,27 +194,36 @@ def test_what_does_not_fit_is_said(tuned, base, tmp_path, spoil, words):
 
 
 def test_qlora(root, base, tmp_path, scenes):
-    """Adapters beside 4-bit weights: trained, killed or not, kept as changes, and the same model when loaded so again."""
+    """Adapters beside 4-bit weights: trained, killed or not, kept as changes, and the same model
+    when loaded so again.
+    """
     pytest.importorskip("bitsandbytes")
     model = Segmenter.from_pretrained(base, device="cpu", quantization="nf4")
     states = torch.randn(3, model.backbone.width)
     before = model.backbone.layers[0].self_attn.q_proj(states)
     summary = finetune(model, root, tmp_path / "out", settings())
-    assert summary["settings"]["train"]["save"] == "model"  # as it was asked for; a quantized model has changes only
+    # as it was asked for; a quantized model has changes only
+    assert summary["settings"]["train"]["save"] == "model"
     layer = model.backbone.layers[0].self_attn.q_proj
-    torch.testing.assert_close(
-        layer.get_base_layer()(states), before, atol=0.05, rtol=0.02
-    )  # training has another kernel
+    # training has another kernel
+    torch.testing.assert_close(layer.get_base_layer()(states), before, atol=0.05, rtol=0.02)
     assert layer.lora_B["default"].weight.abs().max() > 0
     folder = tmp_path / "out" / "model"
     again = Segmenter.from_pretrained(folder, device="cpu", quantization="nf4")
     assert again.backbone.layers[0].self_attn.q_proj.lora_A["default"].weight.shape[0] == 8
     kept, loaded = (dict(m.named_parameters()) for m in (model, again))
-    adapted = [name for name in kept if "lora_" in name or name.startswith(("prompter.", "decoder."))]
-    assert adapted and kept.keys() == loaded.keys() and all(torch.equal(kept[name], loaded[name]) for name in adapted)
+    adapted = [
+        name for name in kept if "lora_" in name or name.startswith(("prompter.", "decoder."))
+    ]
+    assert (
+        adapted
+        and kept.keys() == loaded.keys()
+        and all(torch.equal(kept[name], loaded[name]) for name in adapted)
+    )
     queries = [Query(scenes[i].query.image, scenes[i].query.text) for i in range(4)]
     again.batch(queries)
-    again.state_dict()  # as saving did to the trained one: bitsandbytes packs 4-bit weights once more, and rounds them
+    # as saving did to the trained one: bitsandbytes packs 4-bit weights once more, and rounds them
+    again.state_dict()
     for a, b in zip(model.batch(queries), again.batch(queries), strict=True):
         assert a.text == b.text and (a.masks == b.masks).mean() > 0.999
     whole = Segmenter.from_pretrained(folder, device="cpu")  # in full precision: folded
@@ -190,12 +236,17 @@ def test_qlora(root, base, tmp_path, scenes):
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_tokens(tied, tmp_path):
-    """Rows of an untied head are trained too; folded, they are the rows, and nothing else has moved."""
+    """Rows of an untied head are trained too; folded, they are the rows, and nothing else has
+    moved.
+    """
     model = Segmenter.from_pretrained(device="cpu").backbone.model
     if not tied:
         model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    ends = [m.weight.detach().clone() for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+    ends = [
+        m.weight.detach().clone()
+        for m in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
     rows = add_rows(model, [7, 9])
     assert len(rows) == (1 if tied else 2) and all(r.shape == (2, ends[0].shape[1]) for r in rows)
     assert (

@@ -17,7 +17,12 @@ def folder(tmp_path):
 def test_the_embedded_model_is_small_and_plain():
     size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file())
     assert size <= 17 * 2**20
-    assert {f.suffix for f in EMBEDDED.rglob("*") if f.is_file()} <= {".safetensors", ".json", ".yaml", ".md"}
+    assert {f.suffix for f in EMBEDDED.rglob("*") if f.is_file()} <= {
+        ".safetensors",
+        ".json",
+        ".yaml",
+        ".md",
+    }
     weights = load_file(EMBEDDED / "backbone" / "model.safetensors")
     assert {t.dtype for t in weights.values()} <= {torch.bfloat16, torch.float16}
 
@@ -43,7 +48,8 @@ def test_weights_that_do_not_fit_stop_the_load(folder, part, change):
     else:
         weights[key] = torch.zeros(3, 3, dtype=weights[key].dtype)
     save_file(weights, file, metadata={"format": "pt"})
-    name = "stranger" if change == "left over" else key.split(".")[-2]  # transformers saves under other prefixes
+    # transformers saves under other prefixes
+    name = "stranger" if change == "left over" else key.split(".")[-2]
     with pytest.raises(InputError, match=f"{change}: .*{name}"):
         Segmenter.from_pretrained(folder)
     assert Segmenter.from_pretrained(folder, allow=("",)) is not None
@@ -55,7 +61,10 @@ def test_widths_must_agree(folder):
     (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
     weights = load_file(folder / "prompter.safetensors")
     last = [k for k in weights if k.startswith("mlp.2")]
-    save_file({**weights, **{k: weights[k][:7].contiguous() for k in last}}, folder / "prompter.safetensors")
+    save_file(
+        {**weights, **{k: weights[k][:7].contiguous() for k in last}},
+        folder / "prompter.safetensors",
+    )
     with pytest.raises(InputError, match="width 7, the decoder takes"):
         Segmenter.from_pretrained(folder)
 
@@ -88,7 +97,9 @@ def test_half_precision_is_stored_and_the_model_stays_as_it_was(segmenter, tmp_p
     before = {k: v.clone() for k, v in segmenter.state_dict().items()}
     segmenter.save_pretrained(tmp_path / "m", torch.bfloat16)
     assert all(torch.equal(v, before[k]) for k, v in segmenter.state_dict().items())
-    assert {t.dtype for t in load_file(tmp_path / "m/decoder/model.safetensors").values()} == {torch.bfloat16}
+    assert {t.dtype for t in load_file(tmp_path / "m/decoder/model.safetensors").values()} == {
+        torch.bfloat16
+    }
 
 
 def test_bfloat16_answers(scenes):
@@ -112,10 +123,13 @@ def test_push_uploads_what_save_writes(segmenter, monkeypatch):
             seen["repo"] = repo_id
 
         def upload_folder(self, repo_id, folder_path):
-            seen["files"] = {str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()}
+            seen["files"] = {
+                str(p.relative_to(folder_path)) for p in folder_path.rglob("*") if p.is_file()
+            }
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     segmenter.push_to_hub("me/mine")
     assert (
-        seen["repo"] == "me/mine" and {"settings.yaml", "prompter.safetensors", "backbone/config.json"} <= seen["files"]
+        seen["repo"] == "me/mine"
+        and {"settings.yaml", "prompter.safetensors", "backbone/config.json"} <= seen["files"]
     )

@@ -1,4 +1,6 @@
-"""Every command with every packaged model: it works, or says in one line with exit code 2 what this model cannot do."""
+"""Every command with every packaged model: it works, or says in one line with exit code 2 what
+this model cannot do.
+"""
 
 import io
 import json
@@ -26,7 +28,10 @@ def ask(folder, *words):
 
 def shown(folder):
     mask = next(iter(sorted((__import__("pathlib").Path(folder) / "masks").rglob("*.png"))))
-    image = next(p for p in (mask.parents[1] / "images", mask.parents[2] / "images") if p.is_dir()) / mask.name
+    image = (
+        next(p for p in (mask.parents[1] / "images", mask.parents[2] / "images") if p.is_dir())
+        / mask.name
+    )
     return ["--ref", str(image), "--ref-mask", str(mask)]
 
 
@@ -35,27 +40,52 @@ CASES = {
     "ask in words": (lambda d, out: ask(d, "the cup"), WORKS, REFUSED),
     "ask by box": (lambda d, out: ask(d, "--box", "1,1,30,30"), WORKS, REFUSED),
     "ask by point": (lambda d, out: ask(d, "--point", "5,5"), WORKS, REFUSED),
-    "ask by example": (lambda d, out: ask(d, *shown(d), "--out", str(out / "answer")), WORKS, WORKS),
+    "ask by example": (
+        lambda d, out: ask(d, *shown(d), "--out", str(out / "answer")),
+        WORKS,
+        WORKS,
+    ),
     "ask by both": (lambda d, out: ask(d, "the cup", *shown(d)), WORKS, REFUSED),
     "ask by bank": (lambda d, out: ask(d, "--bank", d), WORKS, WORKS),
     "ask to refine": (lambda d, out: ask(d, *shown(d), "--refine"), REFUSED, REFUSED),
     "ask compiled": (lambda d, out: ask(d, *shown(d), "--compile"), WORKS, REFUSED),
     "ask quantized": (lambda d, out: ask(d, *shown(d), "--quantization", "int8"), WORKS, REFUSED),
-    "ask with a template": (lambda d, out: ask(d, *shown(d), "--template", "plain"), WORKS, REFUSED),
-    "eval folder": (lambda d, out: ["eval", "folder", "--root", d, "--limit", "2", "--json"], WORKS, REFUSED),
+    "ask with a template": (
+        lambda d, out: ask(d, *shown(d), "--template", "plain"),
+        WORKS,
+        REFUSED,
+    ),
+    "eval folder": (
+        lambda d, out: ["eval", "folder", "--root", d, "--limit", "2", "--json"],
+        WORKS,
+        REFUSED,
+    ),
     "eval scenes": (lambda d, out: ["eval", "scenes", "--limit", "8", "--json"], WORKS, REFUSED),
     "eval episodes": (lambda d, out: ["eval", "episodes", "--limit", "1", "--json"], WORKS, WORKS),
     "eval episodes by label": (
-        lambda d, out: ["eval", "episodes", "--limit", "1", "--prompt", "label", "--json"], WORKS, REFUSED,
+        lambda d, out: ["eval", "episodes", "--limit", "1", "--prompt", "label", "--json"],
+        WORKS,
+        REFUSED,
     ),
     "eval episodes by both": (
-        lambda d, out: ["eval", "episodes", "--limit", "1", "--prompt", "both", "--json"], WORKS, WORKS,
+        lambda d, out: ["eval", "episodes", "--limit", "1", "--prompt", "both", "--json"],
+        WORKS,
+        WORKS,
     ),
     "finetune": (
-        lambda d, out: ["finetune", d, "--out", str(out / "tuned"), "train.max_steps=1", "train.batch=2"], WORKS, REFUSED,
+        lambda d, out: [
+            "finetune",
+            d,
+            "--out",
+            str(out / "tuned"),
+            "train.max_steps=1",
+            "train.batch=2",
+        ],
+        WORKS,
+        REFUSED,
     ),
     "show": (lambda d, out: ["show", "model"], WORKS, WORKS),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("model", PACKAGED)
@@ -116,9 +146,20 @@ def test_merge_of_a_whole_model(tmp_path, capsys, model):
 @pytest.mark.parametrize("model, code", [("tiny", WORKS), ("tiny-seggpt", REFUSED)])
 def test_train(folder, tmp_path, capsys, model, code):
     config = {
-        "start": model, "data": {"kind": "folder", "root": folder}, "workers": 0, "out": str(tmp_path / "run"),
-        "stages": {"words": {"objective": "language", "steps": 1, "batch": 2, "lr": 1e-4, "optimizer": "adamw"}},
-    }  # fmt: skip
+        "start": model,
+        "data": {"kind": "folder", "root": folder},
+        "workers": 0,
+        "out": str(tmp_path / "run"),
+        "stages": {
+            "words": {
+                "objective": "language",
+                "steps": 1,
+                "batch": 2,
+                "lr": 1e-4,
+                "optimizer": "adamw",
+            }
+        },
+    }
     (tmp_path / "run.yaml").write_text(json.dumps(config))
     assert main(["train", str(tmp_path / "run.yaml")]) == code
     assert code == WORKS or "reads none" in capsys.readouterr().err
@@ -140,5 +181,14 @@ def test_every_command_that_takes_a_model_is_here():
             if isinstance(sub, Parser)
         ):
             taking.add(command.name)
-    assert taking == {"ask", "chat", "eval", "finetune", "show", "serve", "annotate"}  # annotate: serving/
+    # annotate: serving/
+    assert taking == {
+        "ask",
+        "chat",
+        "eval",
+        "finetune",
+        "show",
+        "serve",
+        "annotate",
+    }
     assert read_arguments(["show", "model"]).model is None

@@ -78,7 +78,9 @@ def test_a_mistake_writes_nothing(capsys, files, tmp_path):
 
 def test_ask_writes_what_it_prints(capsys, files, tmp_path):
     question = (files / "question").read_text()
-    code, out, err = run(capsys, "ask", files / "scene.png", question, "--out", tmp_path / "o", "--json")
+    code, out, err = run(
+        capsys, "ask", files / "scene.png", question, "--out", tmp_path / "o", "--json"
+    )
     assert code == 0 and "drawn scenes" in err and "--model" in err
     printed, written = json.loads(out), json.loads((tmp_path / "o" / "answer.json").read_text())
     assert printed == written and printed["status"] == "found"
@@ -97,11 +99,24 @@ def test_ask_in_words(capsys, files):
 
 def test_chat_keeps_turns(capsys, files, tmp_path, monkeypatch):
     lines = iter(
-        ["/help", "/nonsense", (files / "question").read_text(), "/undo", "/undo", "/image nowhere.png", "/quit"]
+        [
+            "/help",
+            "/nonsense",
+            (files / "question").read_text(),
+            "/undo",
+            "/undo",
+            "/image nowhere.png",
+            "/quit",
+        ]
     )
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     code, out, _ = run(capsys, "chat", files / "scene.png", "--out", tmp_path / "c")
-    assert code == 0 and "no command /nonsense" in out and "forgot:" in out and "no turn to forget" in out
+    assert (
+        code == 0
+        and "no command /nonsense" in out
+        and "forgot:" in out
+        and "no turn to forget" in out
+    )
     assert "does not exist" in out and (tmp_path / "c" / "turn-1" / "answer.json").is_file()
 
 
@@ -117,7 +132,9 @@ def test_show_and_doctor(capsys):
 def test_scenes_draw_and_sprites(capsys, font, tmp_path):
     code, _, _ = run(capsys, "scenes", "draw", "--out", tmp_path / "d", "--count", "7")
     assert code == 0 and (tmp_path / "d" / "sheet.png").is_file()
-    lines = [json.loads(line) for line in (tmp_path / "d" / "samples.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "d" / "samples.jsonl").read_text().splitlines()
+    ]
     assert len({line["level"] for line in lines}) == 7
     code, _, _ = run(capsys, "scenes", "sprites", "--out", tmp_path / "s")
     assert code == 0 and len(json.loads((tmp_path / "s" / "index.json").read_text())) >= 200
@@ -127,5 +144,8 @@ def test_scenes_draw_and_sprites(capsys, font, tmp_path):
 
 def test_help_is_quick():
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "reasonseg.cli", "--help"], check=True, capture_output=True)
-    assert time.perf_counter() - began < 2.0  # half a second on an idle machine; this one may be busy
+    subprocess.run(
+        [sys.executable, "-m", "reasonseg.cli", "--help"], check=True, capture_output=True
+    )
+    # half a second on an idle machine; this one may be busy
+    assert time.perf_counter() - began < 2.0

@@ -1,4 +1,6 @@
-"""One file and no other edit: a throw-away kind of every room, added by another package and used from the command line."""
+"""One file and no other edit: a throw-away kind of every room, added by another package and used
+from the command line.
+"""
 
 import json
 import os
@@ -17,7 +19,10 @@ from reasonseg.config.schema import dump
 from reasonseg.nn.pretrained import EMBEDDED
 
 ADDED = {
-    "added_decoder": ("reasonseg.decoders", "blunt", """
+    "added_decoder": (
+        "reasonseg.decoders",
+        "blunt",
+        """
 from dataclasses import dataclass
 from reasonseg.decoders import sam
 
@@ -39,8 +44,12 @@ class Blunt(sam.SamDecoder):
     def decode(self, features, image_index, prompt):
         logits, scores = super().decode(features, image_index, prompt)
         return logits / 2, scores
-"""),
-    "added_backbone": ("reasonseg.backbones", "polite", """
+""",
+    ),
+    "added_backbone": (
+        "reasonseg.backbones",
+        "polite",
+        """
 from dataclasses import dataclass
 from reasonseg.backbones import llava
 
@@ -58,8 +67,12 @@ class Config(llava.Config):
 class Polite(llava.Llava):
     def decode(self, ids):
         return "Please: " + super().decode(ids)
-"""),
-    "added_prompter": ("reasonseg.prompters", "plain", """
+""",
+    ),
+    "added_prompter": (
+        "reasonseg.prompters",
+        "plain",
+        """
 from dataclasses import dataclass
 from torch import nn
 from reasonseg.nn.prompt import Prompt
@@ -75,8 +88,12 @@ class Plain(seg_token.SegToken):
     def __init__(self, config):
         super().__init__(config)
         self.mlp = nn.Linear(config.width_in, config.width_out)
-"""),
-    "added_segmenter": ("reasonseg.segmenters", "signed", """
+""",
+    ),
+    "added_segmenter": (
+        "reasonseg.segmenters",
+        "signed",
+        """
 from dataclasses import dataclass
 from reasonseg.segmenters.embedding import EmbeddingSegmenter
 
@@ -94,8 +111,12 @@ class Signed(EmbeddingSegmenter):
         for answer in answers:
             answer.meta["signed"] = self.settings.segmenter.config.name
         return answers
-"""),
-    "added_format": ("reasonseg.checkpoints.released", "pointer", """
+""",
+    ),
+    "added_format": (
+        "reasonseg.checkpoints.released",
+        "pointer",
+        """
 from reasonseg.checkpoints.folder import load
 from reasonseg.checkpoints.released.base import Format
 
@@ -104,14 +125,22 @@ def recognise(place):
     return file if file.is_file() else None
 
 FORMAT = Format("a pointer to a packaged model", recognise, lambda file, options: load(file.read_text(), device="cpu"))
-"""),
-    "added_command": ("reasonseg.cli", "hello", """
+""",
+    ),
+    "added_command": (
+        "reasonseg.cli",
+        "hello",
+        """
 from reasonseg.cli.options import Command
 
 COMMANDS = (Command("hello", "say hello", "Says hello.", lambda parser: parser.add_argument("name"),
                     lambda options: print("hello", options.name)),)
-"""),
-    "added_data": ("reasonseg.datasets", "squares", """
+""",
+    ),
+    "added_data": (
+        "reasonseg.datasets",
+        "squares",
+        """
 from dataclasses import dataclass
 import numpy as np
 from reasonseg import Answer, Query, Sample
@@ -146,8 +175,9 @@ class Squares:
         mask[5 + i % 9 : 25, 10:30] = True
         image[mask] = 255
         return Sample(Query(image, "the square"), Answer("The square <SEG>.", mask[None], [1], ["square"], "found"), self.id(i))
-"""),
-}  # fmt: skip
+""",
+    ),
+}
 OBJECTIVE = """
 from reasonseg.training.objectives.language import Language
 
@@ -167,7 +197,9 @@ OBJECTIVE = Doubled
 
 @pytest.fixture(scope="module")
 def added(tmp_path_factory):
-    """A folder as `pip install` would leave it: modules, and a dist-info that names them as entry points."""
+    """A folder as `pip install` would leave it: modules, and a dist-info that names them as
+    entry points.
+    """
     site = tmp_path_factory.mktemp("site")
     groups: dict[str, list[str]] = {}
     for module, (group, name, text) in ADDED.items():
@@ -197,7 +229,9 @@ def test_every_room_lists_what_is_added(installed):
 
 @pytest.fixture(scope="module")
 def trained(added, tmp_path_factory):
-    """A fresh model of added parts, trained for two steps with an added objective on an added data set, in a process of its own."""
+    """A fresh model of added parts, trained for two steps with an added objective on an added
+    data set, in a process of its own.
+    """
     out = tmp_path_factory.mktemp("trained")
     sys.path.insert(0, str(added))
     try:
@@ -211,7 +245,11 @@ def trained(added, tmp_path_factory):
         sys.path.remove(str(added))
     stage = {"objective": "my_objective", "steps": 2, "batch": 2, "lr": 1e-3, "optimizer": "adamw"}
     stage["options"] = {"times": 3.0}
-    tree = {"model": parts, "data": "squares", "stages": {"only": {**stage, "objective": "recipe.my_objective"}}}
+    tree = {
+        "model": parts,
+        "data": "squares",
+        "stages": {"only": {**stage, "objective": "recipe.my_objective"}},
+    }
     tree |= {"out": str(out / "run"), "workers": 0, "save_every": 2, "log_every": 1, "bf16": False}
     (out / "run.yaml").write_text(yaml.safe_dump(tree))
     (out / "recipe").mkdir()
@@ -226,13 +264,33 @@ def trained(added, tmp_path_factory):
 
 def test_a_model_of_added_parts_answers(installed, trained, tmp_path, capsys):
     picture = str(EMBEDDED.parent / "pictures" / "name.png")
-    given = ["--model", str(trained), "--device", "cpu", "--force-seg", "--max-new-tokens", "3", "--json"]
+    given = [
+        "--model",
+        str(trained),
+        "--device",
+        "cpu",
+        "--force-seg",
+        "--max-new-tokens",
+        "3",
+        "--json",
+    ]
     assert main(["ask", picture, "the square", *given]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["text"].startswith("Please: ") and answer["meta"]["signed"] == "Ada" and len(answer["objects"]) == 1
+    assert (
+        answer["text"].startswith("Please: ")
+        and answer["meta"]["signed"] == "Ada"
+        and len(answer["objects"]) == 1
+    )
     settings = yaml.safe_load((trained / "settings.yaml").read_text())
-    found = {part: settings[part]["kind"] for part in ("backbone", "prompter", "decoder", "segmenter")}
-    assert found == {"backbone": "polite", "prompter": "plain", "decoder": "blunt", "segmenter": "signed"}
+    found = {
+        part: settings[part]["kind"] for part in ("backbone", "prompter", "decoder", "segmenter")
+    }
+    assert found == {
+        "backbone": "polite",
+        "prompter": "plain",
+        "decoder": "blunt",
+        "segmenter": "signed",
+    }
 
 
 def test_without_the_package_such_a_model_says_what_is_missing(trained, capsys):
@@ -252,8 +310,13 @@ def test_an_added_data_set_is_evaluated(installed, tmp_path, monkeypatch, capsys
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(installed)])
     assert main(["eval", name, "--device", "cpu", "--json", "--out", str(tmp_path / "out")]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["teacher_forced"]["n"] == summary["generated"]["n"] == 3 and summary["errors"] == 0
-    assert main(["data", "check", name, "--root", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
+    assert (
+        summary["teacher_forced"]["n"] == summary["generated"]["n"] == 3 and summary["errors"] == 0
+    )
+    assert (
+        main(["data", "check", name, "--root", str(tmp_path), "--out", str(tmp_path / "drawn")])
+        == 0
+    )
     assert "3 samples on 3 pictures" in capsys.readouterr().out
 
 

@@ -1,4 +1,6 @@
-"""Training samples of the published sets: what LISA's loaders draw, as a pure function of (seed, index)."""
+"""Training samples of the published sets: what LISA's loaders draw, as a pure function of (seed,
+index).
+"""
 
 import json
 
@@ -45,7 +47,9 @@ def test_a_stream_is_a_pure_function_of_seed_and_index(name, tmp_path):
     assert all(same(first[i], again[i]) for i in reversed(range(30)))
     assert not all(same(first[i], other[i]) for i in range(30))
     for start in range(0, 30, PER_PICTURE):
-        assert len({id(s.query.image) for s in first[start : start + PER_PICTURE]}) == 1, "one picture, read once"
+        assert len({id(s.query.image) for s in first[start : start + PER_PICTURE]}) == 1, (
+            "one picture, read once"
+        )
     assert all(s.truth.text.count("<SEG>") == len(s.truth.masks) for s in first)
     with pytest.raises(IndexError):
         stream[30]
@@ -59,14 +63,20 @@ def test_semantic_asks_for_named_classes(tmp_path):
     ):
         data = Semantic(str(semantic(tmp_path / name, name)), name).build()
         samples = data.training_samples(0, 12, np.random.default_rng(0))
-        assert {s.truth.labels[0] for s in samples} <= wanted and len({s.truth.labels[0] for s in samples}) >= 2
+        assert {s.truth.labels[0] for s in samples} <= wanted and len(
+            {s.truth.labels[0] for s in samples}
+        ) >= 2
         for s in samples:
             value = next(k for k, n in data.names.items() if n == s.truth.labels[0])
             assert np.array_equal(s.truth.masks[0], data.read(0)[1] == value)
             assert s.query.text in {p.format(s.truth.labels[0]) for p in PHRASES}
             assert s.truth.text in {a.format("<SEG>") for a in ANSWERS}
     stuff = Semantic(str(tmp_path / "cocostuff"), "cocostuff").build()
-    assert "wall-brick" not in stuff.names.values() and stuff.names[0] == "person" and stuff.names[181] == "wood"
+    assert (
+        "wall-brick" not in stuff.names.values()
+        and stuff.names[0] == "person"
+        and stuff.names[181] == "wood"
+    )
     assert len(stuff.names) == 182 - 28  # LISA leaves 28 out
     assert Semantic(str(tmp_path / "ade20k")).build().names[150] == "flag"
 
@@ -82,14 +92,21 @@ def test_conversations_carry_what_was_said_before(tmp_path):
     data = Vqa(str(vqa(tmp_path))).build()
     assert data[0].query.history == (("What is it?", "A cup."),) and data[0].truth.text == "Red."
     assert data[1].query.history == () and not len(data[1].truth.masks)
-    assert {s.truth.text for s in data.training_samples(0, 20, np.random.default_rng(0))} == {"A cup.", "Red."}
+    assert {s.truth.text for s in data.training_samples(0, 20, np.random.default_rng(0))} == {
+        "A cup.",
+        "Red.",
+    }
 
 
 @pytest.mark.parametrize("which", ["reason_explanatory0.5", "reason_explanatory-1", "refer_3sets"])
 def test_everything_lisa_draws_we_draw(which):
-    """Each training item of the reference (question, answer, mask) is among ours of that picture."""
+    """Each training item of the reference (question, answer, mask) is among ours of that
+    picture.
+    """
     cases = [
-        c for c in json.loads(oracle("E_data", "results.json").read_text())["train_samples"] if c["dataset"] == which
+        c
+        for c in json.loads(oracle("E_data", "results.json").read_text())["train_samples"]
+        if c["dataset"] == which
     ]
     masks, root = np.load(oracle("E_data", "masks.npz")), str(oracle("E_data", "dataset"))
     assert cases
@@ -97,19 +114,27 @@ def test_everything_lisa_draws_we_draw(which):
         sets = [Refer(root, name, "train").build() for name in ("refcoco", "refcoco+", "refcocog")]
     else:
         explained = 0.5 if which.endswith("0.5") else 0.0
-        sets = [Reason(root, "train_val" if explained == 0 else "train", explained=explained).build()]
+        sets = [
+            Reason(root, "train_val" if explained == 0 else "train", explained=explained).build()
+        ]
         for data in sets if explained == 0 else ():
             data.explanations = {}
     drawn: dict[tuple, list] = {}
     for k, data in enumerate(sets):
         for picture in range(data.pictures):
             for s in data.training_samples(picture, 1500, np.random.default_rng([k, picture])):
-                key = (" ".join(s.query.text.split()), s.truth.text.replace("<SEG>", "[SEG]"), s.query.size)
+                key = (
+                    " ".join(s.query.text.split()),
+                    s.truth.text.replace("<SEG>", "[SEG]"),
+                    s.query.size,
+                )
                 drawn.setdefault(key, []).append(s.truth.masks)
     for case in cases:
         wanted = masks[case["masks"]]
         for n, said in enumerate(case["conversations"]):
-            question, answer = said.split("USER: <image>\n")[1].removesuffix("</s>").split(" ASSISTANT: ")
+            question, answer = (
+                said.split("USER: <image>\n")[1].removesuffix("</s>").split(" ASSISTANT: ")
+            )
             found = drawn.get((" ".join(question.split()), answer, tuple(wanted.shape[1:])))
             assert found is not None, (question, answer)
             truth = wanted[n : n + 1] > 0 if len(wanted) else wanted
@@ -119,14 +144,19 @@ def test_everything_lisa_draws_we_draw(which):
 def test_a_mix_keeps_its_shares_and_its_order(tmp_path):
     tree = {
         "root": str(semantic(vqa(parts(tmp_path)))),
-        "sets": {"things": {"kind": "semantic"}, "parts": {"kind": "parts"}, "talk": {"kind": "vqa"}},
+        "sets": {
+            "things": {"kind": "semantic"},
+            "parts": {"kind": "parts"},
+            "talk": {"kind": "vqa"},
+        },
         "weights": {"things": 6, "parts": 3, "talk": 1},
     }
     config = parse(mix.Config, tree)
     stream, again = config.training(900, 5), config.training(900, 5)
     names = [stream.of(i) for i in range(900)]
     assert [
-        abs(names.count(n) / 900 - share) < 0.06 for n, share in (("things", 0.6), ("parts", 0.3), ("talk", 0.1))
+        abs(names.count(n) / 900 - share) < 0.06
+        for n, share in (("things", 0.6), ("parts", 0.3), ("talk", 0.1))
     ] == [True] * 3
     for start in range(0, 900, PER_PICTURE):
         assert len(set(names[start : start + PER_PICTURE])) == 1

@@ -9,6 +9,7 @@ from reasonseg.config import kinds as config
 from reasonseg.datasets.scenes import Config
 
 KINDS = config.kinds("datasets")
+# kinds whose files are the user's
 WRITTEN = {
     "reason": reason_seg,
     "refer": refer,
@@ -16,7 +17,7 @@ WRITTEN = {
     "semantic": semantic,
     "parts": parts,
     "vqa": vqa,
-}  # kinds whose files are the user's
+}
 
 
 def test_the_walk_sees_kinds():
@@ -42,7 +43,12 @@ def test_it_is_a_pure_function_of_the_index(data):
     again = type(data)(data.config)
     for i in reversed(range(len(data))):
         a, b = data[i], again[i]
-        assert isinstance(a, Sample) and a.id == b.id and a.query.text == b.query.text and a.truth.text == b.truth.text
+        assert (
+            isinstance(a, Sample)
+            and a.id == b.id
+            and a.query.text == b.query.text
+            and a.truth.text == b.truth.text
+        )
         assert (a.query.image == b.query.image).all() and (a.truth.masks == b.truth.masks).all()
 
 
@@ -71,7 +77,11 @@ def test_training_questions_of_one_scene_share_its_image(font):
 
 @pytest.mark.parametrize(
     "fields, words",
-    [({"split": "exam"}, "no split"), ({"levels": ("nam",)}, "no level"), ({"mix": {"x": 1.0}}, "no level")],
+    [
+        ({"split": "exam"}, "no split"),
+        ({"levels": ("nam",)}, "no level"),
+        ({"mix": {"x": 1.0}}, "no level"),
+    ],
 )
 def test_unknown_words_are_named(fields, words):
     with pytest.raises(InputError, match=words):

@@ -18,7 +18,11 @@ def test_the_same_query_and_first_reference_for_every_k(font):
     one, five = (Config(count=5, shots=k, size=96).build() for k in (1, 5))
     for i in range(5):
         a, b = one[i], five[i]
-        assert (a.query.image == b.query.image).all() and (a.truth.masks == b.truth.masks).all() and a.id == b.id
+        assert (
+            (a.query.image == b.query.image).all()
+            and (a.truth.masks == b.truth.masks).all()
+            and a.id == b.id
+        )
         assert (a.query.references[0].image == b.query.references[0].image).all()
         assert len(a.query.references) == 1 and len(b.query.references) == 5
 
@@ -26,7 +30,9 @@ def test_the_same_query_and_first_reference_for_every_k(font):
 def test_seen_and_withheld_never_mix(font):
     knowledge = Knowledge.load()
     withheld, seen = (Config(group=g, count=3, size=96).build() for g in ("withheld", "seen"))
-    assert all(map(knowledge.withheld, withheld.labels)) and not any(map(knowledge.withheld, seen.labels))
+    assert all(map(knowledge.withheld, withheld.labels)) and not any(
+        map(knowledge.withheld, seen.labels)
+    )
     assert len(withheld.labels) > 40 and len(seen.labels) > 150
 
 
@@ -72,7 +78,10 @@ def voc(tmp_path):
                 mask[4, 5:25] = 255
                 Image.fromarray(mask).save(tmp_path / f"VOC2012/SegmentationClassAug/{name}.png")
                 files.append(
-                    (f"../data/VOC2012/JPEGImages/{name}.jpg", f"../data/VOC2012/SegmentationClassAug/{name}.png")
+                    (
+                        f"../data/VOC2012/JPEGImages/{name}.jpg",
+                        f"../data/VOC2012/SegmentationClassAug/{name}.png",
+                    )
                 )
     for part, members in lists.items():
         place = tmp_path / "splits/lists/pascal/fss_list" / part
@@ -85,10 +94,17 @@ def test_pascal(voc):
     data = Config(str(voc), "pascal", 1, shots=2, count=20).build()
     assert data.labels == ["bus", "car"]
     for sample in (data[i] for i in range(20)):
-        assert sample.truth.masks.shape == (1, 30, 40) and sample.ignored is not None and sample.ignored.sum() == 20
+        assert (
+            sample.truth.masks.shape == (1, 30, 40)
+            and sample.ignored is not None
+            and sample.ignored.sum() == 20
+        )
         pictures = [sample.query.image, *(r.image for r in sample.query.references)]
         assert all((a != b).any() for k, a in enumerate(pictures) for b in pictures[:k])
-    assert Config(str(voc), "pascal", 1, group="seen", count=3).build().labels == ["aeroplane", "bicycle"]
+    assert Config(str(voc), "pascal", 1, group="seen", count=3).build().labels == [
+        "aeroplane",
+        "bicycle",
+    ]
     with pytest.raises(InputError, match="3 shots and a query need 4"):
         Config(str(voc), "pascal", 1, shots=3, count=2).build()[0]
 
@@ -107,7 +123,9 @@ def test_fss(tmp_path):
     for name in ("abacus", "big_ben"):
         (tmp_path / name).mkdir()
         for k in range(1, 5):
-            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / name / f"{k}.jpg")
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+                tmp_path / name / f"{k}.jpg"
+            )
             mask = np.zeros((20, 20, 3), np.uint8)
             mask[3 : 10 + k, 4:12] = 255
             Image.fromarray(mask).save(tmp_path / name / f"{k}.png")
@@ -131,7 +149,9 @@ def test_what_is_missing_is_named(tmp_path, fields, words):
 
 
 def test_a_list_that_is_none(voc):
-    (voc / "splits/lists/pascal/fss_list/val/sub_class_file_list_1.txt").write_text("__import__('os')")
+    (voc / "splits/lists/pascal/fss_list/val/sub_class_file_list_1.txt").write_text(
+        "__import__('os')"
+    )
     with pytest.raises(InputError, match="is no class list"):
         Config(str(voc), "pascal", 1).build()
 
@@ -151,7 +171,9 @@ class Oracle:
 
 
 def test_scores_are_those_of_the_papers(voc, tmp_path):
-    """mIoU: mean over classes of summed counts; FB-IoU: thing and background; 255 counts for nobody."""
+    """mIoU: mean over classes of summed counts; FB-IoU: thing and background; 255 counts for
+    nobody.
+    """
     config = Config(str(voc), "pascal", 1, count=30)
     summary = evaluate_episodes(Oracle(), config, out=tmp_path / "out", progress=False)
     by_class, total = {}, Counts()
@@ -162,7 +184,10 @@ def test_scores_are_those_of_the_papers(voc, tmp_path):
         by_class[sample.truth.labels[0]] = by_class.get(sample.truth.labels[0], Counts()) + counts
         total += counts
     assert summary["withheld"]["miou"] == pytest.approx(mean_iou(by_class))
-    assert summary["withheld"]["fb_iou"] == pytest.approx(total.fb_iou) and summary["withheld"]["n"] == 30
+    assert (
+        summary["withheld"]["fb_iou"] == pytest.approx(total.fb_iou)
+        and summary["withheld"]["n"] == 30
+    )
     low, high = summary["withheld"]["ci95"]
     assert low <= summary["withheld"]["miou"] <= high and set(summary) == {"withheld", "seen"}
     rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
@@ -180,7 +205,9 @@ def test_resumed_is_uninterrupted(voc, tmp_path):
         (tmp_path / "b/rows.jsonl").read_text().splitlines()
     )
     with pytest.raises(InputError, match="other settings"):
-        evaluate_episodes(Oracle(), Config(str(voc), "pascal", 1, count=41), out=tmp_path / "b", progress=False)
+        evaluate_episodes(
+            Oracle(), Config(str(voc), "pascal", 1, count=41), out=tmp_path / "b", progress=False
+        )
 
 
 def test_class_means():
@@ -191,6 +218,11 @@ def test_class_means():
 
 def test_predictions_are_scored(voc, tmp_path):
     config = Config(str(voc), "pascal", 1, count=6)
-    whole = evaluate_episodes(Oracle(), config, groups=("withheld",), out=tmp_path / "a", progress=False)
+    whole = evaluate_episodes(
+        Oracle(), config, groups=("withheld",), out=tmp_path / "a", progress=False
+    )
     file = tmp_path / "a/rows.jsonl"
-    assert evaluate_episodes(None, config, groups=("withheld",), predictions=file, progress=False) == whole
+    assert (
+        evaluate_episodes(None, config, groups=("withheld",), predictions=file, progress=False)
+        == whole
+    )

@@ -1,16 +1,34 @@
-"""Folders of one's own images and masks: every layout says the same, and what cannot be used is named."""
+"""Folders of one's own images and masks: every layout says the same, and what cannot be used is
+named.
+"""
 
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import arrow, coco, indexed, indexed_table, labelme, lines, pairs, parquet, shapes_picture
+from small_data import (
+    arrow,
+    coco,
+    indexed,
+    indexed_table,
+    labelme,
+    lines,
+    pairs,
+    parquet,
+    shapes_picture,
+)
 
 from reasonseg.datasets.folder import Config, check, said
 from reasonseg.errors import InputError
 
-LAYOUTS = {"coco": coco, "indexed": indexed, "labelme": labelme, "lines": lines, "pairs": lambda root: pairs(root, 4)}
+LAYOUTS = {
+    "coco": coco,
+    "indexed": indexed,
+    "labelme": labelme,
+    "lines": lines,
+    "pairs": lambda root: pairs(root, 4),
+}
 LAYOUTS |= {"parquet": parquet, "arrow": arrow, "indexed_table": indexed_table}
 
 
@@ -32,7 +50,10 @@ def test_every_layout_gives_the_same_masks(tmp_path, layout):
 
 def test_validation_images_are_never_trained_on(tmp_path):
     root = str(pairs(tmp_path))
-    train, kept = Config(root, "train", share=0.25).build(), Config(root, "validation", share=0.25).build()
+    train, kept = (
+        Config(root, "train", share=0.25).build(),
+        Config(root, "validation", share=0.25).build(),
+    )
     a, b = ({s.id.split(":")[0] for s in part} for part in (train, kept))
     assert len(a) == 9 and len(b) == 3 and not a & b
 
@@ -41,10 +62,11 @@ def test_a_stream_is_a_pure_function_of_its_seed(tmp_path):
     config = Config(str(pairs(tmp_path, 5)), absent=0.3)
     one, again, other = (config.training(40, seed) for seed in (1, 1, 2))
     ids = [one[i].id for i in range(40)]
-    assert ids == [again[i].id for i in reversed(range(40))][::-1] != [other[i].id for i in range(40)]
-    assert sorted(set(ids)) == sorted(
-        Config(config.root).build().id(i) for i in range(10)
-    )  # nothing is absent: all have both
+    assert (
+        ids == [again[i].id for i in reversed(range(40))][::-1] != [other[i].id for i in range(40)]
+    )
+    # nothing is absent: all have both
+    assert sorted(set(ids)) == sorted(Config(config.root).build().id(i) for i in range(10))
 
 
 def test_absent_questions_ask_for_other_images_labels(tmp_path):
@@ -52,7 +74,9 @@ def test_absent_questions_ask_for_other_images_labels(tmp_path):
     (root / "masks" / "bar" / "000.png").unlink()
     stream = Config(str(root), absent=1.0).training(30, 0)
     refused = [s for s in stream if s.truth.status == "absent"]
-    assert refused and all("000" in s.id and s.query.text == "the bar" and "<REJ>" in s.truth.text for s in refused)
+    assert refused and all(
+        "000" in s.id and s.query.text == "the bar" and "<REJ>" in s.truth.text for s in refused
+    )
 
 
 def test_said():
@@ -72,7 +96,8 @@ def no_picture(root):
 
 
 @pytest.mark.parametrize(
-    "spoil, words, count", [(broken_size, "is [5, 5]", 1), (empty_mask, "is empty", 1), (no_picture, "001.png", 2)]
+    "spoil, words, count",
+    [(broken_size, "is [5, 5]", 1), (empty_mask, "is empty", 1), (no_picture, "001.png", 2)],
 )
 def test_what_cannot_be_used_is_named(tmp_path, spoil, words, count):
     root = pairs(tmp_path, 4)
@@ -90,7 +115,9 @@ def test_ids_that_point_nowhere(tmp_path):
         Config(str(root)).build()
 
 
-@pytest.mark.parametrize("line, words", [("{", "line 1"), ('{"image": "a.png"}', "expected image, text and masks")])
+@pytest.mark.parametrize(
+    "line, words", [("{", "line 1"), ('{"image": "a.png"}', "expected image, text and masks")]
+)
 def test_bad_lines(tmp_path, line, words):
     (tmp_path / "samples.jsonl").write_text(line)
     with pytest.raises(InputError, match=words):
@@ -133,7 +160,9 @@ def test_grey_edges_are_no_classes(tmp_path):
     (root / "labels.json").unlink()
     for number in range(4):
         mask = Image.fromarray(shapes_picture(number)[1]["disc"].astype(np.uint8) * 255)
-        mask.resize((64, 48)).resize((128, 96), Image.Resampling.BICUBIC).save(root / "masks" / f"{number}.png")
+        mask.resize((64, 48)).resize((128, 96), Image.Resampling.BICUBIC).save(
+            root / "masks" / f"{number}.png"
+        )
     data = Config(str(root)).build()
     assert data.labels == ["thing"] and len(data) == 4
     truth = shapes_picture(0)[1]["disc"]

@@ -1,4 +1,6 @@
-"""The RefCOCO family against what the reference loader returns (../shared/oracle/E_data), and bad files."""
+"""The RefCOCO family against what the reference loader returns (../shared/oracle/E_data), and
+bad files.
+"""
 
 import json
 import pickle
@@ -38,7 +40,8 @@ def test_validation_items(results, masks, spec):
     assert set(ours) == set(expected)
     for questions, group in ours.items():
         for sample, mask in zip(group, expected[questions], strict=True):
-            assert np.array_equal(sample.truth.masks[0], mask > 0), sample.id  # the reference adds overlaps up to 2
+            # the reference adds overlaps up to 2
+            assert np.array_equal(sample.truth.masks[0], mask > 0), sample.id
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco+", "refcocog"])
@@ -57,7 +60,9 @@ def test_splits(results, name):
 def test_grefcoco(tmp_path):
     root = refer(tmp_path, "grefcoco", stem="grefs")
     one, two, absent = (
-        s for s in Config(str(root), "grefcoco").build() if s.id.split("-")[1] != "1" or s.id.endswith("0")
+        s
+        for s in Config(str(root), "grefcoco").build()
+        if s.id.split("-")[1] != "1" or s.id.endswith("0")
     )
     by_id = {s.id: s for s in (one, two, absent)}
     both = by_id["grefcoco-2-200"].truth.masks
@@ -95,11 +100,22 @@ def test_ids_that_point_nowhere(tmp_path):
 
 @pytest.mark.parametrize(
     "change, words",
-    [("refs", "no refs"), ("split", "there are val"), ("picture", "train2014"), ("folder", "has no refcocog")],
+    [
+        ("refs", "no refs"),
+        ("split", "there are val"),
+        ("picture", "train2014"),
+        ("folder", "has no refcocog"),
+    ],
 )
 def test_what_is_missing_is_named(tmp_path, change, words):
     root = refer(tmp_path)
-    fields = {"split": "exam"} if change == "split" else {"name": "refcocog"} if change == "folder" else {}
+    fields = (
+        {"split": "exam"}
+        if change == "split"
+        else {"name": "refcocog"}
+        if change == "folder"
+        else {}
+    )
     if change == "refs":
         (root / "refer_seg" / "refcoco" / "refs(unc).p").unlink()
     if change == "picture":
@@ -111,7 +127,11 @@ def test_what_is_missing_is_named(tmp_path, change, words):
 
 @pytest.mark.parametrize(
     "segmentation, words",
-    [([[1, 2, 3, 4]], "three points"), ([{"size": [4, 4], "counts": "x"}], "annotation"), ("text", "annotation")],
+    [
+        ([[1, 2, 3, 4]], "three points"),
+        ([{"size": [4, 4], "counts": "x"}], "annotation"),
+        ("text", "annotation"),
+    ],
 )
 def test_bad_segmentations_are_named(segmentation, words):
     with pytest.raises(InputError, match=words):

@@ -10,7 +10,14 @@ from reasonseg.datasets.scenes import Config, Scenes
 from reasonseg.datasets.synthetic.drawing import MIN_VISIBLE, draw_scene
 from reasonseg.datasets.synthetic.knowledge import Knowledge, pairing_split
 from reasonseg.datasets.synthetic.questions import LEVELS, REJ, SEG, Asker
-from reasonseg.datasets.synthetic.sprites import HUES, color_of, default_pack, load_pack, main_hue, turn_hue
+from reasonseg.datasets.synthetic.sprites import (
+    HUES,
+    color_of,
+    default_pack,
+    load_pack,
+    main_hue,
+    turn_hue,
+)
 
 KNOWLEDGE = Knowledge.load()
 
@@ -38,9 +45,7 @@ def test_the_knowledge_file_is_rich_and_sound():
 
 
 def content(words):
-    little = (
-        "a an the of in on at to that which what something thing one some any is are it its with for and or by you your"
-    )
+    little = "a an the of in on at to that which what something thing one some any is are it its with for and or by you your"
     return set(re.findall(r"[a-z']+", words.lower())) - set(little.split())
 
 
@@ -56,7 +61,12 @@ def test_more_wordings_are_for_training_alone(sprites):
     def asked(training):
         asker = Asker(KNOWLEDGE, sprites, training)
         levels = ("function", "missing", "novel")
-        return {c.phrase for i in range(10) for n in levels for c in LEVELS[n](asker, drawn(sprites, i), rng(i))}
+        return {
+            c.phrase
+            for i in range(10)
+            for n in levels
+            for c in LEVELS[n](asker, drawn(sprites, i), rng(i))
+        }
 
     def rng(i):
         return np.random.default_rng(i)
@@ -116,11 +126,16 @@ def test_hues_turn_to_the_colour_that_is_said(sprites):
     for sprite in tintable[::9]:
         for color in HUES:
             hue = main_hue(np.asarray(sprite.tinted(color)))
-            assert hue is None or color_of(hue) == color or abs((hue - HUES[color] + 180) % 360 - 180) < 25
+            assert (
+                hue is None
+                or color_of(hue) == color
+                or abs((hue - HUES[color] + 180) % 360 - 180) < 25
+            )
     assert (turn_hue(tintable[0].image, 360) == turn_hue(tintable[0].image, 0)).all()
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "shown"])  # which has no words
+# which has no words
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "shown"])
 def test_questions_are_true_and_owned_by_their_split(sprites, level):
     asker = Asker(KNOWLEDGE, sprites)
     seen = 0
@@ -131,7 +146,9 @@ def test_questions_are_true_and_owned_by_their_split(sprites, level):
             continue
         seen += 1
         assert question.answer.count(SEG) == len(question.targets)
-        assert (REJ in question.answer) == (not question.targets) == (level in ("absent", "missing"))
+        assert (
+            (REJ in question.answer) == (not question.targets) == (level in ("absent", "missing"))
+        )
         assert question.text[0].isupper() and question.answer.endswith(".")
         if level == "attribute":
             target = scene.objects[question.targets[0]]
@@ -149,9 +166,13 @@ def test_function_answers_are_the_only_holder(sprites):
     for i in range(80):
         scene = drawn(sprites, i)
         question = asker.ask(np.random.default_rng(i), scene, "train", "function")
-        key = question and next((k for w, k in by_words.items() if w in question.text.lower()), None)
+        key = question and next(
+            (k for w, k in by_words.items() if w in question.text.lower()), None
+        )
         if key:
-            assert [k for k, o in enumerate(scene.objects) if key in o.sprite.properties] == list(question.targets)
+            assert [k for k, o in enumerate(scene.objects) if key in o.sprite.properties] == list(
+                question.targets
+            )
             checked += 1
     assert checked > 20
 

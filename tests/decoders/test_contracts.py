@@ -7,7 +7,8 @@ import torch
 from reasonseg.config import kinds as config
 from reasonseg.nn.prompt import Prompt
 
-KINDS = [k for k in config.kinds("decoders") if k != "seggpt"]  # which learns in context: test_seggpt.py
+# which learns in context: test_seggpt.py
+KINDS = [k for k in config.kinds("decoders") if k != "seggpt"]
 SIZES = [(50, 40), (33, 64), (64, 64), (1, 7)]
 
 
@@ -46,8 +47,12 @@ def test_batched_equals_one_by_one_and_order_does_not_matter(decoder, images):
     tokens, of = torch.randn(6, 1, decoder.width), torch.tensor([0, 1, 1, 2, 0, 3])
     together, scores = decoder.decode(decoder.encode(images), of, Prompt(tokens))
     for m in range(6):
-        alone, score = decoder.decode(decoder.encode([images[of[m]]]), torch.tensor([0]), Prompt(tokens[m : m + 1]))
-        assert torch.allclose(together[m], alone[0], atol=1e-4) and torch.allclose(scores[m], score[0], atol=1e-4)
+        alone, score = decoder.decode(
+            decoder.encode([images[of[m]]]), torch.tensor([0]), Prompt(tokens[m : m + 1])
+        )
+        assert torch.allclose(together[m], alone[0], atol=1e-4) and torch.allclose(
+            scores[m], score[0], atol=1e-4
+        )
     turned, _ = decoder.decode(decoder.encode(images), of.flip(0), Prompt(tokens.flip(0)))
     assert torch.allclose(turned.flip(0), together, atol=1e-4)
 
@@ -55,7 +60,9 @@ def test_batched_equals_one_by_one_and_order_does_not_matter(decoder, images):
 @torch.no_grad()
 def test_no_prompt_no_mask(decoder, images):
     blank = Prompt(torch.zeros(0, 1, decoder.width))
-    logits, scores = decoder.decode(decoder.encode(images[:1]), torch.zeros(0, dtype=torch.long), blank)
+    logits, scores = decoder.decode(
+        decoder.encode(images[:1]), torch.zeros(0, dtype=torch.long), blank
+    )
     assert len(logits) == len(scores) == 0
     assert decoder.restore(logits, SIZES[0]).shape == (0, *SIZES[0])
 
@@ -74,7 +81,9 @@ def test_places_and_dense_prompts(decoder, images):
     plain, _ = decoder.decode(features, torch.tensor([0]), boxes)
     mask = np.zeros(SIZES[0], bool)
     mask[10:30, 5:25] = True
-    started, _ = decoder.decode(features, torch.tensor([0]), Prompt(boxes.tokens, decoder.dense(mask)))
+    started, _ = decoder.decode(
+        features, torch.tensor([0]), Prompt(boxes.tokens, decoder.dense(mask))
+    )
     assert not torch.allclose(plain, started, atol=1e-5)
 
 
@@ -90,7 +99,9 @@ def test_gradients_reach_tokens_and_masks_but_not_what_is_frozen(decoder, images
     decoder.requires_grad_(True)
     decoder.encoder.requires_grad_(False)
     tokens = torch.randn(2, 1, decoder.width, requires_grad=True)
-    logits, scores = decoder.decode(decoder.encode(images[:1]), torch.tensor([0, 0]), Prompt(tokens))
+    logits, scores = decoder.decode(
+        decoder.encode(images[:1]), torch.tensor([0, 0]), Prompt(tokens)
+    )
     (logits.square().mean() + scores.mean()).backward()
     assert tokens.grad.abs().sum() > 0
     assert decoder.model.mask_decoder.mask_tokens.weight.grad.abs().sum() > 0
@@ -113,7 +124,8 @@ def test_saved_and_loaded_draws_the_same(decoder, images, tmp_path):
 @torch.no_grad()
 def test_neighbouring_points_resemble_each_other(decoder):
     near, nearer, far = (
-        decoder.places([p], [], (64, 64)).tokens[0, 0] for p in ((20, 20, 1), (21, 20, 1), (50, 45, 1))
+        decoder.places([p], [], (64, 64)).tokens[0, 0]
+        for p in ((20, 20, 1), (21, 20, 1), (50, 45, 1))
     )
     assert torch.nn.functional.cosine_similarity(near, nearer, dim=0) > 0.9
     assert (near - nearer).norm() < (near - far).norm()

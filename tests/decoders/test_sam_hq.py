@@ -1,4 +1,6 @@
-"""SAM-HQ through the same decoder file: loaded from a transformers folder, its early features carried along."""
+"""SAM-HQ through the same decoder file: loaded from a transformers folder, its early features
+carried along.
+"""
 
 import numpy as np
 import torch
@@ -26,11 +28,16 @@ def test_sam_hq_draws_batched_as_one_by_one(tmp_path):
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.2)
     rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (40, 64, 3), dtype=np.uint8), rng.integers(0, 256, (64, 30, 3), dtype=np.uint8)]
+    images = [
+        rng.integers(0, 256, (40, 64, 3), dtype=np.uint8),
+        rng.integers(0, 256, (64, 30, 3), dtype=np.uint8),
+    ]
     tokens, of = torch.randn(3, 1, decoder.width), torch.tensor([1, 0, 1])
     features = decoder.encode(images)
     assert features.more
     together, _ = decoder.decode(features, of, Prompt(tokens))
     for m in range(3):
-        alone, _ = decoder.decode(decoder.encode([images[of[m]]]), torch.tensor([0]), Prompt(tokens[m : m + 1]))
+        alone, _ = decoder.decode(
+            decoder.encode([images[of[m]]]), torch.tensor([0]), Prompt(tokens[m : m + 1])
+        )
         assert torch.allclose(alone[0], together[m], atol=1e-3)

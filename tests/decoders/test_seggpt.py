@@ -1,4 +1,6 @@
-"""SegGPT against what the original implementation printed (../shared/oracle/F_seggpt), and against itself."""
+"""SegGPT against what the original implementation printed (../shared/oracle/F_seggpt), and
+against itself.
+"""
 
 import copy
 import json
@@ -19,7 +21,16 @@ from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
 from reasonseg.prompters.examples import Config as ExamplesConfig
 
 CANVAS, FRAME = 3e-4, 0.02  # tolerances the oracle suggests
-CASES = ("one_sem", "one_ins", "two_sem_q1", "three_ins", "three_ins_q1", "three_ins_perm", "pal_one", "pal_three")
+CASES = (
+    "one_sem",
+    "one_ins",
+    "two_sem_q1",
+    "three_ins",
+    "three_ins_q1",
+    "three_ins_perm",
+    "pal_one",
+    "pal_three",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +39,9 @@ def model():
 
 
 def case(name):
-    return np.load(oracle("F_seggpt", f"{name}.npz")), json.loads(oracle("F_seggpt", "cases.json").read_text())[
-        "cases"
-    ][name]
+    return np.load(oracle("F_seggpt", f"{name}.npz")), json.loads(
+        oracle("F_seggpt", "cases.json").read_text()
+    )["cases"][name]
 
 
 def picture_of(name):
@@ -41,7 +52,9 @@ def painted(model, name):
     """A mask's colours as the model takes them: nearest, squashed, normalised."""
     side = model.side
     image = np.array(
-        Image.open(oracle("F_seggpt", "images", name)).convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+        Image.open(oracle("F_seggpt", "images", name))
+        .convert("RGB")
+        .resize((side, side), Image.Resampling.NEAREST)
     )
     return (torch.from_numpy(image).permute(2, 0, 1) / 255 - model.mean) / model.std
 
@@ -80,7 +93,10 @@ def test_canvas_and_masks(model, name):
     if "hard_res_packed" in data:
         lower = (canvas[0, 0, :, model.side :] * model.std + model.mean).clamp(0, 1)
         logits = seggpt.likeness(lower, palette(1), 0)[None]
-        for size, key in (((model.side, model.side), "hard_res_packed"), (tuple(data["size_hw"]), "hard_full_packed")):
+        for size, key in (
+            ((model.side, model.side), "hard_res_packed"),
+            (tuple(data["size_hw"]), "hard_full_packed"),
+        ):
             hard = np.unpackbits(data[key])[: size[0] * size[1]].reshape(size).astype(bool)
             assert ((model.restore(logits, size)[0] > 0).numpy() ^ hard).sum() <= 3
 
@@ -90,8 +106,16 @@ def test_ensemble_off_is_transformers(model):
     data, about = case("three_ins")
     query, images, targets = parts(model, about)
     apart = model.run(query, images, targets, even(3), False, "instance")
-    close("F three_ins", "canvas, ensemble off", apart[0, :, :, ::4, ::4], data["canvas_noens_every4"], atol=CANVAS)
-    plain = SegGptForImageSegmentation.from_pretrained(oracle("F_seggpt", "hf", "config.json").parent).eval()
+    close(
+        "F three_ins",
+        "canvas, ensemble off",
+        apart[0, :, :, ::4, ::4],
+        data["canvas_noens_every4"],
+        atol=CANVAS,
+    )
+    plain = SegGptForImageSegmentation.from_pretrained(
+        oracle("F_seggpt", "hf", "config.json").parent
+    ).eval()
     theirs = plain(
         pixel_values=query.expand(3, -1, -1, -1),
         prompt_pixel_values=images[0],
@@ -123,7 +147,9 @@ def test_labels_of_several_classes(model):
     for name in ("pal_one", "pal_three"):
         data, about = case(name)
         query, images, targets = parts(model, about)
-        canvas = Canvas(images[0], targets[0], palette(4), even(about["n"])[0], type=about["seg_type"])
+        canvas = Canvas(
+            images[0], targets[0], palette(4), even(about["n"])[0], type=about["seg_type"]
+        )
         prompt = Prompt(torch.zeros(4, 0, 0), examples=tuple(Painted(canvas, k) for k in range(4)))
         with torch.inference_mode():
             logits, _ = model.decode(
@@ -137,24 +163,43 @@ def test_labels_of_several_classes(model):
 
 @pytest.mark.parametrize("row", ["a", "b"])
 def test_training_loss_and_gradients(model, row):
-    """Random patches masked over the whole canvas, two rows; `a` has a type per row and pixels that do not count."""
+    """Random patches masked over the whole canvas, two rows; `a` has a type per row and pixels
+    that do not count.
+    """
     data, about = case("train")
     rows = about["rows"]
     masked = torch.from_numpy(data["bool_masked_pos"]).bool()
-    seen = model.encode([picture_of(p) for r in rows for p in r["imgs"]]).embedding.unflatten(0, (2, 2))
+    seen = model.encode([picture_of(p) for r in rows for p in r["imgs"]]).embedding.unflatten(
+        0, (2, 2)
+    )
     drawn = torch.stack([torch.stack([painted(model, t) for t in r["tgts"]]) for r in rows])
     types = ["instance" if t else "semantic" for t in data[f"{row}_seg_type"].ravel()]
     model.zero_grad()
     rows = [slice(0, 1), slice(1, 2)]
-    canvas = torch.cat([
-        model.run(seen[r, 1], seen[r, :1], drawn[r, :1], even(1), False, types[r.start], masked[r], drawn[r, 1])[0]
-        for r in rows
-    ])  # fmt: skip
-    close(f"F train_{row}", "canvas", canvas[..., ::4, ::4], data[f"{row}_canvas_every4"], atol=CANVAS)
+    canvas = torch.cat(
+        [
+            model.run(
+                seen[r, 1],
+                seen[r, :1],
+                drawn[r, :1],
+                even(1),
+                False,
+                types[r.start],
+                masked[r],
+                drawn[r, 1],
+            )[0]
+            for r in rows
+        ]
+    )
+    close(
+        f"F train_{row}", "canvas", canvas[..., ::4, ::4], data[f"{row}_canvas_every4"], atol=CANVAS
+    )
     height, width = canvas.shape[2:]
     pixels = masked.reshape(2, 1, height // 16, width // 16).float()
     pixels = torch.nn.functional.interpolate(pixels, (height, width), mode="nearest")[:, 0]
-    valid = torch.from_numpy(np.unpackbits(data[f"{row}_valid_packed"])[: 2 * height * width].reshape(2, height, width))
+    valid = torch.from_numpy(
+        np.unpackbits(data[f"{row}_valid_packed"])[: 2 * height * width].reshape(2, height, width)
+    )
     loss = losses.painting(canvas, torch.cat([drawn[:, 0], drawn[:, 1]], 2), pixels, valid)
     assert float(loss) == pytest.approx(float(data[f"{row}_loss"]), rel=1e-5)
     loss.backward()
@@ -184,7 +229,10 @@ def test_eight_arrangements_differ():
 @pytest.fixture(scope="module")
 def pth(tmp_path_factory):
     """The oracle's weights as the original code saves them."""
-    stored, file = np.load(oracle("F_seggpt", "state_dict.npz")), tmp_path_factory.mktemp("seggpt") / "seggpt.pth"
+    stored, file = (
+        np.load(oracle("F_seggpt", "state_dict.npz")),
+        tmp_path_factory.mktemp("seggpt") / "seggpt.pth",
+    )
     torch.save({"model": {k: torch.from_numpy(stored[k]).float() for k in stored}}, file)
     return file
 
@@ -216,12 +264,16 @@ def test_saved_and_read_again(pth, tmp_path):
     segmenter = Segmenter.from_pretrained(pth, device="cpu")
     segmenter.save_pretrained(tmp_path / "m")
     query = query_of(case("three_ins")[1])
-    assert np.array_equal(Segmenter.from_pretrained(tmp_path / "m", device="cpu")(query).masks, segmenter(query).masks)
+    assert np.array_equal(
+        Segmenter.from_pretrained(tmp_path / "m", device="cpu")(query).masks, segmenter(query).masks
+    )
 
 
 def test_batched_is_one_by_one(pth):
     segmenter = Segmenter.from_pretrained(pth, device="cpu")
-    queries = [query_of(case(name)[1]) for name in ("one_ins", "three_ins", "three_ins_q1", "two_sem_q1")]
+    queries = [
+        query_of(case(name)[1]) for name in ("one_ins", "three_ins", "three_ins_q1", "two_sem_q1")
+    ]
     for together, query in zip(segmenter.batch(queries), queries, strict=True):
         assert (together.masks ^ segmenter(query).masks).sum() <= 3
 
@@ -272,7 +324,9 @@ def test_in_bfloat16(pth):
 
 def test_labels_of_one_canvas_are_those_of_one_question(pth):
     segmenter = Segmenter.from_pretrained(pth, device="cpu")
-    segmenter = segmenter.with_references(replace(segmenter.settings.references, config=ExamplesConfig(together=True)))
+    segmenter = segmenter.with_references(
+        replace(segmenter.settings.references, config=ExamplesConfig(together=True))
+    )
     first, second = query_of(case("one_ins")[1]), query_of(case("one_ins")[1])
     second = replace(second, image=first.image)
     together = segmenter.batch([first, second])
@@ -281,20 +335,38 @@ def test_labels_of_one_canvas_are_those_of_one_question(pth):
 
 @torch.inference_mode()
 def test_at_another_size(model):
-    """A canvas of 896 x 448 for weights made for 224 x 112: positions are resized as the original resizes them."""
+    """A canvas of 896 x 448 for weights made for 224 x 112: positions are resized as the
+    original resizes them.
+    """
     data, about = case("native448_two")
-    wide = seggpt.SegGpt(copy.deepcopy(model.model), replace(model.pixels, size=about["frame"]), model.config)
+    wide = seggpt.SegGpt(
+        copy.deepcopy(model.model), replace(model.pixels, size=about["frame"]), model.config
+    )
     query, images, targets = parts(wide, about)
     canvas = wide.run(query, images, targets, even(2), True, about["seg_type"])[0]
-    close("F native448_two", "canvas", canvas[:1, :, ::16, ::16], data["canvas_every16"][:1], atol=CANVAS)
+    close(
+        "F native448_two",
+        "canvas",
+        canvas[:1, :, ::16, ::16],
+        data["canvas_every16"][:1],
+        atol=CANVAS,
+    )
     side = wide.side
-    close("F native448_two", "seam", canvas[:1, :, side - 2 : side + 3], data["canvas_seam"][:1], atol=CANVAS)
+    close(
+        "F native448_two",
+        "seam",
+        canvas[:1, :, side - 2 : side + 3],
+        data["canvas_seam"][:1],
+        atol=CANVAS,
+    )
 
 
 @pytest.mark.parametrize("name", ["video_prompt", "video_first"])
 @torch.inference_mode()
 def test_frames_of_a_video(model, name):
-    """Earlier frames with what was found in them are references beside the first: the original's video loop."""
+    """Earlier frames with what was found in them are references beside the first: the original's
+    video loop.
+    """
     data, about = case(name)
     encode = lambda file: model.encode([picture_of(file)]).embedding  # noqa: E731
     first, earlier = (encode(about["prompt"]), painted(model, about["target"])[None]), []
@@ -303,16 +375,28 @@ def test_frames_of_a_video(model, name):
         assert len(shown) == int(data[f"n_{t}"])
         images, targets = (torch.cat(group)[None] for group in zip(*shown, strict=True))
         upper = targets[0, :, :, : model.side : 8, ::8]
-        close(f"F {name} {t}", "painted references", upper, data[f"tgts_every8_{t}"][:, :, :14], atol=2e-5)
-        lower = model.run(frame, images, targets, even(len(shown)), len(shown) > 1, about["seg_type"])[
-            0, 0, :, model.side :
-        ]
+        close(
+            f"F {name} {t}",
+            "painted references",
+            upper,
+            data[f"tgts_every8_{t}"][:, :, :14],
+            atol=2e-5,
+        )
+        lower = model.run(
+            frame, images, targets, even(len(shown)), len(shown) > 1, about["seg_type"]
+        )[0, 0, :, model.side :]
         colors = (lower * model.std + model.mean).clamp(0, 1)
         close(
-            f"F {name} {t}", "output", 255 * colors.permute(1, 2, 0)[::4, ::4], data[f"output_every4_{t}"], atol=FRAME
+            f"F {name} {t}",
+            "output",
+            255 * colors.permute(1, 2, 0)[::4, ::4],
+            data[f"output_every4_{t}"],
+            atol=FRAME,
         )
         hard = seggpt.likeness(colors, palette(1), 0) > 0
-        stored = np.unpackbits(data[f"hard_packed_{t}"])[: hard.numel()].reshape(hard.shape).astype(bool)
+        stored = (
+            np.unpackbits(data[f"hard_packed_{t}"])[: hard.numel()].reshape(hard.shape).astype(bool)
+        )
         assert (hard.numpy() ^ stored).sum() <= 3
         kept = torch.from_numpy(stored).expand(1, 3, -1, -1).float()
         earlier = [*earlier, (frame, (kept - model.mean) / model.std)][-about["num_frames"] :]
@@ -331,10 +415,15 @@ def test_without_relative_positions():
 
 def test_pictures_enter_as_they_did_when_it_was_saved(tmp_path):
     """Another mean than the released one's comes back with the weights."""
-    made = replace(Config.example(), pixels={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}).build()
+    made = replace(
+        Config.example(), pixels={"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    ).build()
     made.save(tmp_path)
     again = Config().load(tmp_path, dtype=torch.float32)
-    assert (again.pixels.size, again.pixels.aspect) == (made.pixels.size, "squash") and again.pixels.mean == (
+    assert (again.pixels.size, again.pixels.aspect) == (
+        made.pixels.size,
+        "squash",
+    ) and again.pixels.mean == (
         0.5,
         0.5,
         0.5,

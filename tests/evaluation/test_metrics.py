@@ -3,7 +3,14 @@ import pytest
 from parity import oracle
 
 from reasonseg import InputError
-from reasonseg.evaluation.metrics import Counts, bootstrap, bootstrap_mean, count, mean_iou, refusals
+from reasonseg.evaluation.metrics import (
+    Counts,
+    bootstrap,
+    bootstrap_mean,
+    count,
+    mean_iou,
+    refusals,
+)
 
 
 def brute(mask, truth):
@@ -59,7 +66,9 @@ def test_lisa_validation():
             assert [c.back_inter, c.inter] == data[f"inter_{i}"][k].tolist()
             assert [c.back_union, c.union] == data[f"union_{i}"][k].tolist()
             total += c
-        assert [total.giou, total.ciou] == pytest.approx(data["giou_ciou_prefix"][i].tolist(), abs=2e-4)
+        assert [total.giou, total.ciou] == pytest.approx(
+            data["giou_ciou_prefix"][i].tolist(), abs=2e-4
+        )
         i += 1
     assert i > 5
 

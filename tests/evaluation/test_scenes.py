@@ -24,7 +24,10 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
 def test_refusals_are_counted_over_all_and_apart():
     counts = [{"inter": 1, "union": 1, "back_inter": 1, "back_union": 1, "ious": 1.0, "n": 1}]
     one = {"counts": counts, "objects": [{}], "random_object": 0.0}
-    rows = [{"level": "absent", "status": "absent", "counts": []}, {"level": "absent", "status": "found", "counts": []}]
+    rows = [
+        {"level": "absent", "status": "absent", "counts": []},
+        {"level": "absent", "status": "found", "counts": []},
+    ]
     rows += [{"level": "name", "status": said, **one} for said in ("found", "found")]
     rows += [{"level": "novel", "status": said, **one} for said in ("absent", "found")]
     levels = summarise(rows, ("name", "absent", "novel"), with_model=False)["levels"]
@@ -37,7 +40,13 @@ def test_masks_beyond_those_asked_for_are_wrong_where_scores_are_strict():
     wrong = right | {"inter": 0, "ious": 0.0}
     answers = [([right, right], 3), ([right, wrong], 1), ([right, wrong], 2), ([wrong], 0)]
     rows = [
-        {"level": "multi", "status": "found", "counts": counts, "objects": [{}] * said, "random_object": 0.0}
+        {
+            "level": "multi",
+            "status": "found",
+            "counts": counts,
+            "objects": [{}] * said,
+            "random_object": 0.0,
+        }
         for counts, said in answers
     ]
     scores = summarise(rows, ("multi",), with_model=False)["levels"]["multi"]
@@ -50,13 +59,14 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
     whole = evaluate_scenes(segmenter, out=tmp_path / "a", **ARGUMENTS)
     evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
     rows = (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
-    (tmp_path / "b" / "rows.jsonl").write_text(
-        "\n".join(rows[:5]) + "\n" + rows[5][:40]
-    )  # killed in the middle of a line
+    # killed in the middle of a line
+    (tmp_path / "b" / "rows.jsonl").write_text("\n".join(rows[:5]) + "\n" + rows[5][:40])
     (tmp_path / "b" / "summary.json").unlink()
     resumed = evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
     assert resumed == whole
-    ids = [json.loads(line)["id"] for line in (tmp_path / "b" / "rows.jsonl").read_text().splitlines()]
+    ids = [
+        json.loads(line)["id"] for line in (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
+    ]
     assert len(ids) == len(set(ids)) == 16
     with pytest.raises(InputError, match="other settings"):
         evaluate_scenes(segmenter, out=tmp_path / "b", **{**ARGUMENTS, "limit": 8})
@@ -70,7 +80,9 @@ def test_true_masks_as_predictions_score_one(font, tmp_path):
     for i in range(16):
         sample = data[i]
         objects = [{"segmentation": to_rle(mask)} for mask in sample.truth.masks]
-        lines.append(json.dumps({"id": sample.id, "objects": objects, "status": sample.truth.status}))
+        lines.append(
+            json.dumps({"id": sample.id, "objects": objects, "status": sample.truth.status})
+        )
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     summary = evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
     assert summary["overall"]["giou"] == pytest.approx(1, abs=1e-4)

@@ -12,7 +12,9 @@ def oracle(*parts):
     """A file of the reference outputs, or a loud skip where they are absent."""
     path = SHARED.joinpath("oracle", *parts)
     if not path.exists():
-        pytest.skip(f"LOUD: reference outputs are absent ({'/'.join(parts)}); parity is NOT tested here")
+        pytest.skip(
+            f"LOUD: reference outputs are absent ({'/'.join(parts)}); parity is NOT tested here"
+        )
     return path
 
 
@@ -23,9 +25,8 @@ from what the reference implementations printed on tiny random weights in the re
 `eval_*` LISA's chat path, `forward_*` its teacher-forced one, `C ...` VLP-SAM step by step, `F ...` SegGPT (`train_*` with
 random patches masked; its gradient norms agree too). Token ids are compared too, and are equal in every case.
 """
-PARITY: list[
-    tuple[str, str, float, float]
-] = []  # (case, what is compared, largest difference, allowed), for docs/parity.md
+# (case, what is compared, largest difference, allowed), for docs/parity.md
+PARITY: list[tuple[str, str, float, float]] = []
 
 
 def close(case, what, found, expected, atol=2e-4, rtol=0.0):
@@ -35,5 +36,3 @@ def close(case, what, found, expected, atol=2e-4, rtol=0.0):
     difference = float(np.abs(found - expected).max()) if expected.size else 0.0
     PARITY.append((case, what, difference, atol))
     np.testing.assert_allclose(found, expected, atol=atol, rtol=rtol)
-
-

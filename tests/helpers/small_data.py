@@ -14,21 +14,30 @@ def picture(number: int, size=(40, 56)) -> np.ndarray:
 
 
 def reason_seg(root: Path) -> Path:
-    """Two images of a split `val`: a phrase with an ignored corner, and a sentence in two wordings."""
+    """Two images of a split `val`: a phrase with an ignored corner, and a sentence in two
+    wordings.
+    """
     folder = root / "reason_seg" / "ReasonSeg" / "val"
     folder.mkdir(parents=True)
     square = {"label": "target", "points": [[5, 5], [25, 5], [25, 25], [5, 25]]}
     corner = {"label": "Ignore it", "points": [[40, 2], [50, 2], [50, 10], [40, 10]]}
     for number, (texts, sentence, shapes) in enumerate(
-        [([" the Lamp "], False, [square, corner]), (["What gives light?", "What can be switched on?"], True, [square])]
+        [
+            ([" the Lamp "], False, [square, corner]),
+            (["What gives light?", "What can be switched on?"], True, [square]),
+        ]
     ):
         Image.fromarray(picture(number)).save(folder / f"{number}.jpg")
-        (folder / f"{number}.json").write_text(json.dumps({"text": texts, "is_sentence": sentence, "shapes": shapes}))
+        (folder / f"{number}.json").write_text(
+            json.dumps({"text": texts, "is_sentence": sentence, "shapes": shapes})
+        )
     return root
 
 
 def refer(root: Path, name: str = "refcoco", by: str = "unc", stem: str = "refs") -> Path:
-    """Two images and three references of a split `val`; in gRefCOCO the last has no target and the second has two."""
+    """Two images and three references of a split `val`; in gRefCOCO the last has no target and
+    the second has two.
+    """
     pictures = root / "refer_seg" / "images" / "mscoco" / "images" / "train2014"
     pictures.mkdir(parents=True, exist_ok=True)
     folder = root / "refer_seg" / name
@@ -39,14 +48,24 @@ def refer(root: Path, name: str = "refcoco", by: str = "unc", stem: str = "refs"
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 40, "width": 56})
         for k in (0, 1):
             polygon = [10.0 + 20 * k, 5, 22 + 20 * k, 5, 22 + 20 * k, 30, 10 + 20 * k, 30]
-            annotations.append({"id": 10 * number + k, "image_id": number, "segmentation": [polygon]})
-    (folder / "instances.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+            annotations.append(
+                {"id": 10 * number + k, "image_id": number, "segmentation": [polygon]}
+            )
+    (folder / "instances.json").write_text(
+        json.dumps({"images": images, "annotations": annotations})
+    )
     group = name == "grefcoco"
 
     def ref(number, image, ids, *words):
         sentences = [{"sent": w, "sent_id": 100 * number + i} for i, w in enumerate(words)]
         ids = ids if group else ids[0]
-        return {"ref_id": number, "image_id": image, "ann_id": ids, "split": "val", "sentences": sentences}
+        return {
+            "ref_id": number,
+            "image_id": image,
+            "ann_id": ids,
+            "split": "val",
+            "sentences": sentences,
+        }
 
     refs = [
         ref(1, 7, [70], " Left Man ", "the man"),
@@ -94,7 +113,9 @@ def indexed(root: Path) -> Path:
     for number in range(4):
         image, masks = shapes_picture(number)
         Image.fromarray(image).save(root / "images" / f"{number}.jpg")
-        Image.fromarray(masks["disc"] * np.uint8(1) + masks["bar"] * np.uint8(2)).save(root / "masks" / f"{number}.png")
+        Image.fromarray(masks["disc"] * np.uint8(1) + masks["bar"] * np.uint8(2)).save(
+            root / "masks" / f"{number}.png"
+        )
     (root / "labels.json").write_text('{"1": "disc", "2": "bar"}')
     return root
 
@@ -136,10 +157,20 @@ def lines(root: Path) -> Path:
         Image.fromarray(image).save(root / f"{number}.png")
         Image.fromarray(masks["disc"].astype(np.uint8) * 255).save(root / f"{number}-disc.png")
         rows.append(
-            {"image": f"{number}.png", "text": "what rolls", "masks": [f"{number}-disc.png"], "labels": ["disc"]}
+            {
+                "image": f"{number}.png",
+                "text": "what rolls",
+                "masks": [f"{number}-disc.png"],
+                "labels": ["disc"],
+            }
         )
         rows.append(
-            {"image": f"{number}.png", "text": "what bars the way", "masks": [to_rle(masks["bar"])], "labels": ["bar"]}
+            {
+                "image": f"{number}.png",
+                "text": "what bars the way",
+                "masks": [to_rle(masks["bar"])],
+                "labels": ["bar"],
+            }
         )
     (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
@@ -154,8 +185,19 @@ def labelme(root: Path) -> Path:
         shapes = []
         for label, mask in masks.items():
             ys, xs = np.nonzero(mask)
-            box = [[xs.min(), ys.min()], [xs.max(), ys.min()], [xs.max(), ys.max()], [xs.min(), ys.max()]]
-            shapes.append({"label": label, "points": [[int(v) for v in p] for p in box], "shape_type": "polygon"})
+            box = [
+                [xs.min(), ys.min()],
+                [xs.max(), ys.min()],
+                [xs.max(), ys.max()],
+                [xs.min(), ys.max()],
+            ]
+            shapes.append(
+                {
+                    "label": label,
+                    "points": [[int(v) for v in p] for p in box],
+                    "shape_type": "polygon",
+                }
+            )
         (root / f"{number}.json").write_text(json.dumps({"shapes": shapes}))
     return root
 
@@ -173,7 +215,10 @@ def _tree(root: Path):
     rows = []
     for number in range(4):
         image, masks = shapes_picture(number)
-        rows += [{"image": kept(image), "mask": kept(m.astype(np.uint8) * 255), "label": k} for k, m in masks.items()]
+        rows += [
+            {"image": kept(image), "mask": kept(m.astype(np.uint8) * 255), "label": k}
+            for k, m in masks.items()
+        ]
     return rows
 
 
@@ -192,13 +237,18 @@ def arrow(root: Path) -> Path:
     import pyarrow as pa
 
     table = pa.Table.from_pylist(_tree(root))
-    with pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+    with (
+        pa.OSFile(str(root / "data-00000-of-00001.arrow"), "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as out,
+    ):
         out.write_table(table)
     return root
 
 
 def semantic(root: Path, name: str = "ade20k") -> Path:
-    """Two pictures with maps of classes: 3 and 1 of ADE20K (sky, wall), or what the others call so."""
+    """Two pictures with maps of classes: 3 and 1 of ADE20K (sky, wall), or what the others call
+    so.
+    """
     from reasonseg.datasets.semantic import LAYOUTS
 
     maps, pictures = (root / place for place in LAYOUTS[name])
@@ -228,10 +278,17 @@ def parts(root: Path, name: str = "paco_lvis") -> Path:
         images.append({"id": number, "file_name": f"{number}.jpg", "height": 40, "width": 56})
         for category in (1, 2) if number != 11 else ():
             box = [5.0 * category, 5, 5 * category + 12, 5, 5 * category + 12, 30, 5 * category, 30]
-            one = {"id": 10 * number + category, "image_id": number, "category_id": category, "segmentation": [box]}
+            one = {
+                "id": 10 * number + category,
+                "image_id": number,
+                "category_id": category,
+                "segmentation": [box],
+            }
             annotations.append(one)
     categories = [{"id": 1, "name": "mug_(drinking)"}, {"id": 2, "name": "mug_(drinking):handle"}]
-    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    file.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return root
 
 
@@ -245,7 +302,9 @@ def vqa(root: Path) -> Path:
     said = [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(turns)]
     for number in range(2):
         Image.fromarray(picture(number)).save(root / PICTURES / f"{number}.jpg")
-    entries = [{"id": str(n), "image": f"{n}.jpg", "conversations": said[: 4 - 2 * n]} for n in range(2)]
+    entries = [
+        {"id": str(n), "image": f"{n}.jpg", "conversations": said[: 4 - 2 * n]} for n in range(2)
+    ]
     (root / FILE).write_text(json.dumps(entries))
     return root
 
@@ -257,7 +316,9 @@ def indexed_table(root: Path) -> Path:
 
     folder = indexed(root / "files")
     pairs = [(folder / "images" / f"{n}.jpg", folder / "masks" / f"{n}.png") for n in range(4)]
-    rows = [{"image": {"bytes": a.read_bytes()}, "mask": {"bytes": b.read_bytes()}} for a, b in pairs]
+    rows = [
+        {"image": {"bytes": a.read_bytes()}, "mask": {"bytes": b.read_bytes()}} for a, b in pairs
+    ]
     table = root / "table"
     table.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), table / "train.parquet")
@@ -269,15 +330,32 @@ STEPS = 3
 
 
 def config(folder: Path, root: str, **stage) -> str:
-    """A run on a folder in which some questions ask in vain, so that parts of a batch hold different counts."""
+    """A run on a folder in which some questions ask in vain, so that parts of a batch hold
+    different counts.
+    """
     settings = {
-        "objective": "language", "steps": STEPS, "batch": 8, "lr": 1e-3, "warmup": 1, "optimizer": "adamw",
-        "train": ["segmenter.prompter.", "segmenter.decoder.model.mask_decoder.", "segmenter.backbone.model.model.language"],
-    }  # fmt: skip
+        "objective": "language",
+        "steps": STEPS,
+        "batch": 8,
+        "lr": 1e-3,
+        "warmup": 1,
+        "optimizer": "adamw",
+        "train": [
+            "segmenter.prompter.",
+            "segmenter.decoder.model.mask_decoder.",
+            "segmenter.backbone.model.model.language",
+        ],
+    }
     tree = {
-        "start": "embedded", "data": {"kind": "folder", "root": root, "absent": 0.5}, "stages": {"words": settings | stage},
-        "bf16": False, "workers": 0, "log_every": 1, "save_every": STEPS, "out": str(folder / "out"),
-    }  # fmt: skip
+        "start": "embedded",
+        "data": {"kind": "folder", "root": root, "absent": 0.5},
+        "stages": {"words": settings | stage},
+        "bf16": False,
+        "workers": 0,
+        "log_every": 1,
+        "save_every": STEPS,
+        "out": str(folder / "out"),
+    }
     folder.mkdir(parents=True)
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     return str(folder / "run.yaml")

@@ -18,7 +18,10 @@ def test_the_same_hidden_states(segmenter, picture):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)
         ids = torch.tensor([[1, 9, 8, 7], [1, 5, 0, 0]])
         mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-        a, b = (m.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state for m in (fused, plain))
+        a, b = (
+            m.model.language_model(input_ids=ids, attention_mask=mask).last_hidden_state
+            for m in (fused, plain)
+        )
     torch.testing.assert_close(a[0], b[0], atol=1e-3, rtol=1e-2)
     torch.testing.assert_close(a[1, :2], b[1, :2], atol=1e-3, rtol=1e-2)
 
@@ -26,7 +29,11 @@ def test_the_same_hidden_states(segmenter, picture):
 def test_a_bool_mask_hides(segmenter):
     from reasonseg.nn.attention import attend
 
-    q, k, v = (torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    q, k, v = (
+        torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
     mask = torch.tensor([[True, False, False], [True, True, False], [True, True, True]])[None, None]
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(attend(None, q, k, v, mask)[0].transpose(1, 2), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        attend(None, q, k, v, mask)[0].transpose(1, 2), expected, atol=1e-5, rtol=1e-4
+    )

@@ -55,11 +55,20 @@ def test_cached_is_uncached(model, segmenter, scenes):
 
 
 def test_the_prefix_of_an_image_is_read_once(model, scenes, monkeypatch):
-    """Its keys and values serve every later question, in any company, and say what reading it anew would have said."""
+    """Its keys and values serve every later question, in any company, and say what reading it
+    anew would have said.
+    """
     prefix, read = model.backbone.prefix, []
-    monkeypatch.setattr(model.backbone, "prefix", lambda features: read.append(len(features)) or prefix(features))
+    monkeypatch.setattr(
+        model.backbone, "prefix", lambda features: read.append(len(features)) or prefix(features)
+    )
     a, b = scenes[0].query.image, scenes[1].query.image
-    questions = [Query(a, "the cup"), Query(b, "the largest thing"), Query(a, "what is red"), Query(b, "the cup")]
+    questions = [
+        Query(a, "the cup"),
+        Query(b, "the largest thing"),
+        Query(a, "what is red"),
+        Query(b, "the cup"),
+    ]
     for query in questions:
         model(query)
     assert read == [], "the first question leaves them behind"
@@ -144,7 +153,13 @@ def test_more_images_than_fit_and_repeats():
     module, cache = torch.nn.Linear(1, 1), ImageCache(budget=80)
     images = [*pictures(3), *pictures(2)]
     found = cache([module], images, encode)
-    assert found.embedding[:, 0].tolist() == [0, 1, 2, 0, 1] and found.more[0][:, 0].tolist() == [0, 2, 4, 0, 2]
+    assert found.embedding[:, 0].tolist() == [0, 1, 2, 0, 1] and found.more[0][:, 0].tolist() == [
+        0,
+        2,
+        4,
+        0,
+        2,
+    ]
     assert cache.bytes <= 80
     assert ImageCache(budget=1)([module], images, encode).embedding.shape == (5, 10)
 

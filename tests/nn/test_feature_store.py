@@ -27,7 +27,11 @@ def counted(monkeypatch, model):
     calls = []
     for part in (model.backbone, model.decoder):
         encode = part.encode
-        monkeypatch.setattr(part, "encode", lambda images, encode=encode: calls.append(len(images)) or encode(images))
+        monkeypatch.setattr(
+            part,
+            "encode",
+            lambda images, encode=encode: calls.append(len(images)) or encode(images),
+        )
     return calls
 
 
@@ -73,7 +77,11 @@ def test_other_weights_find_nothing(model, samples, tmp_path, monkeypatch):
 def test_what_is_trained_is_not_kept(model, samples, tmp_path):
     model.frozen = FeatureStore(tmp_path / "features")
     next(model.decoder.encoders[0].parameters()).requires_grad_(True)
-    assert not are_frozen(model.decoder.encoders) and are_frozen(model.backbone.encoders) and not are_frozen(())
+    assert (
+        not are_frozen(model.decoder.encoders)
+        and are_frozen(model.backbone.encoders)
+        and not are_frozen(())
+    )
     model.loss(samples[:1])["loss"].backward()
     assert next(model.decoder.encoders[0].parameters()).grad is not None
     assert len(list((tmp_path / "features").iterdir())) == 1

@@ -42,21 +42,27 @@ def asked():
 @pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "seed": 3}, {"force_seg": True}])
 def test_compiled_is_eager(compiled, segmenter, how):
     one_by_one = [compiled(q, max_new_tokens=12, **how) for q in asked()]
-    again = [compiled(q, max_new_tokens=12, **how) for q in asked()]  # follow-ups: the prefix is known
+    # follow-ups: the prefix is known
+    again = [compiled(q, max_new_tokens=12, **how) for q in asked()]
     together = compiled.batch(asked(), max_new_tokens=12, **how)
     eager = segmenter.batch(asked(), max_new_tokens=12, **how)
     assert compiled.backbone.stepper.compiled, "nothing was compiled"
     for theirs, *ours in zip(eager, one_by_one, again, together, strict=True):
         for mine in ours:
             assert mine.text == theirs.text and mine.status == theirs.status
-            assert (mine.masks != theirs.masks).mean() < 1e-3 if theirs.masks.size else not mine.masks.size
+            assert (
+                (mine.masks != theirs.masks).mean() < 1e-3
+                if theirs.masks.size
+                else not mine.masks.size
+            )
             np.testing.assert_allclose(mine.scores, theirs.scores, atol=1e-3)
 
 
 def test_places_serve_batches_of_many_sizes(compiled, segmenter):
     stepper = compiled.backbone.stepper
     queries = [
-        Query(scene(i), text) for i, text in enumerate(("the cup", "the red car", "the dog", "a tree", "the hat"))
+        Query(scene(i), text)
+        for i, text in enumerate(("the cup", "the red car", "the dog", "a tree", "the hat"))
     ]
     expected = [a.text for a in segmenter.batch(queries, max_new_tokens=8)]
     kept = []
@@ -80,10 +86,13 @@ def test_one_word_and_the_state_at_the_last(compiled, segmenter):
     how = {"temperature": 0.0, "seed": 0, "force_seg": True, "absent_threshold": 0.5}
     for limit in (1, 3):
         ours, theirs = (
-            s.backbone.generate([q for q in asked()], max_new_tokens=limit, state="at", **how) for s in (compiled, segmenter)
+            s.backbone.generate([q for q in asked()], max_new_tokens=limit, state="at", **how)
+            for s in (compiled, segmenter)
         )
         for mine, other in zip(ours, theirs, strict=True):
-            assert mine.ids == other.ids and len(mine.states) == len(other.states) == len(mine.ids) + 1
+            assert (
+                mine.ids == other.ids and len(mine.states) == len(other.states) == len(mine.ids) + 1
+            )
             np.testing.assert_allclose(mine.states.numpy(), other.states.numpy(), atol=1e-3)
 
 
@@ -114,12 +123,22 @@ def test_a_copy_has_places_of_its_own(compiled):
 
 
 def test_without_a_compiler_it_goes_on_with_a_warning(tmp_path):
-    environment = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PATH": str(tmp_path)}
+    environment = {
+        "CXX": str(tmp_path / "none"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "PATH": str(tmp_path),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", FALLS_BACK], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", FALLS_BACK],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    expected = Segmenter.from_pretrained()(Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6)
+    expected = Segmenter.from_pretrained()(
+        Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6
+    )
     assert done.stdout.strip() == expected.text
 
 

@@ -24,7 +24,9 @@ def test_every_case_of_the_reference(pieces):
     assert len(cases) > 8
     for case in cases:
         assert pieces.encode(case["text"]) == case["ids_with_bos"], case["text"]
-        assert pieces.encode(case["text"], add_special_tokens=False) == case["ids_no_special"], case["text"]
+        assert pieces.encode(case["text"], add_special_tokens=False) == case["ids_no_special"], (
+            case["text"]
+        )
 
 
 def test_without_legacy_the_word_mark_is_cut_off(pieces, modern):
@@ -37,10 +39,13 @@ def test_without_legacy_a_cut_word_may_be_unknown(pieces, modern):
     """What is left of a piece without its mark need not be in the vocabulary."""
     seg = pieces.convert_tokens_to_ids("[SEG]")
     whole = next(
-        p for p in (pieces.pieces.id_to_piece(i) for i in range(259, len(pieces.pieces)))
-        if p.startswith("\u2581") and len(p) > 2 and pieces.pieces.piece_to_id(p[1:]) == pieces.unk_token_id
+        p
+        for p in (pieces.pieces.id_to_piece(i) for i in range(259, len(pieces.pieces)))
+        if p.startswith("\u2581")
+        and len(p) > 2
+        and pieces.pieces.piece_to_id(p[1:]) == pieces.unk_token_id
         and pieces.pieces.encode(p[1:], out_type=str) == [p]
-    )  # fmt: skip
+    )
     assert modern.encode(f"[SEG] {whole[1:]}", False) == [seg, pieces.unk_token_id]
     assert pieces.encode(f"[SEG] {whole[1:]}", False) == [seg, pieces.pieces.piece_to_id(whole)]
 
@@ -56,7 +61,9 @@ def test_decoding_gives_the_words_back(pieces):
 
 
 def test_spare_rows_have_no_text(pieces):
-    """An embedding may have more rows than the tokenizer has tokens, and an untrained model may name one."""
+    """An embedding may have more rows than the tokenizer has tokens, and an untrained model may
+    name one.
+    """
     assert pieces.decode([*pieces.encode("It is", False), len(pieces) + 5]) == "It is"
 
 

@@ -7,7 +7,10 @@ from reasonseg.nn import losses
 
 def test_mask_losses_equal_lisa():
     data = np.load(oracle("D_metrics", "lisa_losses.npz"))
-    logits, targets = torch.from_numpy(data["logits"]).float(), torch.from_numpy(data["targets"]).float()
+    logits, targets = (
+        torch.from_numpy(data["logits"]).float(),
+        torch.from_numpy(data["targets"]).float(),
+    )
     for name, function in (("dice", losses.dice), ("bce", losses.bce)):
         each = function(logits, targets)
         assert torch.allclose(each.mean(), torch.tensor(float(data[name])), atol=2e-5), name

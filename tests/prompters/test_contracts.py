@@ -5,9 +5,8 @@ from reasonseg import InputError
 from reasonseg.config import kinds as config
 from reasonseg.nn.prompt import Prompt
 
-KINDS = [
-    k for k in config.kinds("prompters") if k not in ("vlp", "examples")
-]  # of references: test_vlp.py, test_seggpt.py
+# of references: test_vlp.py, test_seggpt.py
+KINDS = [k for k in config.kinds("prompters") if k not in ("vlp", "examples")]
 
 
 def test_the_walk_sees_kinds():
@@ -35,7 +34,9 @@ def test_prompts_stand_side_by_side():
         a.beside(Prompt(torch.zeros(1, 1, 8)))
 
 
-@pytest.mark.parametrize("tokens, dense", [((2, 8), None), ((2, 1, 8), (2, 4, 4)), ((2, 1, 8), (1, 1, 4, 4))])
+@pytest.mark.parametrize(
+    "tokens, dense", [((2, 8), None), ((2, 1, 8), (2, 4, 4)), ((2, 1, 8), (1, 1, 4, 4))]
+)
 def test_prompt_checks_its_shapes(tokens, dense):
     with pytest.raises(InputError):
         Prompt(torch.zeros(tokens), None if dense is None else torch.zeros(dense))

@@ -28,7 +28,10 @@ def shown(seed=0, label=None, size=(40, 60), **fields):
 
 
 def asked(*references, seed=9, size=(50, 44)):
-    return Query(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8), references=references)
+    return Query(
+        np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8),
+        references=references,
+    )
 
 
 def logits_of(model, query):
@@ -98,7 +101,9 @@ def test_a_click_and_a_mask_to_correct_stand_beside(model):
     previous = np.zeros(query.size, bool)
     previous[:10] = True
     plain = model(query)
-    clicked = model(Query(query.image, references=query.references, points=[(30, 30, 1)], previous=previous))
+    clicked = model(
+        Query(query.image, references=query.references, points=[(30, 30, 1)], previous=previous)
+    )
     assert len(clicked.masks) == 1 and not np.array_equal(plain.masks, clicked.masks)
 
 
@@ -106,7 +111,12 @@ def test_a_click_and_a_mask_to_correct_stand_beside(model):
 def test_every_way_to_mark(model, kind):
     line = np.zeros((40, 60), bool)
     line[10, 10:30] = True
-    fields = {"mask": line, "boxes": [(10, 5, 35, 25)], "points": [(20, 12, 1), (50, 30, 0)], "scribble": line}
+    fields = {
+        "mask": line,
+        "boxes": [(10, 5, 35, 25)],
+        "points": [(20, 12, 1), (50, 30, 0)],
+        "scribble": line,
+    }
     assert model(asked(shown(0, **{kind: fields[kind]}))).status == "found"
 
 
@@ -132,7 +142,10 @@ def test_regions():
 def test_a_full_mask_and_the_picture_itself(model):
     picture = asked(shown(0)).image
     assert (
-        model(Query(picture, references=[Reference(picture, mask=np.ones(picture.shape[:2], bool))])).status == "found"
+        model(
+            Query(picture, references=[Reference(picture, mask=np.ones(picture.shape[:2], bool))])
+        ).status
+        == "found"
     )
 
 
@@ -164,7 +177,10 @@ def test_positions_tell_places_apart():
 
 def test_saved_and_read_again(model, tmp_path):
     model.save_pretrained(tmp_path / "m")
-    again, query = Segmenter.from_pretrained(tmp_path / "m", device="cpu"), asked(shown(0, "cat"), shown(1, "cat"))
+    again, query = (
+        Segmenter.from_pretrained(tmp_path / "m", device="cpu"),
+        asked(shown(0, "cat"), shown(1, "cat")),
+    )
     assert np.array_equal(model(query).masks, again(query).masks)
     (tmp_path / "m" / "references.safetensors").unlink()
     with pytest.raises(InputError, match="references"):
@@ -175,7 +191,9 @@ def test_parts_that_do_not_fit_are_refused():
     from reasonseg.prompters.examples import Config as Examples
 
     with pytest.raises(InputError, match="makes examples, the decoder takes tokens"):
-        Segmenter.build(ModelSettings(Kind("sam", SamConfig.example()), references=Kind("examples", Examples())))
+        Segmenter.build(
+            ModelSettings(Kind("sam", SamConfig.example()), references=Kind("examples", Examples()))
+        )
     with pytest.raises(InputError, match="needs a backbone with its prompter"):
         ModelSettings(Kind("sam", SamConfig.example()))
 
@@ -186,5 +204,7 @@ def test_gradients_reach_everything_that_learns(model):
     query, references = torch.randn(2, 64, 24), torch.randn(2, 3, 64, 24)
     masks = (torch.rand(2, 3, 24, 24) > 0.5).float()
     vlp(query, references, masks, torch.randn(2, 24)).tokens.square().sum().backward()
-    assert all(p.grad is not None for name, p in vlp.named_parameters() if not name.startswith("clip."))
+    assert all(
+        p.grad is not None for name, p in vlp.named_parameters() if not name.startswith("clip.")
+    )
     model.zero_grad(), model.eval()

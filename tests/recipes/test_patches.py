@@ -61,7 +61,9 @@ def test_every_thing_has_a_patch(font):
 def test_things_know_how_they_stand_among_their_like(font):
     pairs = 0
     for seed in range(30):
-        scene = draw_scene(np.random.default_rng(seed), pack_of(""), 168, crowd=7 if seed % 2 else 0)
+        scene = draw_scene(
+            np.random.default_rng(seed), pack_of(""), 168, crowd=7 if seed % 2 else 0
+        )
         for thing, row in zip(scene.objects, standing(scene), strict=True):
             for (others, before), same in (
                 (row[:2], [t for t in scene.objects if t.name == thing.name]),
@@ -84,9 +86,16 @@ def test_labels_say_which_patches_are_of_one_thing(font):
 
 def test_features_that_spell_out_the_truth_have_no_loss():
     owner = torch.tensor([[0, 1, 1, 2, 2, 3]])
-    stand = torch.tensor([[[0] * 4, [1, 0, 1, 0], [1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0] * 4]])
+    stand = torch.tensor(
+        [[[0] * 4, [1, 0, 1, 0], [1, 0, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0] * 4]]
+    )
     middle = torch.tensor([[0.0, 1, 0, 1, 0, 1]])
-    labels = {"owner": owner, "thing": torch.tensor([[0, 5, 5, 5, 5, 9]]), "middle": middle, "row": stand}
+    labels = {
+        "owner": owner,
+        "thing": torch.tensor([[0, 5, 5, 5, 5, 9]]),
+        "middle": middle,
+        "row": stand,
+    }
     heads = ApartHeads(8, 4)
     heads.row = Says(40 * torch.nn.functional.one_hot(stand, MOST).float().flatten(2) - 20)
     heads.norm = heads.query = heads.key = torch.nn.Identity()
@@ -116,7 +125,9 @@ def test_the_tower_is_kept_where_it_was(segmenter, batch):
     assert shaken["moved"] > 0.01
     plain = Dense(segmenter, copy=False)
     plain.heads = objective.heads
-    assert parts["loss"].item() == pytest.approx((plain(batch)["loss"] + parts["apart"]).item(), rel=1e-4)
+    assert parts["loss"].item() == pytest.approx(
+        (plain(batch)["loss"] + parts["apart"]).item(), rel=1e-4
+    )
 
 
 def test_readers_of_an_earlier_stage_are_taken_on(segmenter, batch, tmp_path):

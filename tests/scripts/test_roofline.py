@@ -8,9 +8,15 @@ from reasonseg.training.memory import LISA
 from scripts import roofline
 
 STAGES = {
-    "pictures prepared", "vision tower", "image encoder", "prompt read", "question read", "mask drawn",
-    "mask at full size", "a word, of 4",
-}  # fmt: skip
+    "pictures prepared",
+    "vision tower",
+    "image encoder",
+    "prompt read",
+    "question read",
+    "mask drawn",
+    "mask at full size",
+    "a word, of 4",
+}
 
 
 def looked_at(found):
@@ -19,7 +25,9 @@ def looked_at(found):
     for name in ("vision tower", "image encoder", "prompt read"):
         row = found["stages"][name]
         assert row["times the floor"] == pytest.approx(row["seconds"] / row["floor"])
-    once = sum(found["stages"][name]["floor"] for name in ("vision tower", "image encoder", "prompt read"))
+    once = sum(
+        found["stages"][name]["floor"] for name in ("vision tower", "image encoder", "prompt read")
+    )
     apart = found["answers"]["first answer"]["floor"] - found["answers"]["follow-up"]["floor"]
     assert apart == pytest.approx(once - found["stages"]["question read"]["floor"])
 
@@ -33,7 +41,10 @@ def test_random_weights_of_a_lisa(monkeypatch):
 
     def small(sizes):
         assert sizes == LISA["lisa-7b"]
-        built = [config.config_class(*room).example().build() for room in (("backbones", "llava"), ("decoders", "sam"))]
+        built = [
+            config.config_class(*room).example().build()
+            for room in (("backbones", "llava"), ("decoders", "sam"))
+        ]
         return built[0].model, built[1].model
 
     monkeypatch.setattr(roofline, "lisa_network", small)

@@ -96,13 +96,18 @@ def test_a_box_marks_its_thing(segmenter, scenes):
 def test_force_seg_marks_what_is_refused(segmenter, scenes):
     sample = next(s for s in scenes if s.level == "absent")
     assert segmenter(sample.query, force_seg=True).status == "found"
-    assert segmenter(sample.query, absent_threshold=1e-6).status != "found" or segmenter(sample.query).status == "found"
+    assert (
+        segmenter(sample.query, absent_threshold=1e-6).status != "found"
+        or segmenter(sample.query).status == "found"
+    )
 
 
 def test_masks_are_in_the_frame_of_any_picture(segmenter):
     rng = np.random.default_rng(0)
     for size in ((1, 1), (30, 1400), (700, 20)):
-        answer = segmenter(Query(rng.integers(0, 256, (*size, 3), dtype=np.uint8), "the cat"), force_seg=True)
+        answer = segmenter(
+            Query(rng.integers(0, 256, (*size, 3), dtype=np.uint8), "the cat"), force_seg=True
+        )
         assert answer.masks.shape[1:] == size
 
 
@@ -117,11 +122,15 @@ def test_references_are_refused_plainly_where_they_were_not_taught(segmenter, pi
 
 
 def test_the_embedded_model_finds_what_an_example_shows(segmenter, font):
-    """Things withheld from all training, each shown once: far better than everything that is not background."""
+    """Things withheld from all training, each shown once: far better than everything that is not
+    background.
+    """
     from reasonseg.datasets.episodes import Config
     from reasonseg.evaluation.few_shot import evaluate_episodes
 
-    found = evaluate_episodes(segmenter, Config(count=24, size=224), groups=("withheld",), progress=False)
+    found = evaluate_episodes(
+        segmenter, Config(count=24, size=224), groups=("withheld",), progress=False
+    )
     assert found["withheld"]["miou"] > 0.6
 
 
@@ -137,7 +146,12 @@ def test_words_beside_an_example_say_which(segmenter, font):
     def score(queries):
         answers = segmenter.batch(queries)
         pairs = zip(answers, samples, strict=True)
-        return np.mean([count(a.masks.any(0), s.truth.masks[0]).giou if len(a.masks) else 0.0 for a, s in pairs])
+        return np.mean(
+            [
+                count(a.masks.any(0), s.truth.masks[0]).giou if len(a.masks) else 0.0
+                for a, s in pairs
+            ]
+        )
 
     both = score([s.query for s in samples])
     assert both > 0.08 + score([replace(s.query, text="") for s in samples])

@@ -68,7 +68,12 @@ def mixed():
         Query(first, "the cat"),
         Query(first, "the red one like this", [shown(0)]),
         Query(first, references=[shown(1, "cat"), shown(2, "cat")]),
-        Query(picture(2), "one like this, but small", [shown(0, "dog"), shown(1, "dog")], points=[(5, 5, 1)]),
+        Query(
+            picture(2),
+            "one like this, but small",
+            [shown(0, "dog"), shown(1, "dog")],
+            points=[(5, 5, 1)],
+        ),
         Query(picture(3), boxes=[(3, 3, 30, 30)]),
     ]
 
@@ -89,11 +94,21 @@ def test_examples_reach_the_language_model_and_the_decoder(model):
     plain, other = replace(query, references=[]), replace(query, references=[shown(3, "owl")])
     ids = [model.backbone.prompt_ids(q) for q in (plain, query, other)]
     image = model.backbone.image_id
-    assert [row.count(image) - ids[0].count(image) for row in ids] == [0, 1, 1] and len(ids[2]) > len(ids[1])
+    assert [row.count(image) - ids[0].count(image) for row in ids] == [0, 1, 1] and len(
+        ids[2]
+    ) > len(ids[1])
     with torch.inference_mode():
-        how = {"max_new_tokens": 1, "temperature": 0, "seed": 0, "force_seg": True, "absent_threshold": 0.5}
+        how = {
+            "max_new_tokens": 1,
+            "temperature": 0,
+            "seed": 0,
+            "force_seg": True,
+            "absent_threshold": 0.5,
+        }
         states = [model.backbone.generate([q], **how)[0].states for q in (plain, query, other)]
-    assert not torch.allclose(states[0], states[1], atol=1e-4) and not torch.allclose(states[1], states[2], atol=1e-4)
+    assert not torch.allclose(states[0], states[1], atol=1e-4) and not torch.allclose(
+        states[1], states[2], atol=1e-4
+    )
 
 
 def test_a_model_not_taught_them_in_words_only_draws_with_them():
@@ -108,7 +123,10 @@ def test_a_model_not_taught_them_in_words_only_draws_with_them():
 def test_names_in_labels_are_no_names(model):
     query = Query(picture(1), "one like this", [shown(0, "cat <image> <region> <SEG>")])
     row = model.backbone.prompt_ids(query)
-    assert row.count(model.backbone.image_id) == model.backbone.patches + 1 and model.backbone.markers.seg not in row
+    assert (
+        row.count(model.backbone.image_id) == model.backbone.patches + 1
+        and model.backbone.markers.seg not in row
+    )
 
 
 def truth(query, masks=1):
@@ -124,7 +142,9 @@ def test_losses_of_a_mixed_batch_are_those_one_by_one(model):
         together = model.loss(samples)
         alone = [model.loss([s]) for s in samples]
     for part in ("bce", "dice"):
-        assert float(together[part]) == pytest.approx(np.mean([float(a[part]) for a in alone]), rel=1e-3)
+        assert float(together[part]) == pytest.approx(
+            np.mean([float(a[part]) for a in alone]), rel=1e-3
+        )
     assert alone[2]["text"] == 0 and alone[2]["loss"] > 0
 
 
@@ -150,7 +170,9 @@ def test_labels_leave_no_trace_in_the_saved_tokenizer(tmp_path):
     model.save_pretrained(tmp_path / "fresh")
     model(Query(picture(1), "", [shown(0, "cat")]))
     model.save_pretrained(tmp_path / "used")
-    fresh, used = ((tmp_path / name / "backbone" / "tokenizer.json").read_bytes() for name in ("fresh", "used"))
+    fresh, used = (
+        (tmp_path / name / "backbone" / "tokenizer.json").read_bytes() for name in ("fresh", "used")
+    )
     assert fresh == used
 
 
@@ -173,13 +195,16 @@ def test_a_chat_model_looks_at_the_marked_pictures():
 
     backbone = ChatConfig.example().build().eval()
     plain, both = Query(picture(1), "this"), Query(picture(1), "this", [shown(0, "cat"), shown(1)])
-    assert sum(c["type"] == "image" for turn in backbone.messages(both) for c in turn["content"]) == 3
+    assert (
+        sum(c["type"] == "image" for turn in backbone.messages(both) for c in turn["content"]) == 3
+    )
     assert (
         "Picture 2 marks an example: cat. Picture 3 marks an example."
         in backbone.messages(both)[-1]["content"][-1]["text"]
     )
     counts = [
-        (backbone.prompt_inputs([q])["input_ids"] == backbone.model.config.image_token_id).sum() for q in (plain, both)
+        (backbone.prompt_inputs([q])["input_ids"] == backbone.model.config.image_token_id).sum()
+        for q in (plain, both)
     ]
     assert counts[1] == 3 * counts[0]
 
@@ -191,7 +216,10 @@ def test_questions_that_go_with_references(font):
         assert 1 <= len(sample.query.references) <= 2 and sample.truth.status == "found"
         assert all(r.label is None and r.mask.any() for r in sample.query.references)
         if sample.level == "alike":
-            assert "one like this" in sample.query.text.lower() and sample.truth.labels[0] not in sample.query.text
+            assert (
+                "one like this" in sample.query.text.lower()
+                and sample.truth.labels[0] not in sample.query.text
+            )
             assert sample.truth.text.count("<SEG>") == len(sample.truth.masks) == 1
         else:
             assert not sample.query.text and len(sample.truth.masks) == 1

@@ -1,4 +1,6 @@
-"""The HTTP side with the embedded model: what comes back, what is refused, and that neighbours do not meet."""
+"""The HTTP side with the embedded model: what comes back, what is refused, and that neighbours
+do not meet.
+"""
 
 import base64
 import io
@@ -31,7 +33,8 @@ def b64(image):
 @pytest.fixture(scope="module")
 def client(segmenter):
     with TestClient(
-        make_app(segmenter, limits=Limits(body=2 * 2**20, pixels=1_000_000)), raise_server_exceptions=False
+        make_app(segmenter, limits=Limits(body=2 * 2**20, pixels=1_000_000)),
+        raise_server_exceptions=False,
     ) as client:
         yield client
 
@@ -46,10 +49,15 @@ def same(found, answer):
 def test_multipart_and_json_say_what_the_model_says(client, segmenter, scenes):
     query = scenes[0].query
     answer = segmenter(query)
-    form = client.post("/v1/segment", files={"image": ("x.png", png(query.image))}, data={"text": query.text})
+    form = client.post(
+        "/v1/segment", files={"image": ("x.png", png(query.image))}, data={"text": query.text}
+    )
     assert form.status_code == 200, form.text
     same(form.json(), answer)
-    same(client.post("/v1/segment", json={"image": b64(query.image), "text": query.text}).json(), answer)
+    same(
+        client.post("/v1/segment", json={"image": b64(query.image), "text": query.text}).json(),
+        answer,
+    )
     assert set(form.json()) == {"text", "status", "objects", "references", "meta"}
 
 
@@ -58,10 +66,16 @@ def test_places_alone_and_a_picture_on_request(client, segmenter, scenes):
     boxed = client.post("/v1/segment", json={"image": b64(image), "boxes": [[10, 10, 120, 120]]})
     same(boxed.json(), segmenter(Query(image, boxes=[(10, 10, 120, 120)])))
     form = client.post(
-        "/v1/segment", files={"image": png(image)}, data={"points": "[[60, 60, 1]]"}, headers={"Accept": "image/png"}
+        "/v1/segment",
+        files={"image": png(image)},
+        data={"points": "[[60, 60, 1]]"},
+        headers={"Accept": "image/png"},
     )
     assert form.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(form.content)).size == segmenter(Query(image, points=[(60, 60, 1)])).overlay().size
+    assert (
+        Image.open(io.BytesIO(form.content)).size
+        == segmenter(Query(image, points=[(60, 60, 1)])).overlay().size
+    )
 
 
 BAD = [
@@ -89,8 +103,14 @@ BAD = [
 def test_bad_requests_are_one_clear_line(client, scenes, fields, status, words):
     if isinstance(fields, dict) and "image" not in fields and fields not in ({}, {"text": "x"}):
         fields = {"image": b64(scenes[0].query.image), **fields}
-    found = client.post("/v1/segment", content=json.dumps(fields), headers={"content-type": "application/json"})
-    assert found.status_code == status and words in found.json()["error"] and "Traceback" not in found.text
+    found = client.post(
+        "/v1/segment", content=json.dumps(fields), headers={"content-type": "application/json"}
+    )
+    assert (
+        found.status_code == status
+        and words in found.json()["error"]
+        and "Traceback" not in found.text
+    )
     assert "/work" not in found.text and "reasonseg/" not in found.text
 
 
@@ -107,11 +127,18 @@ def test_bad_requests_are_one_clear_line(client, scenes, fields, status, words):
     ],
 )
 def test_bodies_that_are_none(client, body, kind, status):
-    assert client.post("/v1/segment", content=body, headers={"content-type": kind}).status_code == status
+    assert (
+        client.post("/v1/segment", content=body, headers={"content-type": kind}).status_code
+        == status
+    )
 
 
 def test_a_body_that_does_not_tell_its_size(client):
-    found = client.post("/v1/segment", content=iter([b"x" * 500_000] * 6), headers={"content-type": "application/json"})
+    found = client.post(
+        "/v1/segment",
+        content=iter([b"x" * 500_000] * 6),
+        headers={"content-type": "application/json"},
+    )
     assert found.status_code == 413
 
 
@@ -128,8 +155,14 @@ def test_truncated_pictures(client, scenes, kind):
     Image.fromarray(scenes[0].query.image).save(file, format=kind)
     whole = file.getvalue()
     for share in (0.02, 0.3, 0.9):
-        found = client.post("/v1/segment", files={"image": whole[: int(len(whole) * share)]}, data={"text": "the cup"})
-        assert found.status_code in (200, 422) and (found.status_code == 200 or "image" in found.json()["error"])
+        found = client.post(
+            "/v1/segment",
+            files={"image": whole[: int(len(whole) * share)]},
+            data={"text": "the cup"},
+        )
+        assert found.status_code in (200, 422) and (
+            found.status_code == 200 or "image" in found.json()["error"]
+        )
 
 
 def test_a_conversation(client, segmenter, scenes):
@@ -145,7 +178,10 @@ def test_a_conversation(client, segmenter, scenes):
     same(events[-1][1], segmenter(Query(image, text)))
     before = from_rle(events[-1][1]["objects"][0]["segmentation"])
     corrected = asked(client, name, {"correct": 0, "points": [[3, 3, 1]]})[-1]
-    assert corrected[0] == "answer" and (from_rle(corrected[1]["objects"][0]["segmentation"]) ^ before).any()
+    assert (
+        corrected[0] == "answer"
+        and (from_rle(corrected[1]["objects"][0]["segmentation"]) ^ before).any()
+    )
     assert asked(client, name, {"correct": 7, "points": [[3, 3, 1]]})[-1] == (
         "error",
         {"error": "the last answer has 1 masks; there is no mask 7"},
@@ -159,12 +195,18 @@ def asked(client, name, body):
     found = client.post(f"/v1/sessions/{name}/ask", json=body)
     assert found.headers["content-type"].startswith("text/event-stream"), found.text
     parts = [part.split("\n") for part in found.text.strip().split("\n\n")]
-    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in parts]
+    return [
+        (kind.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for kind, data in parts
+    ]
 
 
 def test_conversations_do_not_meet(client, segmenter, scenes):
     first, second = scenes[0].query, scenes[2].query
-    names = [client.post("/v1/sessions", json={"image": b64(q.image)}).json()["id"] for q in (first, second)]
+    names = [
+        client.post("/v1/sessions", json={"image": b64(q.image)}).json()["id"]
+        for q in (first, second)
+    ]
     for _ in range(2):
         for name, query in zip(names, (first, second), strict=True):
             same(asked(client, name, {"text": query.text})[-1][1], segmenter(query))
@@ -172,10 +214,19 @@ def test_conversations_do_not_meet(client, segmenter, scenes):
 
 def test_status_and_metrics(client, scenes):
     client.post("/v1/segment", json={"image": b64(scenes[0].query.image), "text": "the cup"})
-    assert client.get("/healthz").json() == {"status": "ok"} and client.get("/readyz").status_code == 200
+    assert (
+        client.get("/healthz").json() == {"status": "ok"}
+        and client.get("/readyz").status_code == 200
+    )
     text = client.get("/metrics").text
-    assert 'reasonseg_requests_total{path="/v1/segment",status="200"}' in text and "reasonseg_queue_depth" in text
-    assert client.get("/nowhere").json() == {"error": "Not Found"} and client.get("/v1/segment").status_code == 405
+    assert (
+        'reasonseg_requests_total{path="/v1/segment",status="200"}' in text
+        and "reasonseg_queue_depth" in text
+    )
+    assert (
+        client.get("/nowhere").json() == {"error": "Not Found"}
+        and client.get("/v1/segment").status_code == 405
+    )
 
 
 def test_openapi_describes_itself(client):
@@ -184,7 +235,9 @@ def test_openapi_describes_itself(client):
     text = json.dumps(schema)
     for name in set(__import__("re").findall(r"#/components/schemas/(\w+)", text)):
         assert name in schema["components"]["schemas"]
-    example = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    example = schema["paths"]["/v1/segment"]["post"]["requestBody"]["content"]["application/json"][
+        "example"
+    ]
     assert client.post("/v1/segment", json=example).status_code == 200
 
 
@@ -192,8 +245,18 @@ def test_a_token(segmenter):
     with TestClient(make_app(segmenter, token="secret")) as client:
         assert client.get("/healthz").status_code == 200
         assert client.get("/metrics").status_code == 401
-        assert client.post("/v1/segment", json={}, headers={"Authorization": "Bearer wrong"}).status_code == 401
-        assert client.post("/v1/segment", json={}, headers={"Authorization": "Bearer secret"}).status_code == 422
+        assert (
+            client.post(
+                "/v1/segment", json={}, headers={"Authorization": "Bearer wrong"}
+            ).status_code
+            == 401
+        )
+        assert (
+            client.post(
+                "/v1/segment", json={}, headers={"Authorization": "Bearer secret"}
+            ).status_code
+            == 422
+        )
 
 
 def test_a_token_where_it_is_mounted(segmenter):
@@ -209,11 +272,20 @@ def test_a_token_where_it_is_mounted(segmenter):
 def test_what_cannot_be_answered_changes_nothing(client, scenes):
     query = scenes[0].query
     name = client.post("/v1/sessions", json={"image": b64(query.image)}).json()["id"]
-    shown = {"image": b64(query.image), "mask": b64((scenes[0].truth.masks[0] * 255).astype(np.uint8))}
-    assert asked(client, name, {"text": "x", "points": [[10**6, 1]], "references": [shown]})[-1][0] == "error"
+    shown = {
+        "image": b64(query.image),
+        "mask": b64((scenes[0].truth.masks[0] * 255).astype(np.uint8)),
+    }
+    assert (
+        asked(client, name, {"text": "x", "points": [[10**6, 1]], "references": [shown]})[-1][0]
+        == "error"
+    )
     conversation = client.app.state.conversations.find(name)
     assert conversation.session.references == []
-    assert asked(client, name, {"references": [shown]})[-1][0] == "answer" and len(conversation.session.references) == 1
+    assert (
+        asked(client, name, {"references": [shown]})[-1][0] == "answer"
+        and len(conversation.session.references) == 1
+    )
 
 
 class Slow:
@@ -249,7 +321,9 @@ def test_the_engine_batches_and_refuses_what_it_cannot_hold():
 
 
 def test_a_refused_question_leaves_nothing_behind(segmenter, scenes):
-    """A complaint that held the frames it came through would hold the picture too, until the garbage collector comes by."""
+    """A complaint that held the frames it came through would hold the picture too, until the
+    garbage collector comes by.
+    """
     import asyncio
     import gc
     import weakref
@@ -266,15 +340,18 @@ def test_a_refused_question_leaves_nothing_behind(segmenter, scenes):
     app.state.engine.submit = noted
 
     async def ask(text):
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as http:
-            return await http.post("/v1/segment", json={"image": b64(scenes[0].query.image), "text": text})
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://x"
+        ) as http:
+            return await http.post(
+                "/v1/segment", json={"image": b64(scenes[0].query.image), "text": text}
+            )
 
     gc.disable()
     try:
         assert asyncio.run(ask("word " * 2000)).status_code == 422  # longer than the model reads
-        assert (
-            asyncio.run(ask("the cup")).status_code == 200
-        )  # the model's thread holds its last job until the next comes
+        # the model's thread holds its last job until the next comes
+        assert asyncio.run(ask("the cup")).status_code == 200
         assert len(seen) == 2 and seen[0]() is None
     finally:
         gc.enable()

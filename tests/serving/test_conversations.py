@@ -24,7 +24,10 @@ def talk(number=0):
 def answered(talk, image=None):
     if image is not None:
         talk.look(image)
-    return talk.keep(Query(talk.image, "x"), Answer("<SEG>.", np.ones((1, SIDE, SIDE), bool), [1.0], ["x"], "found"))
+    return talk.keep(
+        Query(talk.image, "x"),
+        Answer("<SEG>.", np.ones((1, SIDE, SIDE), bool), [1.0], ["x"], "found"),
+    )
 
 
 def test_the_one_unused_for_longest_goes_first():
@@ -32,7 +35,9 @@ def test_the_one_unused_for_longest_goes_first():
     first, second = kept.open(talk()), kept.open(talk())
     assert kept.find(first) is not None
     third = kept.open(talk())
-    assert kept.find(second) is None and kept.find(first) is not None and kept.find(third) is not None
+    assert (
+        kept.find(second) is None and kept.find(first) is not None and kept.find(third) is not None
+    )
     assert kept.close(first) and not kept.close(first) and len(kept) == 1
 
 
@@ -56,7 +61,9 @@ def test_pictures_are_counted_and_the_oldest_conversations_make_room():
     grown = kept.find(names[3])
     for k in range(5):
         answered(grown.session, np.full((SIDE, SIDE, 3), k, np.uint8))
-    assert kept.find(names[3]) is grown and len(kept) == 1, "it alone is larger than the budget, and is being used"
+    assert kept.find(names[3]) is grown and len(kept) == 1, (
+        "it alone is larger than the budget, and is being used"
+    )
 
 
 def test_one_picture_is_counted_once_and_old_turns_go(monkeypatch):

@@ -1,4 +1,6 @@
-"""The page in a real Chromium: upload, ask, see the mask, click, ask again; also at a phone's width."""
+"""The page in a real Chromium: upload, ask, see the mask, click, ask again; also at a phone's
+width.
+"""
 
 import io
 import os
@@ -17,7 +19,9 @@ from reasonseg import InputError
 from reasonseg.serving.page import brushed
 from reasonseg.structures.overlay import enlargement
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 SHOTS = Path(os.environ.get("REASONSEG_SHOTS", "")) if os.environ.get("REASONSEG_SHOTS") else None
 
 
@@ -45,7 +49,9 @@ def address(segmenter):
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("LOUD: no Chromium here (Debian: apt-get install chromium); the page is NOT tested")
+        pytest.skip(
+            "LOUD: no Chromium here (Debian: apt-get install chromium); the page is NOT tested"
+        )
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -64,7 +70,9 @@ def asked(page, text, before):
     page.locator("#ask textarea").fill(text)
     page.locator("#send").click()
     page.wait_for_function(
-        "source => document.querySelector('#result img')?.src !== source", arg=before, timeout=60_000
+        "source => document.querySelector('#result img')?.src !== source",
+        arg=before,
+        timeout=60_000,
     )
     page.wait_for_timeout(300)
 
@@ -109,14 +117,20 @@ def test_upload_ask_see_click_ask_again(browser, address, scene):
     assert answer.labels[0] in page.locator("#layers").inner_text()
     before = source(page)
     page.locator("#layers input[type=checkbox]").first.uncheck()
-    page.wait_for_function("source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000)
+    page.wait_for_function(
+        "source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000
+    )
     assert np.abs(seen(page).astype(int) - plain).max() <= 8
     before = source(page)
     page.locator("#layers input[type=checkbox]").first.check()
-    page.wait_for_function("source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000)
+    page.wait_for_function(
+        "source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000
+    )
     before = source(page)
     page.locator("#result img").first.click(position={"x": 20, "y": 20})
-    page.wait_for_function("source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000)
+    page.wait_for_function(
+        "source => document.querySelector('#result img').src !== source", arg=before, timeout=60_000
+    )
     assert "a click at" in page.locator("#chat").inner_text()
     asked(page, "the biggest thing", source(page))
     assert page.locator("#chat").inner_text().count("SEG") >= 1
@@ -142,7 +156,9 @@ def test_on_a_phone(browser, address, scene):
     upload(page, address, file)
     asked(page, sample.query.text, source(page))
     shot(page, "phone")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400, "the page is wider than the phone"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400, (
+        "the page is wider than the phone"
+    )
     page.close()
 
 
@@ -151,7 +167,14 @@ def test_brushed():
     layer = np.zeros((8, 9, 4), np.uint8)
     layer[2:5, 3:6] = 255
     reference = brushed({"background": picture, "layers": [layer]}, " cup ")
-    assert reference.label == "cup" and reference.mask.sum() == 9 and reference.image.shape == (8, 9, 3)
-    for drawing, words in ((None, "give a picture"), ({"background": picture, "layers": []}, "nothing is brushed")):
+    assert (
+        reference.label == "cup"
+        and reference.mask.sum() == 9
+        and reference.image.shape == (8, 9, 3)
+    )
+    for drawing, words in (
+        (None, "give a picture"),
+        ({"background": picture, "layers": []}, "nothing is brushed"),
+    ):
         with pytest.raises(InputError, match=words):
             brushed(drawing, "")

@@ -54,24 +54,38 @@ def whole(cluster, folder, task, tmp_path_factory):
 
 
 def rows_of(out):
-    return [row for file in sorted(out.glob("part-*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return [
+        row
+        for file in sorted(out.glob("part-*.parquet"))
+        for row in pq.read_table(file).to_pylist()
+    ]
 
 
 def test_every_picture_is_a_row_and_says_what_the_model_says(whole, folder, task, segmenter):
     out, counts = whole
     rows = rows_of(out)
     assert [os.path.basename(r["image"]) for r in rows] == sorted(p.name for p in folder.iterdir())
-    assert list(pq.read_schema(out / "part-00000.parquet").names) == ["image", "status", "text", "objects", "error"]
+    assert list(pq.read_schema(out / "part-00000.parquet").names) == [
+        "image",
+        "status",
+        "text",
+        "objects",
+        "error",
+    ]
     assert counts["error"] == 1 and sum(counts.values()) == 11
     broken = next(r for r in rows if "broken" in r["image"])
-    assert broken["status"] == "error" and "not an image" in broken["error"] and not broken["objects"]
+    assert (
+        broken["status"] == "error" and "not an image" in broken["error"] and not broken["objects"]
+    )
     row = rows[0]
     answers = segmenter.batch([Query(read_image(row["image"]), text) for text in task.questions])
     assert row["text"] == "\n".join(a.text for a in answers) and row["error"] is None
     masks = [m for a in answers for m in a.masks]
     assert len(row["objects"]) == len(masks)
     for o, mask in zip(row["objects"], masks, strict=True):
-        assert (from_rle(o["segmentation"]) ^ mask).mean() < 1e-3 and o["question"] in task.questions
+        assert (from_rle(o["segmentation"]) ^ mask).mean() < 1e-3 and o[
+            "question"
+        ] in task.questions
 
 
 def test_coco_reads_it(whole):
@@ -82,7 +96,9 @@ def test_coco_reads_it(whole):
         image = coco.imgs[annotation["image_id"]]
         assert coco.annToMask(annotation).shape == (image["height"], image["width"])
         assert coco.annToMask(annotation).sum() == annotation["area"]
-    assert {p.name for p in out.iterdir() if p.suffix == ".parquet"} == {f"part-{k:05d}.parquet" for k in range(4)}
+    assert {p.name for p in out.iterdir() if p.suffix == ".parquet"} == {
+        f"part-{k:05d}.parquet" for k in range(4)
+    }
 
 
 def test_what_is_missing_is_done_and_what_is_new_is_added(whole, cluster, folder, task, tmp_path):
@@ -92,12 +108,17 @@ def test_what_is_missing_is_done_and_what_is_new_is_added(whole, cluster, folder
     (out / "annotations.json").unlink()
     stamp = (out / "part-00000.parquet").stat().st_mtime_ns
     annotate(folder, out, task, shard=3, progress=False)
-    assert rows_of(out) == rows_of(whole[0]) and (out / "part-00000.parquet").stat().st_mtime_ns == stamp
+    assert (
+        rows_of(out) == rows_of(whole[0])
+        and (out / "part-00000.parquet").stat().st_mtime_ns == stamp
+    )
     assert (out / "annotations.json").read_bytes() == (whole[0] / "annotations.json").read_bytes()
     more = tmp_path / "more"
     shutil.copytree(folder, more)
     shards = listing(out, [*pictures_of(folder), *pictures_of(more)], 3)
-    assert len([p for shard in shards for p in shard]) == 22 and shards[:4] == listing(whole[0], [], 3)
+    assert len([p for shard in shards for p in shard]) == 22 and shards[:4] == listing(
+        whole[0], [], 3
+    )
 
 
 def test_other_settings_are_refused(whole, folder):
@@ -153,8 +174,14 @@ def test_a_bank_instead_of_words(cluster, folder, tmp_path):
 def test_inputs(folder, tmp_path):
     import pyarrow as pa
 
-    pq.write_table(pa.table({"image": [str(folder / "1.png"), str(folder / "2.png")]}), tmp_path / "list.parquet")
-    assert [os.path.basename(p) for p in pictures_of(tmp_path / "list.parquet")] == ["1.png", "2.png"]
+    pq.write_table(
+        pa.table({"image": [str(folder / "1.png"), str(folder / "2.png")]}),
+        tmp_path / "list.parquet",
+    )
+    assert [os.path.basename(p) for p in pictures_of(tmp_path / "list.parquet")] == [
+        "1.png",
+        "2.png",
+    ]
     (folder / "coco.json").write_text(json.dumps({"images": [{"file_name": "3.png"}]}))
     assert pictures_of(folder / "coco.json") == [str(folder / "3.png")]
     (folder / "coco.json").unlink()

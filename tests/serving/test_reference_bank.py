@@ -22,13 +22,22 @@ def model():
 def folder(tmp_path):
     """Six pictures of plain colours, each with its left half marked."""
     rng = np.random.default_rng(0)
-    for i, color in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 200, 0), (0, 200, 200), (90, 90, 90)]):
-        picture = np.clip(np.array(color) + rng.integers(-9, 9, (40, 50, 3)), 0, 255).astype(np.uint8)
+    for i, color in enumerate(
+        [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 200, 0), (0, 200, 200), (90, 90, 90)]
+    ):
+        picture = np.clip(np.array(color) + rng.integers(-9, 9, (40, 50, 3)), 0, 255).astype(
+            np.uint8
+        )
         mask = np.zeros((40, 50), np.uint8)
         mask[:, :25] = 255
         Image.fromarray(picture).save(tmp_path / f"p{i}.png")
         Image.fromarray(mask).save(tmp_path / f"m{i}.png")
-        add(tmp_path / "bank", tmp_path / f"p{i}.png", tmp_path / f"m{i}.png", "warm" if i in (0, 3) else "cold")
+        add(
+            tmp_path / "bank",
+            tmp_path / f"p{i}.png",
+            tmp_path / f"m{i}.png",
+            "warm" if i in (0, 3) else "cold",
+        )
     return tmp_path
 
 
@@ -73,7 +82,9 @@ def test_a_picture_finds_itself_first(model, folder, by):  # noqa: F811
         chosen = bank.select(model, bank.reference(i).image, 3, by=by)
         assert len(chosen) == 3 and chosen[0].similarity == max(c.similarity for c in chosen)
         if by != "thing":
-            assert chosen[0].reference.name == bank.id(i) and chosen[0].similarity == pytest.approx(1, abs=0.01)
+            assert chosen[0].reference.name == bank.id(i) and chosen[0].similarity == pytest.approx(
+                1, abs=0.01
+            )
         assert sum(c.reference.weight for c in chosen) == pytest.approx(1, abs=1e-4)
 
 
@@ -91,7 +102,9 @@ def test_features_are_kept_and_made_anew_where_a_file_changes(model, folder, mon
     looked = []
     look = type(model.references).look
     monkeypatch.setattr(
-        type(model.references), "look", lambda self, images: looked.append(len(images)) or look(self, images)
+        type(model.references),
+        "look",
+        lambda self, images: looked.append(len(images)) or look(self, images),
     )
     again = Bank(folder / "bank").features(model, range(6))
     assert not looked and all(torch.equal(first[i][0], again[i][0]) for i in first)
@@ -133,10 +146,15 @@ def test_an_empty_bank_is_one_error(tmp_path):
 
 def test_similarities():
     rng = torch.Generator().manual_seed(0)
-    a, b = (torch.nn.functional.normalize(torch.randn(16, 8, generator=rng), dim=-1) for _ in range(2))
+    a, b = (
+        torch.nn.functional.normalize(torch.randn(16, 8, generator=rng), dim=-1) for _ in range(2)
+    )
     shares = torch.ones(16)
     for by in ("pixel", "global", "thing"):
-        assert similarity(a, a, shares, by) == pytest.approx(1, abs=1e-5) and similarity(a, b, shares, by) < 0.99
+        assert (
+            similarity(a, a, shares, by) == pytest.approx(1, abs=1e-5)
+            and similarity(a, b, shares, by) < 0.99
+        )
     turned = a[torch.randperm(16, generator=rng)]
     assert (
         similarity(a, turned, shares, "thing") == pytest.approx(1, abs=1e-5)

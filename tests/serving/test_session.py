@@ -23,7 +23,9 @@ def test_history_is_what_was_said_about_this_picture(segmenter, scenes):
     first = session.ask("the cup")
     assert session.history == (("the cup", first.text),)
     second = session.ask("the tree")
-    expected = segmenter(Query(scenes[0].query.image, "the tree", history=(("the cup", first.text),)))
+    expected = segmenter(
+        Query(scenes[0].query.image, "the tree", history=(("the cup", first.text),))
+    )
     assert second.text == expected.text and np.array_equal(second.masks, expected.masks)
     session.ask("the dog")
     assert [q for q, _ in session.history] == ["the tree", "the dog"]
@@ -74,8 +76,14 @@ def test_what_cannot_be_corrected(segmenter, scenes, told):
 
 def test_text_is_heard_before_the_masks(segmenter, scenes):
     said = []
-    answer = Session(segmenter, scenes[0].query.image).ask(scenes[0].query.text, on_text=said.append)
-    assert said and said[-1] == answer.text and all(len(a) <= len(b) for a, b in zip(said, said[1:], strict=False))
+    answer = Session(segmenter, scenes[0].query.image).ask(
+        scenes[0].query.text, on_text=said.append
+    )
+    assert (
+        said
+        and said[-1] == answer.text
+        and all(len(a) <= len(b) for a, b in zip(said, said[1:], strict=False))
+    )
 
 
 def test_batched_questions_are_heard_apart(segmenter, scenes):
@@ -89,7 +97,9 @@ def test_saved_whole(told, tmp_path):
     told.save(tmp_path / "s")
     turns = json.loads((tmp_path / "s/session.json").read_text())
     assert turns[0]["question"] == told.turns[0].query.text
-    assert np.array_equal(from_rle(turns[0]["objects"][0]["segmentation"]), told.turns[0].answer.masks[0])
+    assert np.array_equal(
+        from_rle(turns[0]["objects"][0]["segmentation"]), told.turns[0].answer.masks[0]
+    )
     assert (tmp_path / "s/turn-1/overlay.png").is_file()
 
 

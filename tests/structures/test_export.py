@@ -24,7 +24,11 @@ def found():
     masks = np.stack([blob((5, 5, 30, 40)), blob((40, 10, 60, 30), (62, 35, 76, 55))])
     answer = Answer("two <SEG> <SEG>", masks, [0.9, 0.5], ["cup", "two part"], "found")
     empty = Answer("none", np.zeros((0, 60, 80), bool), [], [], "no_seg")
-    return [Record.of(answer, "a/x.jpg"), Record.of(empty, "b/y.jpg"), Record.of(answer, "b/x.jpg")], masks
+    return [
+        Record.of(answer, "a/x.jpg"),
+        Record.of(empty, "b/y.jpg"),
+        Record.of(answer, "b/x.jpg"),
+    ], masks
 
 
 def overlap(a, b):
@@ -41,9 +45,16 @@ def rasterised(parts, size=(60, 80)):
 def test_coco(found, tmp_path):
     export(found[0], tmp_path, "coco")
     coco = COCO(str(tmp_path / "annotations.json"))
-    assert [i["file_name"] for i in coco.imgs.values()] == ["a/x.jpg", "b/y.jpg", "b/x.jpg"] and len(coco.anns) == 4
+    assert [i["file_name"] for i in coco.imgs.values()] == [
+        "a/x.jpg",
+        "b/y.jpg",
+        "b/x.jpg",
+    ] and len(coco.anns) == 4
     for annotation, mask in zip(coco.anns.values(), [*found[1], *found[1]], strict=True):
-        assert np.array_equal(coco.annToMask(annotation).astype(bool), mask) and annotation["area"] == mask.sum()
+        assert (
+            np.array_equal(coco.annToMask(annotation).astype(bool), mask)
+            and annotation["area"] == mask.sum()
+        )
     assert {c["name"] for c in coco.cats.values()} == {"cup", "two part"}
 
 
@@ -55,12 +66,18 @@ def test_coco_and_yolo_are_read_by_supervision(found, tmp_path):
     for name in ("x", "y"):
         Image.new("RGB", (80, 60)).save(tmp_path / "images" / f"{name}.jpg")
     data = sv.DetectionDataset.from_yolo(
-        str(tmp_path / "images"), str(tmp_path / "labels"), str(tmp_path / "data.yaml"), force_masks=True
-    )  # fmt: skip
+        str(tmp_path / "images"),
+        str(tmp_path / "labels"),
+        str(tmp_path / "data.yaml"),
+        force_masks=True,
+    )
     assert data.classes == ["cup", "two part"]
     read = next(d for path, d in data.annotations.items() if path.endswith("x.jpg"))
     assert len(read) == 3  # the mask of two parts is two lines
-    assert overlap(read.mask[0], found[1][0]) > 0.9 and overlap(read.mask[1] | read.mask[2], found[1][1]) > 0.9
+    assert (
+        overlap(read.mask[0], found[1][0]) > 0.9
+        and overlap(read.mask[1] | read.mask[2], found[1][1]) > 0.9
+    )
     assert len(next(d for path, d in data.annotations.items() if path.endswith("y.jpg"))) == 0
 
 
@@ -78,13 +95,18 @@ def test_labelme_is_read_by_our_own_reader_and_by_shape(found, tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "x.jpg")
     data = Config(str(tmp_path)).build()
     masks = {data[i].truth.labels[0]: data[i].truth.masks[0] for i in range(2)}
-    assert overlap(masks["cup"], found[1][0]) > 0.9 and overlap(masks["two part"], found[1][1]) > 0.9
+    assert (
+        overlap(masks["cup"], found[1][0]) > 0.9 and overlap(masks["two part"], found[1][1]) > 0.9
+    )
 
 
 def test_png(found, tmp_path):
     export(found[0], tmp_path, "png")
     labels = json.loads((tmp_path / "labels.json").read_text())
-    assert set(labels) == {"x-0.png", "x-1.png", "x-2-0.png", "x-2-1.png"} and labels["x-1.png"]["label"] == "two part"
+    assert (
+        set(labels) == {"x-0.png", "x-1.png", "x-2-0.png", "x-2-1.png"}
+        and labels["x-1.png"]["label"] == "two part"
+    )
     assert np.array_equal(np.array(Image.open(tmp_path / "x-1.png")) > 0, found[1][1])
 
 
@@ -92,13 +114,18 @@ def test_label_studio(found, tmp_path):
     export(found[0][:1], tmp_path, "labelstudio")
     (task,) = json.loads((tmp_path / "tasks.json").read_text())
     results = task["predictions"][0]["result"]
-    assert task["data"]["image"] == "a/x.jpg" and [r["value"]["polygonlabels"] for r in results] == [
+    assert task["data"]["image"] == "a/x.jpg" and [
+        r["value"]["polygonlabels"] for r in results
+    ] == [
         ["cup"],
         ["two part"],
         ["two part"],
     ]
     parts = [np.array(r["value"]["points"]) * (80, 60) / 100 for r in results]
-    assert overlap(rasterised(parts[:1]), found[1][0]) > 0.9 and overlap(rasterised(parts[1:]), found[1][1]) > 0.9
+    assert (
+        overlap(rasterised(parts[:1]), found[1][0]) > 0.9
+        and overlap(rasterised(parts[1:]), found[1][1]) > 0.9
+    )
     assert all(0 <= v <= 100 for r in results for p in r["value"]["points"] for v in p)
 
 
@@ -108,7 +135,11 @@ def test_label_studio_converts_it_to_coco(found, tmp_path):
 
     export(found[0][:1], tmp_path, "labelstudio")
     (task,) = json.loads((tmp_path / "tasks.json").read_text())
-    accepted = {"id": 1, "data": {"image": "http://x/x.jpg"}, "annotations": [{"id": 1, **task["predictions"][0]}]}
+    accepted = {
+        "id": 1,
+        "data": {"image": "http://x/x.jpg"},
+        "annotations": [{"id": 1, **task["predictions"][0]}],
+    }
     (tmp_path / "export.json").write_text(json.dumps([accepted]))
     config = (
         '<View><Image name="image" value="$image"/><PolygonLabels name="label" toName="image">'
@@ -117,13 +148,21 @@ def test_label_studio_converts_it_to_coco(found, tmp_path):
     Image.new("RGB", (80, 60)).save(tmp_path / "x.jpg")
     converter = Converter(config, str(tmp_path), download_resources=False)
     converter.convert_to_coco(
-        str(tmp_path / "export.json"), str(tmp_path / "coco"), str(tmp_path / "coco" / "images"), is_dir=False
+        str(tmp_path / "export.json"),
+        str(tmp_path / "coco"),
+        str(tmp_path / "coco" / "images"),
+        is_dir=False,
     )
     coco = COCO(str(tmp_path / "coco" / "result.json"))
     names = {k: c["name"] for k, c in coco.cats.items()}
     for label, mask in zip(("cup", "two part"), found[1], strict=True):
-        mine = [coco.annToMask(a).astype(bool) for a in coco.anns.values() if names[a["category_id"]] == label]
-        assert overlap(np.any(mine, 0), mask) > 0.85, label  # pycocotools leaves the rim of a polygon out
+        mine = [
+            coco.annToMask(a).astype(bool)
+            for a in coco.anns.values()
+            if names[a["category_id"]] == label
+        ]
+        # pycocotools leaves the rim of a polygon out
+        assert overlap(np.any(mine, 0), mask) > 0.85, label
 
 
 def test_labelme_opens_it(found, tmp_path):
@@ -136,7 +175,10 @@ def test_labelme_opens_it(found, tmp_path):
     shapes = LabelFile(str(tmp_path / "x.json")).shapes
     assert [s["label"] for s in shapes] == ["cup", "two part", "two part"]
     parts = [np.array(s["points"]) for s in shapes]
-    assert overlap(rasterised(parts[:1]), found[1][0]) > 0.9 and overlap(rasterised(parts[1:]), found[1][1]) > 0.9
+    assert (
+        overlap(rasterised(parts[:1]), found[1][0]) > 0.9
+        and overlap(rasterised(parts[1:]), found[1][1]) > 0.9
+    )
 
 
 def test_outlines():
@@ -148,7 +190,9 @@ def test_outlines():
 
 
 def test_from_the_folder_of_an_answer(found, tmp_path):
-    answer = Answer("it <SEG>", found[1][:1], [0.7], ["cup"], "found", image=np.zeros((60, 80, 3), np.uint8))
+    answer = Answer(
+        "it <SEG>", found[1][:1], [0.7], ["cup"], "found", image=np.zeros((60, 80, 3), np.uint8)
+    )
     answer.save(tmp_path / "answer")
     (record,) = records(tmp_path / "answer")
     assert record.size == (60, 80) and record.objects[0]["label"] == "cup"
@@ -166,7 +210,9 @@ def test_what_is_none(tmp_path):
 
 def test_names_never_meet(found, tmp_path):
     record = found[0][0]
-    several = [Record(image, record.size, record.objects) for image in ("p/a.jpg", "q/a.jpg", "r/a-2.jpg")]
+    several = [
+        Record(image, record.size, record.objects) for image in ("p/a.jpg", "q/a.jpg", "r/a-2.jpg")
+    ]
     export(several, tmp_path, "labelme")
     pictures = {json.loads(p.read_text())["imagePath"] for p in tmp_path.iterdir()}
     assert pictures == {"p/a.jpg", "q/a.jpg", "r/a-2.jpg"}

@@ -17,7 +17,9 @@ def test_every_mode_reads(mode, tmp_path):
     elif mode == "P":
         picture = GREY.convert("RGB").quantize(64)
     else:
-        picture = GREY.convert("RGB").convert(mode) if mode not in ("L", "1") else GREY.convert(mode)
+        picture = (
+            GREY.convert("RGB").convert(mode) if mode not in ("L", "1") else GREY.convert(mode)
+        )
     path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
     picture.save(path)
     image = read_image(path)
@@ -32,7 +34,9 @@ def test_formats_and_first_frames(name, tmp_path):
     extra = {"save_all": True, "append_images": frames[1:]} if name[2:] in ("gif", "webp") else {}
     frames[0].save(tmp_path / name, **extra)
     image = read_image(tmp_path / name)
-    assert image.shape == (20, 25, 3) and np.abs(image.astype(int) - np.asarray(frames[0])).mean() < 8
+    assert (
+        image.shape == (20, 25, 3) and np.abs(image.astype(int) - np.asarray(frames[0])).mean() < 8
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1400, 30), (3, 900)])
@@ -57,7 +61,9 @@ def test_transparency_is_on_white(tmp_path):
 
 def jpeg() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(buffer, "JPEG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(
+        buffer, "JPEG"
+    )
     return buffer.getvalue()
 
 
@@ -99,9 +105,9 @@ def test_masks_of_any_kind(tmp_path):
     indexed = Image.fromarray(truth.astype(np.uint8)).convert("P")
     indexed.putpalette([255, 255, 255, 0, 0, 0])
     indexed.save(tmp_path / "c.png")
-    Image.fromarray(np.dstack([np.full((8, 9, 3), 200, np.uint8), truth.astype(np.uint8) * 255])).save(
-        tmp_path / "d.png"
-    )
+    Image.fromarray(
+        np.dstack([np.full((8, 9, 3), 200, np.uint8), truth.astype(np.uint8) * 255])
+    ).save(tmp_path / "d.png")
     for name in "abcd":
         assert (read_mask(tmp_path / f"{name}.png") == truth).all(), name
 

@@ -60,7 +60,9 @@ def test_answer_status_agrees_with_its_masks(n, status):
 def an_answer(picture):
     masks = np.zeros((2, 48, 64), bool)
     masks[0, 5:20, 10:30] = masks[1, 30:40, 40:60] = True
-    return Answer("The cup <SEG>, the dog <SEG>.", masks, [0.9, 0.5], ["cup", "dog"], "found", image=picture)
+    return Answer(
+        "The cup <SEG>, the dog <SEG>.", masks, [0.9, 0.5], ["cup", "dog"], "found", image=picture
+    )
 
 
 def test_answer_to_dict_round_trips(picture):
@@ -77,7 +79,11 @@ def test_answer_save_leaves_only_its_own_masks(picture, tmp_path):
     answer.save(tmp_path / "o")
     one = Answer(answer.text, answer.masks[:1], [0.9], ["cup"], "found", image=picture)
     one.save(tmp_path / "o")
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["answer.json", "mask-0.png", "overlay.png"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "answer.json",
+        "mask-0.png",
+        "overlay.png",
+    ]
 
 
 def test_coco_and_supervision_agree(picture):

@@ -17,7 +17,8 @@ class Stop(training.Marker):
         super().on_save(args, state, control, model=model, **options)
         layers = [p for p in model.segmenter.backbone.layers.parameters()]
         print(
-            "every layer is sharded:", all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in layers)
+            "every layer is sharded:",
+            all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in layers),
         )
         sys.stdout.flush()
         torch.distributed.barrier()

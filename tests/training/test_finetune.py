@@ -1,4 +1,6 @@
-"""Fine-tuning on a folder: it learns, it resumes to the same weights, and its result is an ordinary model."""
+"""Fine-tuning on a folder: it learns, it resumes to the same weights, and its result is an
+ordinary model.
+"""
 
 import json
 import shutil
@@ -34,18 +36,23 @@ def root(tmp_path_factory):
 def test_it_learns_shapes_it_never_saw(root, tmp_path):
     """Discs and bars are no emoji; sixty steps on a dozen pictures are enough to mark them."""
     model = Segmenter.from_pretrained(device="cpu")
-    how = settings("train.max_steps=60", "train.batch=8", "train.lr=1e-3", "train.warmup=4", "data.share=0.25")
+    how = settings(
+        "train.max_steps=60", "train.batch=8", "train.lr=1e-3", "train.warmup=4", "data.share=0.25"
+    )
     summary = finetune(model, root, tmp_path / "out", how)
+    # of its own accord it says nothing of discs at first
     for way, least in (
         ("teacher_forced", 0.08),
         ("generated", 0.3),
-    ):  # of its own accord it says nothing of discs at first
+    ):
         before, after = (summary[when][way]["giou"] for when in ("before", "after"))
         assert after > before + least, (way, before, after)
     assert (tmp_path / "out" / "understood" / "sheet.png").is_file() and (
         tmp_path / "out" / "after" / "sheet.png"
     ).is_file()
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == json.loads(
+        json.dumps(summary)
+    )
     again = Segmenter.from_pretrained(tmp_path / "out" / "model")
     assert not any("lora" in name for name, _ in again.named_parameters())
     for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
@@ -54,7 +61,16 @@ def test_it_learns_shapes_it_never_saw(root, tmp_path):
 
 def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
     finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "a", settings(*FEW))
-    command = [sys.executable, "-m", "reasonseg.cli", "finetune", root, "--out", str(tmp_path / "b"), *FEW]
+    command = [
+        sys.executable,
+        "-m",
+        "reasonseg.cli",
+        "finetune",
+        root,
+        "--out",
+        str(tmp_path / "b"),
+        *FEW,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 200
     while (
@@ -71,7 +87,8 @@ def test_killed_and_resumed_it_ends_the_same(root, tmp_path):
     assert main(["finetune", root, "--out", str(tmp_path / "b"), *FEW]) == 0
     for file in sorted((tmp_path / "a" / "model").rglob("*.safetensors")):
         assert (
-            file.read_bytes() == (tmp_path / "b" / "model" / file.relative_to(tmp_path / "a" / "model")).read_bytes()
+            file.read_bytes()
+            == (tmp_path / "b" / "model" / file.relative_to(tmp_path / "a" / "model")).read_bytes()
         ), file
 
 
@@ -79,12 +96,17 @@ def test_a_finished_run_is_not_run_again_and_others_are_refused(root, tmp_path):
     few = settings(*FEW, "train.max_steps=1")
     first = finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", few)
     began = time.time()
-    assert finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", few) == json.loads(
-        json.dumps(first)
-    )
+    assert finetune(
+        Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", few
+    ) == json.loads(json.dumps(first))
     assert time.time() - began < 10 and not (tmp_path / "out" / "training").exists()
     with pytest.raises(InputError, match="a run with other settings"):
-        finetune(Segmenter.from_pretrained(device="cpu"), root, tmp_path / "out", settings(*FEW, "train.lr=1e-5"))
+        finetune(
+            Segmenter.from_pretrained(device="cpu"),
+            root,
+            tmp_path / "out",
+            settings(*FEW, "train.lr=1e-5"),
+        )
 
 
 def test_a_bfloat16_model_learns_in_float32(root, tmp_path):
@@ -94,7 +116,12 @@ def test_a_bfloat16_model_learns_in_float32(root, tmp_path):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not torch.equal(before, model.decoder.model.mask_decoder.iou_token.weight)
     with pytest.raises(InputError, match="float16 overflows"):
-        finetune(Segmenter.from_pretrained(device="cpu", dtype="float16"), root, tmp_path / "x", settings(*FEW))
+        finetune(
+            Segmenter.from_pretrained(device="cpu", dtype="float16"),
+            root,
+            tmp_path / "x",
+            settings(*FEW),
+        )
 
 
 def test_bad_samples_stop_it_unless_told(root, tmp_path, capsys):
@@ -106,18 +133,25 @@ def test_bad_samples_stop_it_unless_told(root, tmp_path, capsys):
     assert "2 of 32 samples cannot be used" in said and "003.png" in said and "--skip-bad" in said
     assert not (tmp_path / "out").exists()
     short = [*FEW, "train.max_steps=1"]
-    assert main(["finetune", str(spoilt), "--out", str(tmp_path / "out"), "--skip-bad", *short]) == 0
+    assert (
+        main(["finetune", str(spoilt), "--out", str(tmp_path / "out"), "--skip-bad", *short]) == 0
+    )
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["skipped"] == 2
 
 
 def test_one_image_is_too_few(tmp_path):
     with pytest.raises(InputError, match="two or more"):
         finetune(
-            Segmenter.from_pretrained(device="cpu"), str(pairs(tmp_path / "d", 1)), tmp_path / "out", settings(*FEW)
+            Segmenter.from_pretrained(device="cpu"),
+            str(pairs(tmp_path / "d", 1)),
+            tmp_path / "out",
+            settings(*FEW),
         )
 
 
-@pytest.mark.parametrize("change, words", [("train.steps=3", "max_steps"), ("train.lr=fast", "expected float")])
+@pytest.mark.parametrize(
+    "change, words", [("train.steps=3", "max_steps"), ("train.lr=fast", "expected float")]
+)
 def test_wrong_settings_are_named(change, words):
     with pytest.raises(InputError, match=words):
         settings(change)
@@ -134,7 +168,9 @@ def test_adapters_fold_into_the_weights(segmenter):
     with torch.no_grad():
         for p in added:
             p.normal_(0, 0.1)
-    a, b = (getattr(layers[0].self_attn.q_proj, f"lora_{s}")["default"].weight.detach() for s in "AB")
+    a, b = (
+        getattr(layers[0].self_attn.q_proj, f"lora_{s}")["default"].weight.detach() for s in "AB"
+    )
     fold_adapters(layers)
     assert [name for name, _ in layers.named_parameters()] == names
     torch.testing.assert_close(layers[0].self_attn.q_proj.weight.detach(), weight + 2 * b @ a)

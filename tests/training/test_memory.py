@@ -15,13 +15,19 @@ def step(model: torch.nn.Module, states: torch.Tensor) -> None:
 
 
 def network() -> torch.nn.Module:
-    return torch.nn.Sequential(torch.nn.Linear(64, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 64))
+    return torch.nn.Sequential(
+        torch.nn.Linear(64, 4096), torch.nn.GELU(), torch.nn.Linear(4096, 64)
+    )
 
 
 def test_what_lives_is_what_torch_allocates():
-    """The count, against the events of torch's own allocator, of a forward and backward pass on the CPU."""
+    """The count, against the events of torch's own allocator, of a forward and backward pass on
+    the CPU.
+    """
     model, states = network(), torch.randn(512, 64)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step(model, states)
     now = peak = 0
     for event in profile.profiler.kineto_results.events():
@@ -56,7 +62,10 @@ def test_fused_attention_lays_out_no_products():
 def test_weights_are_those_of_the_model(segmenter):
     parts = parts_of(str(EMBEDDED))
     real = sum(p.numel() for m in (segmenter.backbone, segmenter.decoder) for p in m.parameters())
-    assert parts.weights(2.0) == pytest.approx(2 * real, rel=1e-4) and parts.patches == segmenter.backbone.patches
+    assert (
+        parts.weights(2.0) == pytest.approx(2 * real, rel=1e-4)
+        and parts.patches == segmenter.backbone.patches
+    )
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
@@ -74,7 +83,9 @@ def test_quantized_weights_take_what_bitsandbytes_takes(kind):
 
 
 def test_lisa():
-    """7 billion parameters in 16 bit, 4 bit a quarter of most of it, and adapters far below the whole."""
+    """7 billion parameters in 16 bit, 4 bit a quarter of most of it, and adapters far below the
+    whole.
+    """
     rows = {row["precision"]: row for row in plan("lisa-7b")}
     assert rows["bfloat16"]["weights"] == pytest.approx(14.35, abs=0.05)
     assert rows["nf4"]["weights"] < 0.42 * rows["bfloat16"]["weights"]
@@ -101,7 +112,11 @@ def test_sam2_and_other_backbones(tmp_path):
     from reasonseg.decoders.sam2 import Config as Sam2
     from reasonseg.prompters.seg_token import Config as SegToken
 
-    parts = Kind("sam2", Sam2.example()), Kind("chat_vlm", ChatVlm.example()), Kind("seg_token", SegToken())
+    parts = (
+        Kind("sam2", Sam2.example()),
+        Kind("chat_vlm", ChatVlm.example()),
+        Kind("seg_token", SegToken()),
+    )
     Segmenter.build(ModelSettings(*parts)).save_pretrained(tmp_path / "model")
     rows = plan(str(tmp_path / "model"))
     assert 0.6 < rows[0]["answer"] < 1.5

@@ -1,4 +1,6 @@
-"""One config, one process or two, whole batches or parts of them: the same losses and the same weights."""
+"""One config, one process or two, whole batches or parts of them: the same losses and the same
+weights.
+"""
 
 import json
 import os
@@ -25,7 +27,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = pairs(tmp_path_factory.mktemp("own") / "shapes", 6)
-    for label, numbers in (("disc", (0, 1)), ("bar", (2, 3))):  # pictures that lack something to ask for
+    # pictures that lack something to ask for
+    for label, numbers in (
+        ("disc", (0, 1)),
+        ("bar", (2, 3)),
+    ):
         for number in numbers:
             (root / "masks" / label / f"{number:03}.png").unlink()
     return str(root)
@@ -38,14 +44,26 @@ def alone(root, tmp_path_factory):
     return weights(folder), losses(done.stdout)
 
 
-def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]) -> None:
-    """Apart by less than a hundredth of the way they went: AdamW makes a step of every rounding error where a gradient is 0."""
+def close(
+    a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+) -> None:
+    """Apart by less than a hundredth of the way they went: AdamW makes a step of every rounding
+    error where a gradient is 0.
+    """
     apart = torch.stack([(a[n] - b[n]).square().sum() for n in a]).sum().sqrt()
     way = torch.stack([(a[n] - start[n]).square().sum() for n in a]).sum().sqrt()
     assert way > 0.1 and apart < 0.01 * way, (float(apart), float(way))
 
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+TWO = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc_per_node",
+    "2",
+    "--master_port",
+    "29611",
+]
 
 
 def run(launch: list[str], *arguments: str) -> subprocess.CompletedProcess:
@@ -88,7 +106,9 @@ def test_sharded_it_is_the_same(root, alone, start, tmp_path):
     done = run(TWO, "train", config(tmp_path / "sharded", root), "shard=true")
     close(alone[0], weights(tmp_path / "sharded"), start)
     assert losses(done.stdout) == alone[1]
-    assert {f.name for f in (tmp_path / "sharded" / "out" / "words").iterdir()} == {"finished.safetensors"}
+    assert {f.name for f in (tmp_path / "sharded" / "out" / "words").iterdir()} == {
+        "finished.safetensors"
+    }
     assert (tmp_path / "sharded" / "out" / "model" / "settings.yaml").is_file()
 
 
@@ -98,7 +118,9 @@ def test_sharded_with_adapters_and_killed(root, start, tmp_path):
     file = config(tmp_path / "two", root, **adapted)
     script = str(Path(__file__).with_name("stop_sharded.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    stopped = subprocess.run([*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300)
+    stopped = subprocess.run(
+        [*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert "every layer is sharded: True" in stopped.stdout, stopped.stderr[-3000:]
     assert not (tmp_path / "two" / "out" / "words" / "finished.safetensors").exists()
     run(TWO, "train", file, "shard=true", "save_every=2")
@@ -106,20 +128,25 @@ def test_sharded_with_adapters_and_killed(root, start, tmp_path):
 
 
 def test_sharded_in_bfloat16_and_kinds_that_do_not_mix(root, tmp_path):
-    """LISA's kind of run: frozen weights in bfloat16, autocast. A checkpoint goes on as what it was."""
+    """LISA's kind of run: frozen weights in bfloat16, autocast. A checkpoint goes on as what it
+    was.
+    """
     how = ["dtype=bfloat16", "bf16=true", "save_every=2"]
     adapted = {"lora": 4, "train": ["segmenter.prompter."], "lr": 1e-3}
     one, two = (config(tmp_path / name, root, **adapted) for name in ("one", "two"))
     plain = run(TWO, "train", one, *how)
     sharded = run(TWO, "train", two, "shard=true", *how)
     first, second = (
-        [float(line.split("'loss': '")[1].split("'")[0]) for line in losses(d.stdout)] for d in (plain, sharded)
+        [float(line.split("'loss': '")[1].split("'")[0]) for line in losses(d.stdout)]
+        for d in (plain, sharded)
     )
     assert second == pytest.approx(first, rel=0.02) and len(second) == STEPS
     file = config(tmp_path / "three", root, **adapted)
     script = str(Path(__file__).with_name("stop_sharded.py"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300)
+    subprocess.run(
+        [*TWO, script, file], env=environment, capture_output=True, text=True, timeout=300
+    )
     with pytest.raises(InputError, match="go on with shard=true"):
         train(read_run(file))
     with pytest.raises(InputError, match="began with"):
@@ -128,9 +155,14 @@ def test_sharded_in_bfloat16_and_kinds_that_do_not_mix(root, tmp_path):
         train(read_run(file, ["stages.words.lora=2"]))
 
 
-@pytest.mark.parametrize("change, words", [
-    (["features=x"], "without features"), (["stages.words.optimizer=muon"], "needs optimizer: adamw"), ([], "several processes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (["features=x"], "without features"),
+        (["stages.words.optimizer=muon"], "needs optimizer: adamw"),
+        ([], "several processes"),
+    ],
+)
 def test_what_sharding_does_not_go_with(root, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         train(read_run(config(tmp_path / "run", root), ["shard=true", *change]))
@@ -161,34 +193,54 @@ def test_adapters_are_trained_and_folded(root, tmp_path):
     from reasonseg import Segmenter
 
     first = Segmenter.from_pretrained(device="cpu", dtype="float32").backbone.layers.state_dict()
-    trained = {k.split("language_model.layers.")[1]: v for k, v in found.items() if "language_model.layers." in k}
+    trained = {
+        k.split("language_model.layers.")[1]: v
+        for k, v in found.items()
+        if "language_model.layers." in k
+    }
     changed = {k.rsplit(".", 2)[1] for k, v in trained.items() if (v - first[k]).abs().max() > 1e-5}
     assert changed == {"q_proj", "v_proj"}
 
 
-@pytest.mark.parametrize("stage, words", [({"accumulate": 3}, "equal parts"), ({"accumulate": 0}, "equal parts")])
+@pytest.mark.parametrize(
+    "stage, words", [({"accumulate": 3}, "equal parts"), ({"accumulate": 0}, "equal parts")]
+)
 def test_batches_that_cannot_be_split(root, tmp_path, stage, words):
     with pytest.raises(InputError, match=words):
         read_run(config(tmp_path / "run", root, **stage))
 
 
 def masks(folder: Path) -> dict[str, list]:
-    """What each question was answered with, but for scores: their last digits depend on which pictures are encoded together."""
+    """What each question was answered with, but for scores: their last digits depend on which
+    pictures are encoded together.
+    """
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return {r["id"]: [r["answer"], r["counts"], [o["segmentation"] for o in r["objects"]]] for r in rows}
+    return {
+        r["id"]: [r["answer"], r["counts"], [o["segmentation"] for o in r["objects"]]] for r in rows
+    }
 
 
 def test_an_evaluation_is_shared(font, tmp_path):
-    """Two processes give the rows and the summary of one, bit for bit; what a killed run kept is not asked again."""
+    """Two processes give the rows and the summary of one, bit for bit; what a killed run kept is
+    not asked again.
+    """
     how = ["eval", "scenes", "--limit", "48", "--json"]
     one = run([sys.executable], *how, "--out", str(tmp_path / "one"))
     two = run(TWO, *how, "--out", str(tmp_path / "two"))
     said = [line for line in two.stdout.splitlines() if line.startswith("{")]
-    assert said == [line for line in one.stdout.splitlines() if line.startswith("{")] and len(said) == 1
+    assert (
+        said == [line for line in one.stdout.splitlines() if line.startswith("{")]
+        and len(said) == 1
+    )
     assert masks(tmp_path / "one") == masks(tmp_path / "two") and len(masks(tmp_path / "one")) == 48
-    assert {f.name for f in (tmp_path / "two").iterdir()} == {"rows.jsonl", "run.json", "summary.json"}
+    assert {f.name for f in (tmp_path / "two").iterdir()} == {
+        "rows.jsonl",
+        "run.json",
+        "summary.json",
+    }
     lines = (tmp_path / "two" / "rows.jsonl").read_text().splitlines(True)
-    (tmp_path / "two" / "rows.jsonl").write_text("".join(lines[:16]))  # as a run of two that was killed leaves it
+    # as a run of two that was killed leaves it
+    (tmp_path / "two" / "rows.jsonl").write_text("".join(lines[:16]))
     (tmp_path / "two" / "rows-1.jsonl").write_text("".join(lines[16:32]) + lines[32][:40])
     (tmp_path / "two" / "summary.json").unlink()
     again = run([sys.executable], *how, "--out", str(tmp_path / "two"))

@@ -20,11 +20,21 @@ SMALL = [
     "model.backbone.network.vision_config.num_hidden_layers=2",
     "model.decoder.network.vision_config.num_hidden_layers=1",
     "model.decoder.network.vision_config.global_attn_indexes=[0]",
-    "stages.tower.steps=2", "stages.tower.batch=4", "stages.decoder.steps=2", "stages.decoder.batch=4",
-    "stages.language.steps=6", "stages.language.batch=10", "stages.together.steps=2", "stages.together.batch=10",
-    "stages.finish.steps=2", "stages.finish.batch=10",
-    "save_every=2", "log_every=1", "workers=0", "bf16=false",
-]  # fmt: skip
+    "stages.tower.steps=2",
+    "stages.tower.batch=4",
+    "stages.decoder.steps=2",
+    "stages.decoder.batch=4",
+    "stages.language.steps=6",
+    "stages.language.batch=10",
+    "stages.together.steps=2",
+    "stages.together.batch=10",
+    "stages.finish.steps=2",
+    "stages.finish.batch=10",
+    "save_every=2",
+    "log_every=1",
+    "workers=0",
+    "bf16=false",
+]
 
 
 def overrides(out):
@@ -33,9 +43,18 @@ def overrides(out):
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(font, tmp_path):
     train(read_run("configs/tiny.yaml", overrides(tmp_path / "a")))
-    command = [sys.executable, "-m", "reasonseg.cli", "train", "configs/tiny.yaml", *overrides(tmp_path / "b")]
+    command = [
+        sys.executable,
+        "-m",
+        "reasonseg.cli",
+        "train",
+        "configs/tiny.yaml",
+        *overrides(tmp_path / "b"),
+    ]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     deadline = time.time() + 240
     while not list((tmp_path / "b" / "language").glob(f"checkpoint-*/{COMPLETE}")):
         assert process.poll() is None and time.time() < deadline
@@ -75,7 +94,10 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     "change, words",
     [
         ("stages.tower.train=[nothing]", "no parameter begins"),
-        ("stages.tower.train=[segmenter.backbone, segmenter.promter]", "begins with 'segmenter.promter'"),
+        (
+            "stages.tower.train=[segmenter.backbone, segmenter.promter]",
+            "begins with 'segmenter.promter'",
+        ),
         ("stages.tower.options.speed=3", "options of objective dense"),
     ],
 )

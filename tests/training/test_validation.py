@@ -21,7 +21,12 @@ def root(tmp_path_factory):
 def settings(folder, root, *more):
     """Three checkpoints at a rate that ruins the model, so that the last is not the best."""
     file = config(folder, root, steps=3, lr=3e-2)
-    given = ["validation.kind=folder", f"validation.root={root}", "validation.split=validation", "validation.share=0.3"]
+    given = [
+        "validation.kind=folder",
+        f"validation.root={root}",
+        "validation.split=validation",
+        "validation.share=0.3",
+    ]
     return read_run(file, [*given, "metric=teacher_forced.giou", "save_every=1", *more])
 
 
@@ -33,7 +38,9 @@ def test_the_best_checkpoint_is_kept(root, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3] and all(
         line["value"] == line["teacher_forced"]["giou"] for line in lines
     )
-    assert lines[-1]["value"] < max(line["value"] for line in lines), "this run was to get worse at its end"
+    assert lines[-1]["value"] < max(line["value"] for line in lines), (
+        "this run was to get worse at its end"
+    )
     best, ended = load_file(folder / BEST), load_file(folder / "finished.safetensors")
     assert all(torch.equal(best[name], ended[name]) for name in ended)
     assert len(list(folder.glob("validation-*.png"))) == 3
@@ -64,7 +71,10 @@ def test_a_run_that_was_cut_off_scores_what_is_left(root, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     "change, words",
-    [("metric=generated.iou", "no 'generated.iou'"), ("validation.root=nowhere", "nowhere is no folder")],
+    [
+        ("metric=generated.iou", "no 'generated.iou'"),
+        ("validation.root=nowhere", "nowhere is no folder"),
+    ],
 )
 def test_mistakes_are_said_before_training(root, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
@@ -73,7 +83,16 @@ def test_mistakes_are_said_before_training(root, tmp_path, change, words):
 
 
 def test_a_bfloat16_run_is_validated(root, tmp_path):
-    train(settings(tmp_path / "a", root, "dtype=bfloat16", "bf16=true", "stages.words.lora=4", "stages.words.lr=1e-3"))
+    train(
+        settings(
+            tmp_path / "a",
+            root,
+            "dtype=bfloat16",
+            "bf16=true",
+            "stages.words.lora=4",
+            "stages.words.lr=1e-3",
+        )
+    )
     assert len((tmp_path / "a" / "out" / "words" / LOG).read_text().splitlines()) == 3
     with pytest.raises(InputError, match="needs bf16: true"):
         settings(tmp_path / "b", root, "dtype=bfloat16")

@@ -1,1 +1,3 @@
-"""Released weights of other projects, recognised by what their files hold and read into our parts."""
+"""Released weights of other projects, recognised by what their files hold and read into our
+parts.
+"""

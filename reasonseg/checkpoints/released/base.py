@@ -1,4 +1,6 @@
-"""What a released format is, and how the one of a checkpoint is found: by what its files hold, never by its name."""
+"""What a released format is, and how the one of a checkpoint is found: by what its files hold,
+never by its name.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from reasonseg.errors import InputError
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a checkpoint is read. `dtype` None keeps every tensor as it is stored; the rest is as in `from_pretrained`."""
+    """How a checkpoint is read. `dtype` None keeps every tensor as it is stored; the rest is as
+    in `from_pretrained`.
+    """
 
     device: torch.device
     dtype: torch.dtype | None
@@ -36,11 +40,12 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Format:
-    """A released format. A file in this folder defines one as `FORMAT`; nothing else has to know of it.
+    """A released format. A file in this folder defines one as `FORMAT`; nothing else has to know of
+    it.
 
-    `recognise(place)` gives what `read(found, options)` takes, or None where a folder or file is something else. `names` says what
-    people call such checkpoints. `original_sam(found)` gives the files and original names of the SAM inside, for
-    `import --verify`; None where there is none.
+    `recognise(place)` gives what `read(found, options)` takes, or None where a folder or file is
+    something else. `names` says what people call such checkpoints. `original_sam(found)` gives the
+    files and original names of the SAM inside, for `import --verify`; None where there is none.
     """
 
     names: str
@@ -51,16 +56,22 @@ class Format:
 
 def formats() -> dict[str, Format]:
     """Every format, by the name of its file."""
-    return {name: kind_module("checkpoints.released", name).FORMAT for name in kinds("checkpoints.released")}
+    return {
+        name: kind_module("checkpoints.released", name).FORMAT
+        for name in kinds("checkpoints.released")
+    }
 
 
 def find_format(place: Path) -> tuple[Format, Any]:
-    """The format of a checkpoint, and what it recognised. Raises `InputError` where no format knows it."""
+    """The format of a checkpoint, and what it recognised. Raises `InputError` where no format
+    knows it.
+    """
     known = formats().values()
     for format_ in known:
         if (found := format_.recognise(place)) is not None:
             return format_, found
     listed = "; ".join(format_.names for format_ in known)
     raise InputError(
-        f"{place} is no model we know: it has no settings.yaml (ours) and none of the released layouts ({listed})"
+        f"{place} is no model we know: it has no settings.yaml (ours) and none of the released "
+        f"layouts ({listed})"
     )

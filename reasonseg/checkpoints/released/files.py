@@ -1,4 +1,6 @@
-"""Weight files of others, read frugally: shard by shard, memory-mapped, and nothing that could run code."""
+"""Weight files of others, read frugally: shard by shard, memory-mapped, and nothing that could
+run code.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 class Shards:
     """The tensors of a checkpoint: one file, or a folder's file or shards.
 
-    `items()` goes through shard by shard and keeps one open; `tensor(key)` fetches a single one. Raises `InputError` naming the
-    file where one is missing, cut short, or holds anything but tensors.
+    `items()` goes through shard by shard and keeps one open; `tensor(key)` fetches a single one.
+    Raises `InputError` naming the file where one is missing, cut short, or holds anything but
+    tensors.
     """
 
     def __init__(self, source: str | Path):
@@ -34,7 +37,8 @@ class Shards:
             lacking = [key for key in index if key not in self.of]
             if lacking:
                 raise InputError(
-                    f"{self.source / index[lacking[0]]}: the index promises {lacking[0]} and {len(lacking) - 1} more, "
+                    f"{self.source / index[lacking[0]]}: the index promises {lacking[0]} and "
+                    f"{len(lacking) - 1} more, "
                     "which are not in it; fetch the shard again"
                 )
         self._open: tuple[Path, dict] | None = None
@@ -54,12 +58,16 @@ class Shards:
             files = [self.source / name for name in dict.fromkeys(index.values())]
             missing = [f.name for f in files if not f.is_file()]
             if missing:
-                raise InputError(f"{self.source}: the index names {', '.join(missing)}, which is not there")
+                raise InputError(
+                    f"{self.source}: the index names {', '.join(missing)}, which is not there"
+                )
             return files
         for name in ("model.safetensors", "pytorch_model.bin"):
             if (self.source / name).is_file():
                 return [self.source / name]
-        raise InputError(f"{self.source} has no model.safetensors, no pytorch_model.bin and no index of either")
+        raise InputError(
+            f"{self.source} has no model.safetensors, no pytorch_model.bin and no index of either"
+        )
 
     def tensor(self, key: str) -> torch.Tensor:
         """One tensor, memory-mapped."""
@@ -104,14 +112,18 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error):
             raise InputError(
-                f"{file} holds more than tensors (its pickle names code to run); only plain state dicts are read"
+                f"{file} holds more than tensors (its pickle names code to run); only plain state "
+                "dicts are read"
             ) from None
         raise InputError(_broken(file, error)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(_broken(file, error)) from None
-    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):  # how some training scripts wrap it
+    # how some training scripts wrap it
+    if isinstance(tensors, dict) and isinstance(tensors.get("model"), dict):
         tensors = tensors["model"]
-    if not isinstance(tensors, dict) or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(v, torch.Tensor) for v in tensors.values()
+    ):
         raise InputError(f"{file} is not a state dict: expected names with tensors")
     return tensors
 
@@ -123,4 +135,7 @@ def _zipped(file: Path) -> bool:
 
 def _broken(file: Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return f"{file} ({file.stat().st_size} bytes) cannot be read, it may be cut short: {first}; fetch it again"
+    return (
+        f"{file} ({file.stat().st_size} bytes) cannot be read, it may be cut short: {first}; "
+        "fetch it again"
+    )

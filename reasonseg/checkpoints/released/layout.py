@@ -1,5 +1,5 @@
-"""What a folder of released weights is, by its content: the fields of config.json and the names of its tensors, never
-its own name.
+"""What a folder of released weights is, by its content: the fields of config.json and the names of
+its tensors, never its own name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from reasonseg.checkpoints.released.files import SUFFIXES, Shards
 from reasonseg.errors import InputError
 
 WRAPPED = "base_model.model."  # what peft puts before every name
-SKIPPED = re.compile(
-    r"(rotary_emb\.inv_freq|position_ids)$|^model\.vision_tower\."
-)  # recomputed, or read from CLIP's own folder
+# recomputed, or read from CLIP's own folder
+SKIPPED = re.compile(r"(rotary_emb\.inv_freq|position_ids)$|^model\.vision_tower\.")
 ADAPTER = re.compile(r"^(?P<base>.*)\.lora_(?P<side>[AB])(\.\w+)?\.weight$")
-LORA_ALPHA = 16.0  # of LISA's published recipe, where no adapter_config.json lies beside the weights
+LORA_ALPHA = (
+    16.0  # of LISA's published recipe, where no adapter_config.json lies beside the weights
+)
 V0 = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
 
 
@@ -32,7 +33,8 @@ class Layout:
     config: dict
     shards: Shards
     keys: dict[str, str]  # plain name -> name in the file
-    adapters: dict[str, dict[str, str]] = field(default_factory=dict)  # plain name of a weight -> {"A": key, "B": key}
+    # plain name of a weight -> {"A": key, "B": key}
+    adapters: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def is_lisa(self) -> bool:
@@ -52,7 +54,9 @@ class Layout:
         return self.shards.shape(self.keys[name])
 
     def items(self):
-        """(plain name, tensor) shard by shard, adapters merged into their weights: W + alpha/r B A, in the dtype of W."""
+        """(plain name, tensor) shard by shard, adapters merged into their weights: W + alpha/r B
+        A, in the dtype of W.
+        """
         plain = {key: name for name, key in self.keys.items()}
         _ = self._adapted
         for key, value in self.shards.items():
@@ -70,17 +74,24 @@ class Layout:
         """The two factors of every adapter, which are small, read file by file."""
         wanted = {key for sides in self.adapters.values() for key in sides.values()}
         found = {key: self.shards.tensor(key).clone() for key in self.shards.of if key in wanted}
-        return {name: (found[sides["A"]], found[sides["B"]]) for name, sides in self.adapters.items()}
+        return {
+            name: (found[sides["A"]], found[sides["B"]]) for name, sides in self.adapters.items()
+        }
 
     @cached_property
     def alpha(self) -> float:
         """LoRA's alpha: from adapter_config.json beside the weights, or that of LISA's recipe."""
         file = self.folder / "adapter_config.json"
-        return float(json.loads(file.read_text()).get("lora_alpha", LORA_ALPHA)) if file.is_file() else LORA_ALPHA
+        return (
+            float(json.loads(file.read_text()).get("lora_alpha", LORA_ALPHA))
+            if file.is_file()
+            else LORA_ALPHA
+        )
 
 
 def recognise(source: str | Path) -> Layout | None:
-    """The layout of a folder (or of a weight file in one), None where it is neither LISA's nor LLaVA's.
+    """The layout of a folder (or of a weight file in one), None where it is neither LISA's nor
+    LLaVA's.
 
     Raises `InputError` for LISA's v0 layout and for files that cannot be read.
     """
@@ -98,7 +109,8 @@ def recognise(source: str | Path) -> Layout | None:
     patches = "train_mask_decoder" in config and config.get("mm_use_im_patch_token")
     if patches or any((folder / name).is_file() for name in V0):
         raise InputError(
-            f"{folder} is a LISA v0 checkpoint: it repeats <im_patch> inside the text and keeps its mask decoder in files of its "
+            f"{folder} is a LISA v0 checkpoint: it repeats <im_patch> inside the text and keeps "
+            "its mask decoder in files of its "
             "own, and its prompts differ; only v1 layouts are read (use a v1 checkpoint)"
         )
     shards = Shards(source)
@@ -115,5 +127,8 @@ def recognise(source: str | Path) -> Layout | None:
         return None
     for name, sides in adapters.items():
         if name not in keys or set(sides) != {"A", "B"}:
-            raise InputError(f"{source}: the adapter of {name} lacks {'its weight' if name not in keys else 'a side'}")
+            raise InputError(
+                f"{source}: the adapter of {name} lacks "
+                f"{'its weight' if name not in keys else 'a side'}"
+            )
     return Layout(folder, config, shards, keys, adapters)

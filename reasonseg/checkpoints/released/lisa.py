@@ -1,4 +1,6 @@
-"""LISA checkpoints, released or from training, and LLaVA v1 with a SAM beside it as the start of a new training."""
+"""LISA checkpoints, released or from training, and LLaVA v1 with a SAM beside it as the start of
+a new training.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,14 @@ INSIDE = "model.visual_model."  # LISA's name for its SAM
 
 
 def read(layout: Layout, options: LoadOptions) -> Parts:
-    """The parts in a layout. Raises `InputError` naming file, expected and found wherever parts do not fit."""
+    """The parts in a layout. Raises `InputError` naming file, expected and found wherever parts
+    do not fit.
+    """
     device, dtype, allow = options.device, options.dtype, options.allow
     if not layout.is_lisa and options.sam is None:
         raise InputError(
-            f"{layout.folder} is LLaVA, which draws no masks; give a mask decoder to start a training from as sam (--sam)"
+            f"{layout.folder} is LLaVA, which draws no masks; give a mask decoder to start a "
+            "training from as sam (--sam)"
         )
     tokenizer = llava.tokenizer_of(layout)
     if not layout.is_lisa:
@@ -44,14 +49,19 @@ def read(layout: Layout, options: LoadOptions) -> Parts:
         kind, decoder = sam.decoder_from(options.sam, device, dtype, allow)
     else:
         with meta_init():
-            kind, decoder = "sam", sam.meta_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key))
+            kind, decoder = (
+                "sam",
+                sam.meta_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key)),
+            )
     config = SegTokenConfig(options.read or "predicting", backbone.width, decoder.width)
     with meta_init():
         prompter = config.build()
     kinds = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config)}
     kinds["decoder"] = Kind(kind, config_class("decoders", kind)())
     name = "lisa" if layout.is_lisa else "llava"
-    settings = ModelSettings(**kinds, max_new_tokens=512, new_markers=not layout.is_lisa, about={"name": name})
+    settings = ModelSettings(
+        **kinds, max_new_tokens=512, new_markers=not layout.is_lisa, about={"name": name}
+    )
     parts = Parts(settings, backbone, prompter, decoder)
     if options.quantization:
         quant.prepare(backbone.layers, options.quantization, dtype)
@@ -65,7 +75,9 @@ def read(layout: Layout, options: LoadOptions) -> Parts:
 
 @contextmanager
 def seeded_init() -> Iterator[None]:
-    """What starts at random inside starts the same at every load, so that a killed training finds its model again."""
+    """What starts at random inside starts the same at every load, so that a killed training
+    finds its model again.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -98,8 +110,17 @@ def fill(parts: Parts, layout: Layout, tower: Path, device, dtype, allow, with_s
 
 def original_sam(layout: Layout) -> tuple[Shards, dict[str, str]]:
     """The files of the SAM inside, and for each original name the one in the file."""
-    names = {name.removeprefix(INSIDE): key for name, key in layout.keys.items() if name.startswith(INSIDE)}
+    names = {
+        name.removeprefix(INSIDE): key
+        for name, key in layout.keys.items()
+        if name.startswith(INSIDE)
+    }
     return layout.shards, names
 
 
-FORMAT = Format("LISA v1, or LLaVA v1 with a SAM beside it: config.json and weights", recognise, read, original_sam)
+FORMAT = Format(
+    "LISA v1, or LLaVA v1 with a SAM beside it: config.json and weights",
+    recognise,
+    read,
+    original_sam,
+)

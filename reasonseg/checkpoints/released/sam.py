@@ -1,7 +1,9 @@
-"""Original segment-anything weights (`sam_vit_b/l/h.pth`, or the SAM inside LISA) as transformers' SamModel.
+"""Original segment-anything weights (`sam_vit_b/l/h.pth`, or the SAM inside LISA) as transformers'
+SamModel.
 
-Every size is read off the tensors: heads from the width of the relative-position tables, global blocks from their length. The one
-thing tensors do not tell is the number of heads of the mask decoder; segment-anything builds all its models with 8.
+Every size is read off the tensors: heads from the width of the relative-position tables, global
+blocks from their length. The one thing tensors do not tell is the number of heads of the mask
+decoder; segment-anything builds all its models with 8.
 """
 
 from __future__ import annotations
@@ -40,24 +42,35 @@ RENAMED = (  # pattern of an original name -> ours; the rest of a name stays
     (r"^prompt_encoder\.mask_downscaling\.4\.", "prompt_encoder.mask_embed.layer_norm2."),
     (r"^prompt_encoder\.mask_downscaling\.6\.", "prompt_encoder.mask_embed.conv3."),
     (r"^(mask_decoder\.transformer\.layers\.\d+)\.norm([1-4])\.", r"\1.layer_norm\2."),
-    (r"^mask_decoder\.transformer\.norm_final_attn\.", "mask_decoder.transformer.layer_norm_final_attn."),
+    (
+        r"^mask_decoder\.transformer\.norm_final_attn\.",
+        "mask_decoder.transformer.layer_norm_final_attn.",
+    ),
     (r"^mask_decoder\.output_upscaling\.0\.", "mask_decoder.upscale_conv1."),
     (r"^mask_decoder\.output_upscaling\.1\.", "mask_decoder.upscale_layer_norm."),
     (r"^mask_decoder\.output_upscaling\.3\.", "mask_decoder.upscale_conv2."),
 )
 GAUSSIAN = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-TIED = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+TIED = (
+    "shared_image_embedding.positional_embedding",
+    "prompt_encoder.shared_embedding.positional_embedding",
+)
 HEAD = r"^(mask_decoder\.(?:output_hypernetworks_mlps\.\d+|iou_prediction_head))\.layers\.(\d+)\."
 
 
 def renamed(name: str, head_layers: int) -> tuple[str, ...]:
-    """transformers' names of an original tensor (two where it is tied); the IoU head has `head_layers` layers."""
+    """transformers' names of an original tensor (two where it is tied); the IoU head has
+    `head_layers` layers.
+    """
     if name == GAUSSIAN:
         return TIED
     if found := re.match(HEAD, name):
         place, number = found[1], int(found[2])
-        last = 2 if "hypernetworks" in place else head_layers - 1  # a hyper-network always has three
-        middle = "proj_in" if number == 0 else "proj_out" if number == last else f"layers.{number - 1}"
+        # a hyper-network always has three
+        last = 2 if "hypernetworks" in place else head_layers - 1
+        middle = (
+            "proj_in" if number == 0 else "proj_out" if number == last else f"layers.{number - 1}"
+        )
         return (f"{place}.{middle}.{name[found.end() :]}",)
     for pattern, new in RENAMED:
         if re.match(pattern, name):
@@ -71,7 +84,8 @@ def head_layers(names: list[str]) -> int:
 
 
 def config_of(names: list[str], shape: Callable[[str], tuple[int, ...]]) -> SamConfig:
-    """The configuration that fits original tensors of these `names`; `shape(name)` gives a tensor's shape.
+    """The configuration that fits original tensors of these `names`; `shape(name)` gives a tensor's
+    shape.
 
     Raises `InputError` where a tensor that says a size is missing or two contradict each other.
     """
@@ -87,12 +101,15 @@ def config_of(names: list[str], shape: Callable[[str], tuple[int, ...]]) -> SamC
     tables = [of(f"image_encoder.blocks.{i}.attn.rel_pos_h") for i in range(depth)]
     if width % tables[0][1]:
         raise InputError(
-            f"image_encoder.blocks.0.attn.rel_pos_h is {tables[0][1]} wide, which does not divide the width {width}"
+            f"image_encoder.blocks.0.attn.rel_pos_h is {tables[0][1]} wide, which does not divide "
+            f"the width {width}"
         )
     everywhere = 2 * grid - 1  # the table of a block that looks everywhere
     windows = {(length + 1) // 2 for length, _ in tables if length != everywhere}
     if len(windows) > 1:
-        raise InputError(f"image_encoder blocks have windows of {sorted(windows)}; segment-anything has one size")
+        raise InputError(
+            f"image_encoder blocks have windows of {sorted(windows)}; segment-anything has one size"
+        )
     out = of("image_encoder.neck.0.weight")[0]
     vision = {
         "hidden_size": width,
@@ -127,7 +144,9 @@ def config_of(names: list[str], shape: Callable[[str], tuple[int, ...]]) -> SamC
 def _count(names: list[str], pattern: str) -> int:
     found = [int(m[1]) for name in names if (m := re.match(pattern, name))]
     if not found:
-        raise InputError(f"this is no segment-anything checkpoint: no tensor is named like {pattern}")
+        raise InputError(
+            f"this is no segment-anything checkpoint: no tensor is named like {pattern}"
+        )
     return max(found) + 1
 
 
@@ -138,8 +157,12 @@ def meta_sam(names: list[str], shape) -> SamDecoder:
     return SamDecoder(SamModel(config), ImageProcessor(config.vision_config.image_size, mean, std))
 
 
-def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()):
-    """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ or SAM 2."""
+def decoder_from(
+    source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()
+):
+    """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ
+    or SAM 2.
+    """
     path = Path(source)
     if path.is_file():
         shards = Shards(path)
@@ -155,12 +178,20 @@ def decoder_from(source: str, device: torch.device, dtype: torch.dtype | None, a
 
 
 def hub_decoder(path: Path, source: str, device, dtype, allow) -> tuple[str, Decoder]:
-    """(kind, decoder) from a folder in transformers' layout; each decoder's `Config` says which model types it reads."""
+    """(kind, decoder) from a folder in transformers' layout; each decoder's `Config` says which
+    model types it reads.
+    """
     from transformers import AutoConfig
 
-    folder = path if path.is_dir() else download(source, None, "give a .pth file or a transformers folder")
+    folder = (
+        path
+        if path.is_dir()
+        else download(source, None, "give a .pth file or a transformers folder")
+    )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; a mask decoder is a .pth file or a transformers folder")
+        raise InputError(
+            f"{folder} has no config.json; a mask decoder is a .pth file or a transformers folder"
+        )
     type_ = AutoConfig.from_pretrained(folder).model_type
     configs = {kind: config_class("decoders", kind) for kind in kinds("decoders")}
     readers = {kind: config for kind, config in configs.items() if "tokens" in config.takes}

@@ -1,4 +1,6 @@
-"""SegGPT as released: `seggpt_vit_large.pth` of the original code, or a folder in transformers' layout."""
+"""SegGPT as released: `seggpt_vit_large.pth` of the original code, or a folder in transformers'
+layout.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,11 @@ def recognise(place: Path) -> Path | None:
     if place.is_dir():
         config = place / "config.json"
         try:
-            return place if config.is_file() and json.loads(config.read_text()).get("model_type") == "seggpt" else None
+            return (
+                place
+                if config.is_file() and json.loads(config.read_text()).get("model_type") == "seggpt"
+                else None
+            )
         except ValueError:
             return None
     if place.suffix not in (".pth", ".pt"):
@@ -56,15 +62,26 @@ def recognise(place: Path) -> Path | None:
 
 
 def read(place: Path, options: LoadOptions) -> Parts:
-    """SegGPT, its examples read together, and `sam` as its refiner. Raises `InputError` where weights do not fit."""
-    options.refuse(place, "quantization", "template", "read", why="is of models that read words; this one has none")
+    """SegGPT, its examples read together, and `sam` as its refiner. Raises `InputError` where
+    weights do not fit.
+    """
+    options.refuse(
+        place,
+        "quantization",
+        "template",
+        "read",
+        why="is of models that read words; this one has none",
+    )
     options.refuse(place, "clip", why="is of models with a vision tower; this one has none")
     config, device, dtype = Config(), options.device, options.dtype
     if place.is_dir():
         decoder = config.load(place, options.allow, dtype=dtype or "auto").to(device)
     else:
         decoder = _original(place, config, device, dtype, options.allow)
-    refiner, kinds = None, {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())}
+    refiner, kinds = (
+        None,
+        {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())},
+    )
     if options.sam is not None:
         kind, refiner = decoder_from(options.sam, device, dtype, options.allow)
         kinds["refiner"] = Kind(kind, config_class("decoders", kind)())
@@ -100,7 +117,9 @@ def renamed(name: str) -> str:
 
 
 def network_of(shape: dict[str, tuple[int, ...]], file: Path) -> SegGptConfig:
-    """The configuration that fits original tensors; the canvas is read off the relative positions."""
+    """The configuration that fits original tensors; the canvas is read off the relative
+    positions.
+    """
     try:
         width, _, patch, _ = shape["patch_embed.proj.weight"]
         depth = 1 + max(int(m[1]) for name in shape if (m := re.match(r"blocks\.(\d+)\.", name)))
@@ -111,11 +130,17 @@ def network_of(shape: dict[str, tuple[int, ...]], file: Path) -> SegGptConfig:
     except (KeyError, ValueError) as error:
         raise InputError(f"{file} is no SegGPT checkpoint: it lacks {error}") from None
     return SegGptConfig(
-        hidden_size=width, num_hidden_layers=depth, num_attention_heads=width // head, mlp_dim=mlp, patch_size=patch,
-        image_size=[(rows + 1) // 2 * patch, (columns + 1) // 2 * patch], decoder_hidden_size=pixels // patch**2,
-        pretrain_image_size=round((positions - 1) ** 0.5) * patch, merge_index=2,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // head,
+        mlp_dim=mlp,
+        patch_size=patch,
+        image_size=[(rows + 1) // 2 * patch, (columns + 1) // 2 * patch],
+        decoder_hidden_size=pixels // patch**2,
+        pretrain_image_size=round((positions - 1) ** 0.5) * patch,
+        merge_index=2,
         intermediate_hidden_state_indices=[(k + 1) * depth // taps - 1 for k in range(taps)],
-    )  # fmt: skip
+    )
 
 
 FORMAT = Format("SegGPT: seggpt_vit_large.pth, or transformers' folder", recognise, read)

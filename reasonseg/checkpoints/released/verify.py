@@ -19,14 +19,17 @@ from reasonseg.nn.prompt import Prompt
 
 
 def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, float]:
-    """The largest difference between the original package and the import on a probe image: embedding, logits, score.
+    """The largest difference between the original package and the import on a probe image:
+    embedding, logits, score.
 
-    `source` is where the parts were read from, `sam` the mask decoder beside it, if one was given. Both run in float32. Raises
-    `InputError` where segment-anything is not installed or the decoder has no original.
+    `source` is where the parts were read from, `sam` the mask decoder beside it, if one was given.
+    Both run in float32. Raises `InputError` where segment-anything is not installed or the decoder
+    has no original.
     """
     if sam and not Path(sam).is_file():
         raise InputError(
-            "--verify compares with original segment-anything weights; this decoder comes from a transformers folder"
+            "--verify compares with original segment-anything weights; this decoder comes from a "
+            "transformers folder"
         )
     if sam:
         weights = Shards(sam)
@@ -34,24 +37,37 @@ def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, 
     else:
         format_, found = find_format(model_path(source))
         if format_.original_sam is None:
-            raise InputError(f"--verify compares SAM decoders with segment-anything; {source} holds none of its weights")
+            raise InputError(
+                f"--verify compares SAM decoders with segment-anything; {source} holds none of "
+                "its weights"
+            )
         weights, names = format_.original_sam(found)
     if not isinstance(parts.decoder, SamDecoder):
-        raise InputError("--verify compares SAM decoders with segment-anything; this model draws with another one")
+        raise InputError(
+            "--verify compares SAM decoders with segment-anything; this model draws with another "
+            "one"
+        )
     decoder = parts.decoder.float().eval()
     original = build_original(decoder.model.config)
-    original.load_state_dict({name: weights.tensor(key).float() for name, key in names.items()}, strict=True)
+    original.load_state_dict(
+        {name: weights.tensor(key).float() for name, key in names.items()}, strict=True
+    )
     image = probe()
     tokens = torch.randn(2, 1, decoder.width, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         features = decoder.encode([image])
         logits, scores = decoder.decode(features, torch.zeros(2, dtype=torch.long), Prompt(tokens))
         embedding = original.image_encoder(decoder.pixels(image)[None])
-        dense = original.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(2, -1, *embedding.shape[-2:])
+        dense = original.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(
+            2, -1, *embedding.shape[-2:]
+        )
         theirs, quality = original.mask_decoder(
-            image_embeddings=embedding, image_pe=original.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=tokens, dense_prompt_embeddings=dense, multimask_output=False,
-        )  # fmt: skip
+            image_embeddings=embedding,
+            image_pe=original.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=tokens,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
     pairs = {
         "embedding": (features.embedding, embedding),
         "logits": (logits, theirs[:, 0]),
@@ -61,7 +77,9 @@ def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, 
 
 
 def build_original(config) -> torch.nn.Module:
-    """segment-anything's own SAM with the sizes of a transformers `SamConfig`, on the CPU, its weights unset."""
+    """segment-anything's own SAM with the sizes of a transformers `SamConfig`, on the CPU, its
+    weights unset.
+    """
     try:
         from segment_anything import modeling
     except ImportError:
@@ -69,20 +87,35 @@ def build_original(config) -> torch.nn.Module:
     vision, masks = config.vision_config, config.mask_decoder_config
     grid = vision.image_size // vision.patch_size
     encoder = modeling.ImageEncoderViT(
-        img_size=vision.image_size, patch_size=vision.patch_size, embed_dim=vision.hidden_size,
-        depth=vision.num_hidden_layers, num_heads=vision.num_attention_heads, mlp_ratio=vision.mlp_dim / vision.hidden_size,
-        out_chans=vision.output_channels, qkv_bias=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True,
-        window_size=vision.window_size, global_attn_indexes=tuple(vision.global_attn_indexes),
-    )  # fmt: skip
+        img_size=vision.image_size,
+        patch_size=vision.patch_size,
+        embed_dim=vision.hidden_size,
+        depth=vision.num_hidden_layers,
+        num_heads=vision.num_attention_heads,
+        mlp_ratio=vision.mlp_dim / vision.hidden_size,
+        out_chans=vision.output_channels,
+        qkv_bias=True,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=vision.window_size,
+        global_attn_indexes=tuple(vision.global_attn_indexes),
+    )
     prompts = modeling.PromptEncoder(
-        embed_dim=masks.hidden_size, image_embedding_size=(grid, grid), input_image_size=(vision.image_size,) * 2,
+        embed_dim=masks.hidden_size,
+        image_embedding_size=(grid, grid),
+        input_image_size=(vision.image_size,) * 2,
         mask_in_chans=config.prompt_encoder_config.mask_input_channels,
-    )  # fmt: skip
-    transformer = modeling.TwoWayTransformer(masks.num_hidden_layers, masks.hidden_size, DECODER_HEADS, masks.mlp_dim)
+    )
+    transformer = modeling.TwoWayTransformer(
+        masks.num_hidden_layers, masks.hidden_size, DECODER_HEADS, masks.mlp_dim
+    )
     decoder = modeling.MaskDecoder(
-        transformer_dim=masks.hidden_size, transformer=transformer, num_multimask_outputs=masks.num_multimask_outputs,
-        iou_head_depth=masks.iou_head_depth, iou_head_hidden_dim=masks.iou_head_hidden_dim,
-    )  # fmt: skip
+        transformer_dim=masks.hidden_size,
+        transformer=transformer,
+        num_multimask_outputs=masks.num_multimask_outputs,
+        iou_head_depth=masks.iou_head_depth,
+        iou_head_hidden_dim=masks.iou_head_hidden_dim,
+    )
     return modeling.Sam(encoder, prompts, decoder).eval()
 
 

@@ -1,8 +1,10 @@
-"""Trained VLP-SAM checkpoints (`best_model.pt`): the CLIP model and the learned encoder inside; SAM comes beside it.
+"""Trained VLP-SAM checkpoints (`best_model.pt`): the CLIP model and the learned encoder inside; SAM
+comes beside it.
 
-Every size is read off the tensors. Blocks that CLIP Surgery rewrote are known by their names (`attn.qkv` instead of
-`attn.in_proj`), so the number of such blocks is the setting `surgery`. The pictures enter as that code lets them: CLIP's are
-cropped, masks and SAM's pictures are squashed, and SAM's are normalised at 512 pixels and enlarged to 1024 by their corners.
+Every size is read off the tensors. Blocks that CLIP Surgery rewrote are known by their names
+(`attn.qkv` instead of `attn.in_proj`), so the number of such blocks is the setting `surgery`. The
+pictures enter as that code lets them: CLIP's are cropped, masks and SAM's pictures are squashed,
+and SAM's are normalised at 512 pixels and enlarged to 1024 by their corners.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ PLAIN = {
     "clipmodel.token_embedding.weight": "clip.text_model.embeddings.token_embedding.weight",
     "clipmodel.logit_scale": "clip.logit_scale",
     "clipmodel.visual.class_embedding": "clip.vision_model.embeddings.class_embedding",
-    "clipmodel.visual.positional_embedding": "clip.vision_model.embeddings.position_embedding.weight",
+    "clipmodel.visual.positional_embedding": (
+        "clip.vision_model.embeddings.position_embedding.weight"
+    ),
     "clipmodel.visual.conv1.weight": "clip.vision_model.embeddings.patch_embedding.weight",
 }
 PARTS = (
@@ -54,12 +58,20 @@ PARTS = (
     ("clipmodel.visual.ln_post.", "clip.vision_model.post_layernorm."),
     ("clipmodel.ln_final.", "clip.text_model.final_layer_norm."),
 )
-INSIDE = (("ln_1.", "layer_norm1."), ("ln_2.", "layer_norm2."), ("mlp.c_fc.", "mlp.fc1."), ("mlp.c_proj.", "mlp.fc2."),
-          ("attn.out_proj.", "self_attn.out_proj."), ("attn.proj.", "self_attn.out_proj."))  # fmt: skip
+INSIDE = (
+    ("ln_1.", "layer_norm1."),
+    ("ln_2.", "layer_norm2."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+    ("attn.out_proj.", "self_attn.out_proj."),
+    ("attn.proj.", "self_attn.out_proj."),
+)
 
 
 def recognise(place: Path) -> Path | None:
-    """The weight file of a VLP-SAM checkpoint, given itself or its folder; None where it is something else."""
+    """The weight file of a VLP-SAM checkpoint, given itself or its folder; None where it is
+    something else.
+    """
     file = place / FILE if place.is_dir() else place
     if not file.is_file() or file.suffix not in (".pt", ".pth", ".safetensors"):
         return None
@@ -67,13 +79,23 @@ def recognise(place: Path) -> Path | None:
 
 
 def read(file: Path, options: LoadOptions) -> Parts:
-    """The parts in a checkpoint, with the SAM of `sam`; `clip` is a folder or hub id with CLIP's tokenizer.
+    """The parts in a checkpoint, with the SAM of `sam`; `clip` is a folder or hub id with CLIP's
+    tokenizer.
 
-    Raises `InputError` where no SAM is given, or tensors are missing, left over or of another shape.
+    Raises `InputError` where no SAM is given, or tensors are missing, left over or of another
+    shape.
     """
-    options.refuse(file, "quantization", "template", "read", why="is of models that read words; this one has none")
+    options.refuse(
+        file,
+        "quantization",
+        "template",
+        "read",
+        why="is of models that read words; this one has none",
+    )
     if options.sam is None:
-        raise InputError(f"{file} holds no SAM; give the one it was trained with as sam (--sam sam_vit_h.pth)")
+        raise InputError(
+            f"{file} holds no SAM; give the one it was trained with as sam (--sam sam_vit_h.pth)"
+        )
     device, dtype, allow = options.device, options.dtype, options.allow
     shards = Shards(file)
     names = {re.sub(r"^module\.", "", key): key for key in shards.of}
@@ -81,11 +103,22 @@ def read(file: Path, options: LoadOptions) -> Parts:
     kind, decoder = decoder_from(options.sam, device, dtype, allow)
     side = decoder.pixels.size
     decoder.pixels = ImageProcessor(PICTURE, aspect="squash", enlarged=side)
-    config = Config(surgery=surgery_of(names), queries=shape[QUERIES][0], width_out=decoder.width, masks="squash")
+    config = Config(
+        surgery=surgery_of(names),
+        queries=shape[QUERIES][0],
+        width_out=decoder.width,
+        masks="squash",
+    )
     tokenizer = AutoTokenizer.from_pretrained(options.clip) if options.clip is not None else None
     with meta_init():
         network = CLIPModel(clip_config(shape))
-        pixels = ImageProcessor(network.config.vision_config.image_size, MEAN, STD, aspect="crop_even", resample="bicubic")
+        pixels = ImageProcessor(
+            network.config.vision_config.image_size,
+            MEAN,
+            STD,
+            aspect="crop_even",
+            resample="bicubic",
+        )
         vlp = Vlp(config, network, tokenizer, pixels)
     filling = WeightFiller(vlp, device, dtype, file)
     for name, key in names.items():
@@ -94,7 +127,9 @@ def read(file: Path, options: LoadOptions) -> Parts:
                 filling.put([target], value, name)
     filling.done(allow)
     settings = ModelSettings(
-        decoder=Kind(kind, config_class("decoders", kind)()), references=Kind("vlp", config), about={"name": "vlp-sam"}
+        decoder=Kind(kind, config_class("decoders", kind)()),
+        references=Kind("vlp", config),
+        about={"name": "vlp-sam"},
     )
     return Parts(settings, None, None, decoder, vlp).eval()
 
@@ -102,20 +137,32 @@ def read(file: Path, options: LoadOptions) -> Parts:
 def surgery_of(names) -> int:
     """How many of the last blocks were rewritten by CLIP Surgery."""
     return sum(
-        1 for name in names if re.fullmatch(r"clipmodel\.visual\.transformer\.resblocks\.\d+\.attn\.qkv\.weight", name)
+        1
+        for name in names
+        if re.fullmatch(r"clipmodel\.visual\.transformer\.resblocks\.\d+\.attn\.qkv\.weight", name)
     )
 
 
 def clip_config(shape: dict[str, tuple[int, ...]]) -> CLIPConfig:
     """The sizes of the CLIP model inside. Raises `InputError` for one that is no ViT."""
-    if "clipmodel.visual.conv1.weight" not in shape or "clipmodel.visual.class_embedding" not in shape:
-        raise InputError("the checkpoint's vision model is no CLIP ViT; ResNet and VGG variants are not read")
+    if (
+        "clipmodel.visual.conv1.weight" not in shape
+        or "clipmodel.visual.class_embedding" not in shape
+    ):
+        raise InputError(
+            "the checkpoint's vision model is no CLIP ViT; ResNet and VGG variants are not read"
+        )
 
     def depth(lead: str) -> int:
-        return 1 + max(int(m[1]) for name in shape if (m := re.match(re.escape(lead) + r"(\d+)\.", name)))
+        return 1 + max(
+            int(m[1]) for name in shape if (m := re.match(re.escape(lead) + r"(\d+)\.", name))
+        )
 
     width, _, patch, _ = shape["clipmodel.visual.conv1.weight"]
-    positions, text = shape["clipmodel.visual.positional_embedding"][0], shape["clipmodel.positional_embedding"]
+    positions, text = (
+        shape["clipmodel.visual.positional_embedding"][0],
+        shape["clipmodel.positional_embedding"],
+    )
     vision = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -126,8 +173,15 @@ def clip_config(shape: dict[str, tuple[int, ...]]) -> CLIPConfig:
         "num_hidden_layers": depth("clipmodel.visual.transformer.resblocks."),
         "image_size": round((positions - 1) ** 0.5) * patch,
     }
-    words = {"hidden_size": text[1], "intermediate_size": 4 * text[1], "num_attention_heads": text[1] // HEAD}
-    words |= {"num_hidden_layers": depth("clipmodel.transformer.resblocks."), "max_position_embeddings": text[0]}
+    words = {
+        "hidden_size": text[1],
+        "intermediate_size": 4 * text[1],
+        "num_attention_heads": text[1] // HEAD,
+    }
+    words |= {
+        "num_hidden_layers": depth("clipmodel.transformer.resblocks."),
+        "max_position_embeddings": text[0],
+    }
     words |= {"vocab_size": shape["clipmodel.token_embedding.weight"][0]}
     joint = shape["clipmodel.text_projection"][1]
     both = {"hidden_act": "quick_gelu", "projection_dim": joint}
@@ -135,13 +189,21 @@ def clip_config(shape: dict[str, tuple[int, ...]]) -> CLIPConfig:
 
 
 def renamed(name: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """Our names of a tensor, with what belongs under each: joint projections come apart, 1x1 convolutions become matrices."""
+    """Our names of a tensor, with what belongs under each: joint projections come apart, 1x1
+    convolutions become matrices.
+    """
     if name in PLAIN:
-        return [(PLAIN[name], value[:, :, 0, 0] if value.ndim == 4 and "conv1" not in name else value)]
+        return [
+            (PLAIN[name], value[:, :, 0, 0] if value.ndim == 4 and "conv1" not in name else value)
+        ]
     if name in ("clipmodel.visual.proj", "clipmodel.text_projection"):
-        ours = "clip.visual_projection.weight" if "visual" in name else "clip.text_projection.weight"
+        ours = (
+            "clip.visual_projection.weight" if "visual" in name else "clip.text_projection.weight"
+        )
         return [(ours, value.T.contiguous())]
-    if found := re.match(r"transformer_decoder\.(\w+)\.0\.(?:(?:self_attn|multihead_attn)\.(.*)|(norm\..*))$", name):
+    if found := re.match(
+        r"transformer_decoder\.(\w+)\.0\.(?:(?:self_attn|multihead_attn)\.(.*)|(norm\..*))$", name
+    ):
         layer = LAYERS.get(found[1], found[1])
         return [(f"{layer}.attention.{found[2]}" if found[2] else f"{layer}.{found[3]}", value)]
     for theirs, ours in PARTS:
@@ -149,7 +211,8 @@ def renamed(name: str, value: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
             name = ours + name.removeprefix(theirs)
     if found := re.match(r"(.*)\.attn\.(?:qkv\.|in_proj_)(weight|bias)$", name):
         return [
-            (f"{found[1]}.self_attn.{p}_proj.{found[2]}", part) for p, part in zip("qkv", value.chunk(3), strict=True)
+            (f"{found[1]}.self_attn.{p}_proj.{found[2]}", part)
+            for p, part in zip("qkv", value.chunk(3), strict=True)
         ]
     for theirs, ours in INSIDE:
         name = name.replace("." + theirs, "." + ours)

@@ -1,1 +1,3 @@
-"""How people lay out their own images and masks on disk. One file a layout, each with `entries(root)`."""
+"""How people lay out their own images and masks on disk. One file a layout, each with
+`entries(root)`.
+"""

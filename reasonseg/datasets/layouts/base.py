@@ -18,7 +18,9 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample to be: its picture, what is asked, and how its masks are read in the picture's size."""
+    """One sample to be: its picture, what is asked, and how its masks are read in the picture's
+    size.
+    """
 
     picture: Path
     text: str
@@ -36,9 +38,11 @@ def read_json(file: Path) -> Any:
 
 
 def indexed_classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
-    """The classes in each of a data set's masks (paths or open files, by any key) where they are indexed; nothing where binary.
+    """The classes in each of a data set's masks (paths or open files, by any key) where they are
+    indexed; nothing where binary.
 
-    They are indexed if `labels.json` names them, or if they have palettes or few and small values, more than one in all.
+    They are indexed if `labels.json` names them, or if they have palettes or few and small values,
+    more than one in all.
     """
     found: dict[Any, list[int]] = {}
     palettes = False
@@ -47,7 +51,9 @@ def indexed_classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
             with Image.open(file) as picture:
                 palettes |= picture.mode == "P"
                 if picture.mode in ("P", "L"):
-                    found[key] = [int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)]
+                    found[key] = [
+                        int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)
+                    ]
         except OSError:
             continue  # it is named when it is read
     values = {v for each in found.values() for v in each}

@@ -36,7 +36,10 @@ def _of_file(root: Path, file: Path, tree: dict) -> list[Entry]:
         places = (root / pictures[image], root / "images" / pictures[image])
 
         def masks(size, members=members):
-            parts = [coco_mask(m.get("segmentation"), size, f"{file}, annotation {m.get('id')}") for m in members]
+            parts = [
+                coco_mask(m.get("segmentation"), size, f"{file}, annotation {m.get('id')}")
+                for m in members
+            ]
             return [np.any(parts, 0)]
 
         picture = next((p for p in places if p.is_file()), places[0])

@@ -1,4 +1,6 @@
-"""`samples.jsonl`: a line `{"image", "text", "answer"?, "masks": [png or COCO RLE, ...], "labels"?}` each."""
+"""`samples.jsonl`: a line `{"image", "text", "answer"?, "masks": [png or COCO RLE, ...],
+"labels"?}` each.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,14 @@ def entries(root: Path) -> list[Entry]:
             row = json.loads(line)
             picture, text, given = root / row["image"], str(row["text"]), list(row["masks"])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file}, line {number}: expected image, text and masks ({error!r})") from None
+            raise InputError(
+                f"{file}, line {number}: expected image, text and masks ({error!r})"
+            ) from None
 
         def masks(size, given=given):
             return [from_rle(m) if isinstance(m, dict) else read_mask(root / m) for m in given]
 
-        found.append(Entry(picture, text, tuple(row.get("labels") or ()), masks, row.get("answer", "")))
+        found.append(
+            Entry(picture, text, tuple(row.get("labels") or ()), masks, row.get("answer", ""))
+        )
     return found

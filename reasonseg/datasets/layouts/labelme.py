@@ -18,11 +18,18 @@ def entries(root: Path) -> list[Entry]:
         tree = read_json(file)
         if not isinstance(tree, dict) or not isinstance(tree.get("shapes"), list):
             continue
-        picture = next((p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()), file.with_suffix(".jpg"))
+        picture = next(
+            (p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()),
+            file.with_suffix(".jpg"),
+        )
         texts = tree.get("text") or []
-        labels = dict.fromkeys(str(s.get("label", "")) for s in tree["shapes"] if isinstance(s, dict))
+        labels = dict.fromkeys(
+            str(s.get("label", "")) for s in tree["shapes"] if isinstance(s, dict)
+        )
         wanted = {t.strip(): None for t in ([texts] if isinstance(texts, str) else texts)} or {
-            label: label for label in labels if label.lower() != "flag" and "ignore" not in label.lower()
+            label: label
+            for label in labels
+            if label.lower() != "flag" and "ignore" not in label.lower()
         }
         for text, label in wanted.items():
 
@@ -35,7 +42,9 @@ def entries(root: Path) -> list[Entry]:
 
 
 def as_polygon(shape: dict, place: str) -> dict:
-    """A LabelMe shape as the polygon it stands for. Raises `InputError` for lines, points and painted masks."""
+    """A LabelMe shape as the polygon it stands for. Raises `InputError` for lines, points and
+    painted masks.
+    """
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind == "polygon":
         return shape
@@ -45,4 +54,7 @@ def as_polygon(shape: dict, place: str) -> dict:
     if kind == "rectangle":
         return {**shape, "points": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]}
     radius, turn = np.hypot(x1 - x0, y1 - y0), np.linspace(0, 2 * np.pi, 64, endpoint=False)
-    return {**shape, "points": np.stack([x0 + radius * np.cos(turn), y0 + radius * np.sin(turn)], 1).tolist()}
+    return {
+        **shape,
+        "points": np.stack([x0 + radius * np.cos(turn), y0 + radius * np.sin(turn)], 1).tolist(),
+    }

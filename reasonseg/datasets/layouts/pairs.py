@@ -1,4 +1,6 @@
-"""Pairs: `images/` and `masks/`, the masks PNGs of the same name (binary or indexed), or a folder of them for each label."""
+"""Pairs: `images/` and `masks/`, the masks PNGs of the same name (binary or indexed), or a
+folder of them for each label.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from reasonseg.structures.images import read_mask
 
 def entries(root: Path) -> list[Entry]:
     """One for each class of each mask."""
-    pictures = {p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES}
+    pictures = {
+        p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES
+    }
     names = read_json(root / "labels.json") if (root / "labels.json").is_file() else {}
     flat = [file for file in sorted((root / "masks").glob("*.png"))]
     classes = indexed_classes({file: file for file in flat}, bool(names))
@@ -24,7 +28,9 @@ def entries(root: Path) -> list[Entry]:
             raise InputError(f"{file} has no picture of its name in {root / 'images'}")
         label = "" if file.parent == root / "masks" else file.parent.name
         for value in classes.get(file, [None]):
-            name = label or names.get(str(value)) or ("thing" if value is None else f"class {value}")
+            name = (
+                label or names.get(str(value)) or ("thing" if value is None else f"class {value}")
+            )
 
             def masks(size, file=file, value=value):
                 return [_marked(file) if value is None else np.asarray(Image.open(file)) == value]
@@ -37,4 +43,8 @@ def _marked(file: Path) -> np.ndarray:
     """A binary mask: what is at least half bright, or not 0 where its values are 0 and 1."""
     with Image.open(file) as picture:
         values = np.asarray(picture) if picture.mode in ("L", "I", "I;16") else None
-    return read_mask(file) if values is None or values.max() <= 1 else values >= (int(values.max()) + 1) // 2
+    return (
+        read_mask(file)
+        if values is None or values.max() <= 1
+        else values >= (int(values.max()) + 1) // 2
+    )

@@ -1,4 +1,5 @@
-"""Hugging Face `datasets`: parquet (a hub repository's) or arrow files (`save_to_disk`) with columns `image` and `mask`.
+"""Hugging Face `datasets`: parquet (a hub repository's) or arrow files (`save_to_disk`) with
+columns `image` and `mask`.
 
 Words are in one of the columns `WORDS`; without them every mask shows "the thing".
 """
@@ -16,7 +17,15 @@ from reasonseg.datasets.layouts.base import Entry, indexed_classes, read_json
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_mask
 
-WORDS = ("text", "sentence", "query", "prompt", "label", "class")  # columns of a table that say what its mask shows
+# columns of a table that say what its mask shows
+WORDS = (
+    "text",
+    "sentence",
+    "query",
+    "prompt",
+    "label",
+    "class",
+)
 
 
 def entries(root: Path) -> list[Entry]:
@@ -55,7 +64,11 @@ def _rows(file: Path, names: dict) -> list[Entry]:
         for n, row in enumerate(table.to_pylist())
     ]
     said = table[words].to_pylist() if words else [None] * len(rows)
-    classes = {} if words else indexed_classes({n: io.BytesIO(mask) for n, (_, mask) in enumerate(rows)}, bool(names))
+    classes = (
+        {}
+        if words
+        else indexed_classes({n: io.BytesIO(mask) for n, (_, mask) in enumerate(rows)}, bool(names))
+    )
     for number, (picture, mask) in enumerate(rows):
         name = shown.setdefault(picture, file.with_suffix("") / str(number))
         data[name] = picture
@@ -66,7 +79,9 @@ def _rows(file: Path, names: dict) -> list[Entry]:
 
     def entry(name: Path, label: str, given: list[tuple[bytes, int | None]]) -> Entry:
         asked = label if len(label.split()) > 3 else f"the {label}"
-        masks = lambda _: [np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)]  # noqa: E731
+        masks = lambda _: [
+            np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)
+        ]  # noqa: E731
         return Entry(name, asked, (label,), masks, data=data[name])
 
     return [entry(name, label, given) for (name, label), given in found.items()]
@@ -74,12 +89,18 @@ def _rows(file: Path, names: dict) -> list[Entry]:
 
 def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
     """Where a mask is one class of several, or (None) anything."""
-    return read_mask(mask, name=name) if value is None else np.asarray(Image.open(io.BytesIO(mask))) == value
+    return (
+        read_mask(mask, name=name)
+        if value is None
+        else np.asarray(Image.open(io.BytesIO(mask))) == value
+    )
 
 
 def _bytes(cell: Any, place: str) -> bytes:
     """The bytes of an image as `datasets` keeps it: itself, or under `bytes`."""
     found = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(found, bytes):
-        raise InputError(f"{place}: no bytes of an image file; save the data set with its images embedded")
+        raise InputError(
+            f"{place}: no bytes of an image file; save the data set with its images embedded"
+        )
     return found

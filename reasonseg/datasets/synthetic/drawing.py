@@ -1,6 +1,8 @@
-"""Draws a scene: sprites with chosen colour, size, turn and place, pasted on a background, with exact masks.
+"""Draws a scene: sprites with chosen colour, size, turn and place, pasted on a background, with
+exact masks.
 
-All lengths of a layout are fractions of the picture's longer side, so the same layout can be drawn at any size.
+All lengths of a layout are fractions of the picture's longer side, so the same layout can be drawn
+at any size.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ MAX_TRIES = 12
 
 @dataclass
 class SceneObject:
-    """One thing in a scene. `mask` bool `[h, w]` is its visible part; `area` (0..1) its whole extent, covered or not."""
+    """One thing in a scene. `mask` bool `[h, w]` is its visible part; `area` (0..1) its whole
+    extent, covered or not.
+    """
 
     sprite: Sprite
     color: str | None  # the word for its drawn colour, None where no word fits
@@ -57,7 +61,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how one sprite stands: `x`, `y` its middle, `scale` its longer side, `angle` degrees."""
+    """Where and how one sprite stands: `x`, `y` its middle, `scale` its longer side, `angle`
+    degrees.
+    """
 
     sprite: Sprite
     color: str | None
@@ -70,19 +76,30 @@ class Placement:
 
 
 def draw_scene(
-    rng: np.random.Generator, sprites: list[Sprite], size: int, crowd: int = 0, shape: tuple[float, float] | None = None
+    rng: np.random.Generator,
+    sprites: list[Sprite],
+    size: int,
+    crowd: int = 0,
+    shape: tuple[float, float] | None = None,
 ) -> Scene:
-    """A scene of things chosen from `sprites`, its longer side `size` pixels. Equal generators give equal layouts.
+    """A scene of things chosen from `sprites`, its longer side `size` pixels. Equal generators give
+    equal layouts.
 
-    `crowd` asks for that many things at random instead of a few chosen to be talked about. `shape` is (height, width) as
-    fractions of `size`, drawn where it is not given.
+    `crowd` asks for that many things at random instead of a few chosen to be talked about. `shape`
+    is (height, width) as fractions of `size`, drawn where it is not given.
     """
     height, width = (round(size * side) for side in shape or draw_shape(rng))
-    chosen = [sprites[i] for i in rng.integers(len(sprites), size=crowd)] if crowd else choose_sprites(rng, sprites)
+    chosen = (
+        [sprites[i] for i in rng.integers(len(sprites), size=crowd)]
+        if crowd
+        else choose_sprites(rng, sprites)
+    )
     return paint_scene(rng, lay_out(rng, chosen, height / size, width / size), size, height, width)
 
 
-def paint_scene(rng: np.random.Generator, layout: list[Placement], size: int, height: int, width: int) -> Scene:
+def paint_scene(
+    rng: np.random.Generator, layout: list[Placement], size: int, height: int, width: int
+) -> Scene:
     """A layout on a background of `height` x `width` pixels, in some light."""
     light = rng.uniform(0.75, 1.15), rng.uniform(0.85, 1.1)
     canvas = _background(rng, height, width)
@@ -90,13 +107,17 @@ def paint_scene(rng: np.random.Generator, layout: list[Placement], size: int, he
 
 
 def draw_shape(rng: np.random.Generator) -> tuple[float, float]:
-    """(height, width) of a canvas as fractions of its longer side: half are square, of the rest more lie than stand."""
+    """(height, width) of a canvas as fractions of its longer side: half are square, of the rest
+    more lie than stand.
+    """
     aspect = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.65, 1.0))
     return (1.0, aspect) if rng.random() < 0.4 else (aspect, 1.0)
 
 
 def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Sprite]:
-    """Two to six sprites; often several of one kind or of one category, so that a sentence has something to tell apart."""
+    """Two to six sprites; often several of one kind or of one category, so that a sentence has
+    something to tell apart.
+    """
     count = min(int(rng.choice([2, 3, 4, 5, 6], p=[0.15, 0.25, 0.3, 0.2, 0.1])), len(sprites))
     chosen: list[Sprite] = []
     if rng.random() < 0.65:
@@ -115,8 +136,12 @@ def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Spri
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def lay_out(rng: np.random.Generator, chosen: list[Sprite], height: float, width: float) -> list[Placement]:
-    """Places things on a canvas, apart where there is room, in colours, sizes and turns of their own."""
+def lay_out(
+    rng: np.random.Generator, chosen: list[Sprite], height: float, width: float
+) -> list[Placement]:
+    """Places things on a canvas, apart where there is room, in colours, sizes and turns of their
+    own.
+    """
     placed: list[Placement] = []
     shrink = 1.0 if len(chosen) <= 4 else 0.85
     for sprite in chosen:
@@ -131,7 +156,9 @@ def lay_out(rng: np.random.Generator, chosen: list[Sprite], height: float, width
         for _ in range(MAX_TRIES):
             x = float(rng.uniform(scale / 2, width - scale / 2))
             y = float(rng.uniform(scale / 2, height - scale / 2))
-            gap = min((np.hypot(x - p.x, y - p.y) - 0.5 * (scale + p.scale) for p in placed), default=1.0)
+            gap = min(
+                (np.hypot(x - p.x, y - p.y) - 0.5 * (scale + p.scale) for p in placed), default=1.0
+            )
             if gap > best_gap:
                 best, best_gap = (x, y), gap
             if gap > rng.uniform(-0.12, 0.0):
@@ -140,7 +167,9 @@ def lay_out(rng: np.random.Generator, chosen: list[Sprite], height: float, width
     return placed
 
 
-def _paint(canvas: np.ndarray, layout: list[Placement], size: int, light: tuple[float, float]) -> Scene:
+def _paint(
+    canvas: np.ndarray, layout: list[Placement], size: int, light: tuple[float, float]
+) -> Scene:
     picture = Image.fromarray(canvas)
     owner = np.full(canvas.shape[:2], -1, np.int8)
     whole = []
@@ -171,7 +200,9 @@ def _cutout(place: Placement, size: int) -> Image.Image:
     sprite = place.sprite.tinted(place.color, place.degrees)
     factor = max(place.scale * size / max(sprite.size), 1 / min(sprite.size))
     shape = max(round(sprite.width * factor), 1), max(round(sprite.height * factor), 1)
-    return sprite.resize(shape, Image.Resampling.BILINEAR).rotate(place.angle, Image.Resampling.BILINEAR, expand=True)
+    return sprite.resize(shape, Image.Resampling.BILINEAR).rotate(
+        place.angle, Image.Resampling.BILINEAR, expand=True
+    )
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -190,8 +221,12 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
         cells = rng.integers(3, 10)
         along = 0.7 * ((np.floor(x * cells) + np.floor(y * cells)) % 2) + 0.3 * along
     elif kind == 3:
-        coarse = Image.fromarray(rng.integers(0, 256, (rng.integers(3, 9), rng.integers(3, 9)), dtype=np.uint8))
-        along = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+        coarse = Image.fromarray(
+            rng.integers(0, 256, (rng.integers(3, 9), rng.integers(3, 9)), dtype=np.uint8)
+        )
+        along = (
+            np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+        )
     canvas = low + (high - low) * along[..., None]
     if kind == 4 or rng.random() < 0.3:
         canvas = canvas + rng.normal(0, rng.uniform(3, 18), (height, width, 1))

@@ -1,6 +1,8 @@
-"""Scenes that belong together: one that is asked about, and others that show the same things looking otherwise.
+"""Scenes that belong together: one that is asked about, and others that show the same things
+looking otherwise.
 
-Every copy of a thing has a hue, a turn and a size of its own, so that comparing pixels does not find it again.
+Every copy of a thing has a hue, a turn and a size of its own, so that comparing pixels does not
+find it again.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ from reasonseg.datasets.synthetic.drawing import Placement, Scene, draw_shape, l
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
 TURN = 75.0  # degrees to either side
-TURNS = (60.0, 120.0, 180.0, 240.0, 300.0)  # of hues, where a thing has no colour of its own to change
+# of hues, where a thing has no colour of its own to change
+TURNS = (
+    60.0,
+    120.0,
+    180.0,
+    240.0,
+    300.0,
+)
 SHOWN = 4  # things of the asked scene that each other scene shows again, at most
 
 
@@ -24,9 +33,13 @@ def draw_alike(
     shape: tuple[float, float] | None = None,
     turn: float = TURN,
 ) -> Scene:
-    """A scene of the `chosen` things, each turned by up to `turn` degrees and hue-shifted; `size` its longer side in pixels."""
+    """A scene of the `chosen` things, each turned by up to `turn` degrees and hue-shifted;
+    `size` its longer side in pixels.
+    """
     height, width = (round(size * side) for side in shape or draw_shape(rng))
-    layout = [_varied(rng, place, turn) for place in lay_out(rng, chosen, height / size, width / size)]
+    layout = [
+        _varied(rng, place, turn) for place in lay_out(rng, chosen, height / size, width / size)
+    ]
     return paint_scene(rng, layout, size, height, width)
 
 
@@ -45,7 +58,9 @@ def draw_family(
     chosen: list[Sprite],
     shape: tuple[float, float] | None = None,
 ) -> tuple[Scene, list[Scene]]:
-    """A scene of the `chosen` things, and `shown` others that show up to four of them again among other things."""
+    """A scene of the `chosen` things, and `shown` others that show up to four of them again
+    among other things.
+    """
     asked = draw_alike(rng, chosen, size, shape)
     kinds = list(dict.fromkeys(t.sprite for t in asked.objects))
     others = []
@@ -65,8 +80,12 @@ def union_of(scene: Scene, sprite: Sprite) -> np.ndarray:
     return mask
 
 
-def company(rng: np.random.Generator, sprite: Sprite, sprites: list[Sprite], low: int, high: int) -> list[Sprite]:
-    """`low` to `high` other things to stand beside one; half of the time the first is of its category."""
+def company(
+    rng: np.random.Generator, sprite: Sprite, sprites: list[Sprite], low: int, high: int
+) -> list[Sprite]:
+    """`low` to `high` other things to stand beside one; half of the time the first is of its
+    category.
+    """
     kin = [s for s in sprites if s.category == sprite.category and s is not sprite]
     chosen = [kin[rng.integers(len(kin))]] if kin and rng.random() < 0.5 else []
     count = int(rng.integers(low, high + 1))

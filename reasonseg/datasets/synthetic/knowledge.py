@@ -1,4 +1,6 @@
-"""What is known of the things in scenes: names, synonyms, categories and what they are for (`knowledge.yaml`)."""
+"""What is known of the things in scenes: names, synonyms, categories and what they are for
+(`knowledge.yaml`).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ FILE = Path(__file__).with_name("knowledge.yaml")
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of thing: its emoji, category, other names and the properties it shares with others."""
+    """A kind of thing: its emoji, category, other names and the properties it shares with
+    others.
+    """
 
     name: str
     emoji: str
@@ -27,8 +31,8 @@ class Thing:
 class Property:
     """What many things share; `because` ("it ...") explains an answer.
 
-    `wordings` are asked in training and, of other things, in evaluation; `novel` in evaluation alone; `more`, and hints made
-    of `keywords`, in training alone.
+    `wordings` are asked in training and, of other things, in evaluation; `novel` in evaluation
+    alone; `more`, and hints made of `keywords`, in training alone.
     """
 
     because: str
@@ -39,7 +43,9 @@ class Property:
 
     @classmethod
     def spoken(cls, words: str) -> Property:
-        """A property brought by a foreign sprite pack, given as a verb phrase such as "keeps rain off"."""
+        """A property brought by a foreign sprite pack, given as a verb phrase such as "keeps
+        rain off".
+        """
         return cls(f"it {words}", (f"something that {words}", f"the thing that {words}"))
 
 
@@ -59,25 +65,38 @@ class Knowledge:
         raw = file.read_bytes()
         tree = yaml.load(raw, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         things = {
-            name: Thing(name, t["emoji"], t["category"], tuple(t["synonyms"] or ()), tuple(t["properties"] or ()))
+            name: Thing(
+                name,
+                t["emoji"],
+                t["category"],
+                tuple(t["synonyms"] or ()),
+                tuple(t["properties"] or ()),
+            )
             for name, t in tree["things"].items()
         }
         properties = {
-            key: Property(p["because"], *(tuple(p[kind]) for kind in ("wordings", "novel", "more", "keywords")))
+            key: Property(
+                p["because"],
+                *(tuple(p[kind]) for kind in ("wordings", "novel", "more", "keywords")),
+            )
             for key, p in (tree.get("properties") or {}).items()
         }
         plurals = {name: c["plural"] for name, c in (tree.get("categories") or {}).items()}
         return cls(things, properties, plurals, hashlib.blake2b(raw, digest_size=6).hexdigest())
 
     def withheld(self, name: str) -> bool:
-        """Whether a thing is kept out of training altogether: one in five, and every thing not listed here."""
+        """Whether a thing is kept out of training altogether: one in five, and every thing not
+        listed here.
+        """
         if name not in self.things:
             return True
         return _rank(tuple(self.things))[name] % 5 == 4
 
     @cached_property
     def orphans(self) -> frozenset[str]:
-        """Wordings whose every pairing fell to the other splits; training keeps them, or it would never meet the words."""
+        """Wordings whose every pairing fell to the other splits; training keeps them, or it
+        would never meet the words.
+        """
         holders: dict[str, list[str]] = {}
         for name, thing in self.things.items():
             for key in () if self.withheld(name) else thing.properties:
@@ -104,6 +123,8 @@ def _rank(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def pairing_split(thing: str, wording: str) -> str:
-    """The split in which a thing may be asked for by a wording: "train" (8 in 10), "val" or "test"."""
+    """The split in which a thing may be asked for by a wording: "train" (8 in 10), "val" or
+    "test".
+    """
     draw = hashlib.blake2b(f"{thing}|{wording}".encode(), digest_size=4).digest()
     return {0: "test", 1: "val"}.get(int.from_bytes(draw) % 10, "train")

@@ -1,10 +1,11 @@
 """Asks about a scene: seven levels of questions with their true answers, and four special ones.
 
-`novel` is the function level in unseen words; `missing` the part of `absent` that asks for properties, for training more of it;
-`alike` and `shown` go with references: words beside an example, and an example alone.
+`novel` is the function level in unseen words; `missing` the part of `absent` that asks for
+properties, for training more of it; `alike` and `shown` go with references: words beside an
+example, and an example alone.
 
-Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the pairings it owns, so
-test questions never repeat what training paired.
+Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the
+pairings it owns, so test questions never repeat what training paired.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reasonseg.datasets.synthetic.drawing import Scene, SceneObject
+from reasonseg.datasets.synthetic.comparisons import (
+    by_name,
+    by_noun,
+    close,
+    extremes,
+    related,
+    telling,
+)
+from reasonseg.datasets.synthetic.drawing import Scene
 from reasonseg.datasets.synthetic.knowledge import Knowledge, Property
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 from reasonseg.datasets.synthetic.wordings import (
@@ -22,7 +31,6 @@ from reasonseg.datasets.synthetic.wordings import (
     FRAMES,
     HINTED,
     HINTS,
-    PLACES,
     RELATIONS,
     SUPERLATIVES,
     WHERE_FRAMES,
@@ -33,7 +41,8 @@ from reasonseg.structures.markers import REJ, SEG
 
 @dataclass(frozen=True)
 class Question:
-    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where the thing is absent.
+    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where
+    the thing is absent.
 
     `about` is the property that is asked about, by its id in the knowledge file, where one is.
     """
@@ -47,7 +56,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun phrase, its answer and the pairing it exercises; `because` is said first, as what a property question means."""
+    """A noun phrase, its answer and the pairing it exercises; `because` is said first, as what a
+    property question means.
+    """
 
     phrase: str
     answer: str
@@ -62,14 +73,17 @@ class Candidate:
 class Asker:
     """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there.
 
-    `training` asks for properties in those wordings too that are for training alone, and by keywords.
+    `training` asks for properties in those wordings too that are for training alone, and by
+    keywords.
     """
 
     knowledge: Knowledge
     absentees: list[Sprite]
     training: bool = False
 
-    def ask(self, rng: np.random.Generator, scene: Scene, split: str, level: str) -> Question | None:
+    def ask(
+        self, rng: np.random.Generator, scene: Scene, split: str, level: str
+    ) -> Question | None:
         """A question of `level` that `split` owns, or None where the scene gives rise to none."""
         candidates = LEVELS[level](self, scene, rng)
         owned = []
@@ -93,7 +107,9 @@ class Asker:
         if candidate.because:
             why = rng.random() < 0.4
             if why:
-                text = text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
+                text = (
+                    text.rstrip() + ("" if text[-1] in ".?" else ".") + WHY[rng.integers(len(WHY))]
+                )
             answer = _reasoned(candidate.because, answer, why)
         return Question(level, text, answer + ".", candidate.targets, candidate.about)
 
@@ -105,51 +121,57 @@ class Asker:
         return (*prop.wordings, *prop.more, *(_hint(prop.keywords, rng) for _ in range(count)))
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
-        """The sprite's properties by id, or by its own words where the knowledge file does not have them."""
-        return {key: self.knowledge.properties.get(key) or Property.spoken(key) for key in sprite.properties}
+        """The sprite's properties by id, or by its own words where the knowledge file does not
+        have them.
+        """
+        return {
+            key: self.knowledge.properties.get(key) or Property.spoken(key)
+            for key in sprite.properties
+        }
 
 
 def _hint(keywords: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One to three keywords in a phrase: seldom the same twice, so that it is the words that have to be learnt."""
-    *before, last = (keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False))
-    return HINTS[rng.integers(len(HINTS))].format(f"{', '.join(before)} and {last}" if before else last)
-
-
-def _by_name(scene: Scene) -> dict[str, list[int]]:
-    groups: dict[str, list[int]] = {}
-    for i, thing in enumerate(scene.objects):
-        groups.setdefault(thing.name, []).append(i)
-    return groups
-
-
-def _by_noun(scene: Scene) -> dict[str, list[int]]:
-    """Indices by name and by category (a category only where it holds several kinds)."""
-    groups = _by_name(scene)
-    for i, thing in enumerate(scene.objects):
-        groups.setdefault(thing.sprite.category, []).append(i)
-    return groups
+    """One to three keywords in a phrase: seldom the same twice, so that it is the words that
+    have to be learnt.
+    """
+    *before, last = (
+        keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False)
+    )
+    return HINTS[rng.integers(len(HINTS))].format(
+        f"{', '.join(before)} and {last}" if before else last
+    )
 
 
 def _names(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    for noun, group in _by_noun(scene).items():
+    for noun, group in by_noun(scene).items():
         if len(group) == 1:
             thing = scene.objects[group[0]]
             terms = [noun] + (list(thing.sprite.synonyms) if noun == thing.name else [])
             for term in terms:
                 pairing = (thing.name, term)
-                yield Candidate(f"the {term}", f"The {thing.name} {SEG}", (group[0],), pairing, frame_counts=True)
+                yield Candidate(
+                    f"the {term}",
+                    f"The {thing.name} {SEG}",
+                    (group[0],),
+                    pairing,
+                    frame_counts=True,
+                )
 
 
 def _attributes(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    for noun, group in _by_noun(scene).items():
+    for noun, group in by_noun(scene).items():
         things = [scene.objects[i] for i in group]
         if len(things) < 2:
             continue
-        for k, words in _telling(things):
-            adjective = words if words.split()[0] not in ("on", "at", "in", "to", "up", "down") else None
+        for k, words in telling(things):
+            adjective = (
+                words if words.split()[0] not in ("on", "at", "in", "to", "up", "down") else None
+            )
             phrase = f"{adjective} {noun}" if adjective else f"{noun} {words}"
             pairing = (things[k].name, words)
-            yield Candidate(f"the {phrase}", _named(phrase, noun, things[k].name), (group[k],), pairing)
+            yield Candidate(
+                f"the {phrase}", _named(phrase, noun, things[k].name), (group[k],), pairing
+            )
 
 
 def _named(phrase: str, noun: str, thing: str) -> str:
@@ -157,111 +179,73 @@ def _named(phrase: str, noun: str, thing: str) -> str:
     return f"The {phrase} {SEG}" if thing == noun else f"The {phrase}, the {thing} {SEG}"
 
 
-def _telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
-    """(index, words) of attributes that exactly one of several things of a kind has."""
-    colors = [t.color for t in things]
-    if None not in colors:
-        yield from ((k, c) for k, c in enumerate(colors) if colors.count(c) == 1)
-    if sum(t.upside_down for t in things) == 1:
-        yield next(k for k, t in enumerate(things) if t.upside_down), "upside-down"
-    elif sum(not t.upside_down for t in things) == 1:
-        yield next(k for k, t in enumerate(things) if not t.upside_down), "upright"
-    areas = np.array([t.area for t in things])
-    if (k := _clear_winner(areas, ratio=1.6)) is not None:
-        yield from ((k, word) for word in ("big", "large"))
-    if (k := _clear_winner(1 / areas, ratio=1.6)) is not None:
-        yield from ((k, word) for word in ("small", "little"))
-    x, y = np.array([t.center for t in things]).T
-    for key, values in (("left", -x), ("right", x), ("top", -y), ("bottom", y)):
-        if (k := _clear_winner(values, gap=0.2)) is not None:
-            yield from ((k, words) for words in PLACES[key])
-
-
-def _clear_winner(values: np.ndarray, gap: float = 0.0, ratio: float = 0.0) -> int | None:
-    """Index of the largest value where it leads the next by `gap` or by the factor `ratio`."""
-    order = np.argsort(values)
-    best, second = values[order[-1]], values[order[-2]]
-    return int(order[-1]) if (best >= second * ratio if ratio else best >= second + gap) else None
-
-
 def _relations(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    names = _by_name(scene)
+    names = by_name(scene)
     centers = np.array([t.center for t in scene.objects])
-    for noun, group in _by_noun(scene).items():
+    for noun, group in by_noun(scene).items():
         if len(group) < 2:
             continue
         for anchor, where in names.items():
             if len(where) > 1 or where[0] in group:
                 continue
-            for relation, k in _related(centers[group], centers[where[0]]):
+            for relation, k in related(centers[group], centers[where[0]]):
                 for words in RELATIONS[relation]:
                     phrase = f"{noun} {words} the {anchor}"
                     thing = scene.objects[group[k]].name
                     pairing = (thing, f"{words} the {anchor}")
-                    yield Candidate(f"the {phrase}", _named(phrase, noun, thing), (group[k],), pairing)
-
-
-def _related(points: np.ndarray, anchor: np.ndarray) -> Iterator[tuple[str, int]]:
-    """(relation, index) wherever exactly one point stands in the relation to the anchor, clearly."""
-    dx, dy = (points - anchor).T
-    for relation, lead in (("left", -dx), ("right", dx), ("above", -dy), ("below", dy)):
-        if (lead > 0.08).sum() == 1 and (lead > -0.04).sum() == 1:
-            yield relation, int(lead.argmax())
-    distance = np.hypot(dx, dy)
-    if (k := _clear_winner(1 / distance, ratio=1.4)) is not None:
-        yield "near", k
-    if (k := _clear_winner(distance, ratio=1.4)) is not None:
-        yield "far", k
+                    yield Candidate(
+                        f"the {phrase}", _named(phrase, noun, thing), (group[k],), pairing
+                    )
 
 
 def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    groups = _by_noun(scene)
+    groups = by_noun(scene)
     if len(scene.objects) >= 3:
         groups |= {"thing": list(range(len(scene.objects)))}
     for noun, group in groups.items():
         if len(group) < 2:
             continue
         things = [scene.objects[i] for i in group]
-        for key, k in _extremes(things).items():
+        for key, k in extremes(things).items():
             for pattern in SUPERLATIVES[key] if k is not None else ():
                 phrase = pattern.format(noun)
                 thing = things[k].name
-                yield Candidate(phrase, _named(phrase[4:], noun, thing), (group[k],), (thing, phrase))
-
-
-def _extremes(things: list[SceneObject]) -> dict[str, int | None]:
-    """Which thing is clearly the largest, the leftmost ... of several."""
-    areas = np.array([t.area for t in things])
-    x, y = np.array([t.center for t in things]).T
-    winners = {"large": _clear_winner(areas, ratio=1.35), "small": _clear_winner(1 / areas, ratio=1.35)}
-    sides = {"left": -x, "right": x, "top": -y, "bottom": y}
-    return winners | {side: _clear_winner(values, gap=0.1) for side, values in sides.items()}
+                yield Candidate(
+                    phrase, _named(phrase[4:], noun, thing), (group[k],), (thing, phrase)
+                )
 
 
 def _alike(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Words beside an example: which of several copies of the thing it shows, which is never named."""
-    for name, group in _by_name(scene).items():
+    """Words beside an example: which of several copies of the thing it shows, which is never
+    named.
+    """
+    for name, group in by_name(scene).items():
         things = [scene.objects[i] for i in group]
         if len(things) < 2:
             continue
         colors = [t.color for t in things]
-        for k, words in _telling(things):
+        for k, words in telling(things):
             placed = words.split()[0] in ("on", "at", "in", "to", "up", "down")
             phrase = f"one like this {words}" if placed else f"{words} one like this"
             yield Candidate(f"the {phrase}", f"The {phrase} {SEG}", (group[k],), (name, phrase))
             if words in colors:
                 yield Candidate(
-                    f"one like this, but {words}", f"The {words} one {SEG}", (group[k],), (name, f"but {words}")
+                    f"one like this, but {words}",
+                    f"The {words} one {SEG}",
+                    (group[k],),
+                    (name, f"but {words}"),
                 )
-        for key, k in _extremes(things).items():
+        for key, k in extremes(things).items():
             for pattern in SUPERLATIVES[key] if k is not None else ():
                 phrase = pattern.format("one like this")
-                yield Candidate(phrase, f"{phrase[0].upper()}{phrase[1:]} {SEG}", (group[k],), (name, phrase))
+                yield Candidate(
+                    phrase, f"{phrase[0].upper()}{phrase[1:]} {SEG}", (group[k],), (name, phrase)
+                )
 
 
 def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     """No words at all: everything the example shows, as one mask."""
-    for name, group in _by_name(scene).items():
+    for name, group in by_name(scene).items():
         yield Candidate("", "", tuple(group), (name, "shown"))
 
 
@@ -280,7 +264,14 @@ def _functions(
             thing = scene.objects[group[0]].name
             for words in wordings(known[key]):
                 answer = f"The {thing} {SEG}"
-                yield Candidate(words, answer, (group[0],), (thing, words), because=known[key].because, about=key)
+                yield Candidate(
+                    words,
+                    answer,
+                    (group[0],),
+                    (thing, words),
+                    because=known[key].because,
+                    about=key,
+                )
 
 
 def _reasoned(because: str, answer: str, why: bool = False) -> str:
@@ -298,7 +289,7 @@ def _novel(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 
 def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     objects = scene.objects
-    single = [group[0] for group in _by_name(scene).values() if len(group) == 1]
+    single = [group[0] for group in by_name(scene).values() if len(group) == 1]
     order = [single[i] for i in rng.permutation(len(single))]
     for count in (2, 3):
         if len(order) >= count:
@@ -306,7 +297,7 @@ def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
             phrase = ", ".join(f"the {n}" for n in names[:-1]) + f" and the {names[-1]}"
             answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
             yield Candidate(phrase, answer, tuple(order[:count]), ("+".join(names), "and"))
-    for noun, group in _by_noun(scene).items():
+    for noun, group in by_noun(scene).items():
         if len(group) < 2:
             continue
         group = sorted(group, key=lambda i: objects[i].center[0])
@@ -314,7 +305,9 @@ def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
         answer = ", ".join(f"{DEFINITE[i > 0]}{n} {SEG}" for i, n in enumerate(names))
         kind = noun if noun == names[0] else asker.knowledge.plural(noun)
         forms = (
-            ("every {}", "each {}") if noun == names[0] else ("all the {}", "all {} here", "the {} from left to right")
+            ("every {}", "each {}")
+            if noun == names[0]
+            else ("all the {}", "all {} here", "the {} from left to right")
         )
         for form in forms:
             yield Candidate(form.format(kind), answer, tuple(group), ("+".join(names), form))
@@ -322,7 +315,7 @@ def _multi(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 
 def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
     kind = rng.random()
-    names = _by_name(scene)
+    names = by_name(scene)
     if kind < 0.5:
         present = {*names, *(s for t in scene.objects for s in t.sprite.synonyms)}
         for i in rng.permutation(len(asker.absentees))[:8]:
@@ -330,18 +323,37 @@ def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Ca
             if sprite.name not in present:
                 for term in (sprite.name, *sprite.synonyms):
                     answer = f"The {sprite.name} {REJ}"
-                    yield Candidate(f"the {term}", answer, (), (sprite.name, f"absent {term}"), frame_counts=True)
+                    yield Candidate(
+                        f"the {term}",
+                        answer,
+                        (),
+                        (sprite.name, f"absent {term}"),
+                        frame_counts=True,
+                    )
     elif kind < 0.75:
         for name, group in names.items():
             colors = {scene.objects[i].color for i in group}
             for color in HUES if None not in colors else ():
-                if not any(_close(color, c) for c in colors):
-                    yield Candidate(f"the {color} {name}", f"The {color} {name} {REJ}", (), (name, f"absent {color}"))
+                if not any(close(color, c) for c in colors):
+                    yield Candidate(
+                        f"the {color} {name}",
+                        f"The {color} {name} {REJ}",
+                        (),
+                        (name, f"absent {color}"),
+                    )
     elif kind < 0.92:
         yield from _missing(asker, scene, rng)
     else:
-        for category in sorted({s.category for s in asker.absentees} - {t.sprite.category for t in scene.objects}):
-            yield Candidate(f"the {category}", f"The {category} {REJ}", (), (category, "absent"), frame_counts=True)
+        for category in sorted(
+            {s.category for s in asker.absentees} - {t.sprite.category for t in scene.objects}
+        ):
+            yield Candidate(
+                f"the {category}",
+                f"The {category} {REJ}",
+                (),
+                (category, "absent"),
+                frame_counts=True,
+            )
 
 
 def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
@@ -353,11 +365,6 @@ def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[C
         for words in asker.wordings(prop, rng):
             answer = _reasoned(prop.because, f"Nothing here {REJ}")
             yield Candidate(words, answer, (), (missing[i], f"absent {words}"), about=missing[i])
-
-
-def _close(a: str, b: str) -> bool:
-    """Whether two colour words could be said of the same thing."""
-    return abs((HUES.get(a, 999.0) - HUES.get(b, -999.0) + 180) % 360 - 180) < 40
 
 
 LEVELS: dict[str, Callable[[Asker, Scene, np.random.Generator], Iterator[Candidate]]] = {

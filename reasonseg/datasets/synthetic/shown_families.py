@@ -1,4 +1,6 @@
-"""Families of drawn scenes: images that show the same things, with references to them in all but the first."""
+"""Families of drawn scenes: images that show the same things, with references to them in all but
+the first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ MARK_CHANCES = (0.7, 0.1, 0.1, 0.1)
 
 
 class Families:
-    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask there and some references."""
+    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask
+    there and some references.
+    """
 
     def __init__(
         self,
@@ -26,7 +30,13 @@ class Families:
         same_shape: int,
         marks: tuple = MARKS,
     ):
-        self.sprites, self.size, self.shown, self.seed, self.length = sprites, size, shown, seed, length
+        self.sprites, self.size, self.shown, self.seed, self.length = (
+            sprites,
+            size,
+            shown,
+            seed,
+            length,
+        )
         self.same_shape, self.marks = same_shape, marks
 
     def __len__(self) -> int:
@@ -40,17 +50,32 @@ class Families:
         things = []
         for sprite in dict.fromkeys(t.sprite for t in asked.objects):
             marked = [(k, union_of(other, sprite)) for k, other in enumerate(others)]
-            references = [(k, mark(rng, others[k].image, mask, self.marks)) for k, mask in marked if mask.any()]
+            references = [
+                (k, mark(rng, others[k].image, mask, self.marks))
+                for k, mask in marked
+                if mask.any()
+            ]
             if references:
                 references = references[: int(rng.integers(1, len(references) + 1))]
-                label = sprite.name if rng.random() < 0.7 else str(rng.choice((sprite.name, *sprite.synonyms)))
+                label = (
+                    sprite.name
+                    if rng.random() < 0.7
+                    else str(rng.choice((sprite.name, *sprite.synonyms)))
+                )
                 things.append(
-                    {"name": sprite.name, "label": label, "mask": union_of(asked, sprite), "references": references}
+                    {
+                        "name": sprite.name,
+                        "label": label,
+                        "mask": union_of(asked, sprite),
+                        "references": references,
+                    }
                 )
         return {"pictures": [asked.image, *(o.image for o in others)], "things": things}
 
 
-def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: tuple = MARKS) -> Reference:
+def mark(
+    rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: tuple = MARKS
+) -> Reference:
     """A reference to what `mask` covers, as a mask or as something quicker to draw."""
     kind = MARKS[rng.choice(len(MARKS), p=MARK_CHANCES)]
     kind = kind if kind in marks else "mask"
@@ -66,6 +91,7 @@ def mark(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: t
     steps = np.linspace(0, 1, 2 * max(image.shape[:2]))
     line = np.zeros_like(mask)
     line[
-        np.round(ys[a] + (ys[b] - ys[a]) * steps).astype(int), np.round(xs[a] + (xs[b] - xs[a]) * steps).astype(int)
+        np.round(ys[a] + (ys[b] - ys[a]) * steps).astype(int),
+        np.round(xs[a] + (xs[b] - xs[a]) * steps).astype(int),
     ] = True
     return Reference(image, scribble=line & mask)

@@ -1,6 +1,7 @@
 """Sprite packs: a folder of RGBA cut-outs and an `index.json` that says what each one shows.
 
-The default pack is rendered from the colour-emoji font of the system; any folder of the same format works.
+The default pack is rendered from the colour-emoji font of the system; any folder of the same format
+works.
 """
 
 from __future__ import annotations
@@ -23,15 +24,25 @@ FONT_PLACES = (
 )
 FONT_SIZE = 109  # the only size at which the font holds bitmaps (136 x 128)
 
-# Hue in degrees at which a person says the word; "brown", "black" ... are not reached by turning hues.
-HUES = {"red": 0.0, "orange": 30.0, "yellow": 55.0, "green": 120.0, "blue": 220.0, "purple": 275.0, "pink": 325.0}
+# Hue in degrees at which a person says the word; "brown", "black" ... are not reached by turning
+# hues.
+HUES = {
+    "red": 0.0,
+    "orange": 30.0,
+    "yellow": 55.0,
+    "green": 120.0,
+    "blue": 220.0,
+    "purple": 275.0,
+    "pink": 325.0,
+}
 
 
 @dataclass(eq=False)
 class Sprite:
     """One cut-out. `image` is uint8 RGBA `[h, w, 4]`, cropped to its opaque part.
 
-    `hue` is the main hue in degrees where turning it gives the thing another nameable colour, else None.
+    `hue` is the main hue in degrees where turning it gives the thing another nameable colour, else
+    None.
     """
 
     name: str
@@ -44,7 +55,9 @@ class Sprite:
     _tinted: dict[str, Image.Image] = field(default_factory=dict, repr=False)
 
     def tinted(self, color: str | None, degrees: float = 0.0) -> Image.Image:
-        """The cut-out with its main hue turned to `color` (a key of `HUES`), or its hues turned by `degrees` for None."""
+        """The cut-out with its main hue turned to `color` (a key of `HUES`), or its hues turned
+        by `degrees` for None.
+        """
         key = color or str(degrees)
         if key not in self._tinted:
             turn = degrees if color is None or self.hue is None else HUES[color] - self.hue
@@ -53,7 +66,9 @@ class Sprite:
 
 
 def turn_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    """uint8 RGBA `[h, w, 4]` with every hue turned by `degrees`; value, saturation and alpha stay."""
+    """uint8 RGBA `[h, w, 4]` with every hue turned by `degrees`; value, saturation and alpha
+    stay.
+    """
     hsv = np.array(Image.fromarray(image[..., :3]).convert("HSV"))
     hsv[..., 0] = (hsv[..., 0].astype(int) + round(degrees * 256 / 360)) % 256
     rgb = np.array(Image.fromarray(hsv, "HSV").convert("RGB"))
@@ -63,12 +78,15 @@ def turn_hue(image: np.ndarray, degrees: float) -> np.ndarray:
 def main_hue(image: np.ndarray) -> float | None:
     """The hue (degrees) that dominates an RGBA cut-out, or None where no single hue does.
 
-    Dominant: at least 45 % of the opaque pixels are saturated, and their hues agree (circular resultant >= 0.85).
+    Dominant: at least 45 % of the opaque pixels are saturated, and their hues agree (circular
+    resultant >= 0.85).
     """
     opaque = image[..., 3] > 127
     if not opaque.any():
         return None
-    hue, saturation, value = np.array(Image.fromarray(image[..., :3]).convert("HSV"))[opaque].astype(float).T
+    hue, saturation, value = (
+        np.array(Image.fromarray(image[..., :3]).convert("HSV"))[opaque].astype(float).T
+    )
     vivid = (saturation > 90) & (value > 90)
     if vivid.mean() < 0.45:
         return None
@@ -82,7 +100,9 @@ def color_of(hue: float) -> str:
 
 
 def emoji_font() -> Path:
-    """Path of the colour-emoji font. Raises `InputError`, naming the package to install, where there is none."""
+    """Path of the colour-emoji font. Raises `InputError`, naming the package to install, where
+    there is none.
+    """
     for place in filter(None, (os.environ.get("REASONSEG_EMOJI_FONT"), *FONT_PLACES)):
         if Path(place).is_file():
             return Path(place)
@@ -93,7 +113,9 @@ def emoji_font() -> Path:
 
 
 def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None = None) -> int:
-    """Renders every thing of the knowledge file into the folder `out`; returns how many. Written aside, then renamed."""
+    """Renders every thing of the knowledge file into the folder `out`; returns how many. Written
+    aside, then renamed.
+    """
     knowledge = knowledge or Knowledge.load()
     glyphs = ImageFont.truetype(str(font or emoji_font()), FONT_SIZE)
     out = Path(out)
@@ -140,7 +162,9 @@ def load_pack(folder: str | Path) -> list[Sprite]:
         raise InputError(f"{index_file} is not valid JSON: {error}") from None
     if not isinstance(index, list) or not index:
         raise InputError(f"{index_file} must be a non-empty list of sprites")
-    return [_read_sprite(folder, entry, f"{index_file}, entry {i}") for i, entry in enumerate(index)]
+    return [
+        _read_sprite(folder, entry, f"{index_file}, entry {i}") for i, entry in enumerate(index)
+    ]
 
 
 def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:

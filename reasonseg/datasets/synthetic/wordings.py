@@ -12,11 +12,12 @@ FRAMES = (  # around any noun phrase
     "Could you highlight {}?",
     "{}",
 )
+# not around "what ..." clauses
 WHERE_FRAMES = (
     "Where is {}?",
     "Which pixels belong to {}?",
     "Is there a mask for {}?",
-)  # not around "what ..." clauses
+)
 WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
 DEFINITE = ("The ", "the ")
 HINTS = (  # around one to three keywords of a property

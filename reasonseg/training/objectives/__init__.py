@@ -1,1 +1,3 @@
-"""What the stages of training minimise. One file a kind; `objective: language` in YAML chooses `language.py`."""
+"""What the stages of training minimise. One file a kind; `objective: language` in YAML chooses
+`language.py`.
+"""

@@ -1,4 +1,6 @@
-"""What an objective is: a segmenter with what only training needs. One file a kind, which names its class as `OBJECTIVE`."""
+"""What an objective is: a segmenter with what only training needs. One file a kind, which names
+its class as `OBJECTIVE`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ from reasonseg.structures.sample import Sample
 
 
 class Objective(nn.Module):
-    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the one to minimise.
+    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the
+    one to minimise.
 
-    Losses of several micro-batches and processes are averaged; where their sizes matter, `counts(batch)` says over how many
-    tokens and masks a batch sums, and `forward(batch, counts)` divides by those of the whole step instead.
+    Losses of several micro-batches and processes are averaged; where their sizes matter,
+    `counts(batch)` says over how many tokens and masks a batch sums, and `forward(batch, counts)`
+    divides by those of the whole step instead.
     """
 
     segmenter: Segmenter
-    needs: tuple[str, ...] = ()  # options that an earlier stage of the run hands over, by `hands_over`
+    # options that an earlier stage of the run hands over, by `hands_over`
+    needs: tuple[str, ...] = ()
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         """`length` items, a pure function of the seed."""
@@ -60,10 +65,17 @@ class Samples(Dataset):
 
 
 def kept(option: str, file: str) -> dict[str, torch.Tensor]:
-    """What an earlier stage's `finished.safetensors` holds beside the segmenter. Raises `InputError` where there is none."""
+    """What an earlier stage's `finished.safetensors` holds beside the segmenter. Raises
+    `InputError` where there is none.
+    """
     if not Path(file).is_file():
-        raise InputError(f"options.{option} {file}: no such file; name the finished.safetensors of an earlier stage")
-    return {name: value for name, value in load_file(file).items() if not name.startswith("segmenter.")}
+        raise InputError(
+            f"options.{option} {file}: no such file; name the finished.safetensors of an earlier "
+            "stage"
+        )
+    return {
+        name: value for name, value in load_file(file).items() if not name.startswith("segmenter.")
+    }
 
 
 def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
@@ -92,13 +104,17 @@ def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 def box_in(mask: torch.Tensor) -> tuple[float, ...]:
     """A box around a mask `[h, w]`, each side off by up to two pixels."""
     ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-    corners = torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float().cpu() + 4 * torch.rand(4) - 2
+    corners = (
+        torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float().cpu() + 4 * torch.rand(4) - 2
+    )
     height, width = mask.shape
     return tuple(corners.clamp(min=0).minimum(torch.tensor([width, height] * 2)).tolist())
 
 
 def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
-    """A point where a drawn mask is wrong (1: missing, 0: too much), or in the middle of the truth where it is right."""
+    """A point where a drawn mask is wrong (1: missing, 0: too much), or in the middle of the
+    truth where it is right.
+    """
     wrong = (drawn ^ truth).nonzero()
     spots = wrong if len(wrong) else truth.nonzero()
     y, x = spots[torch.randint(len(spots), ())].tolist()
@@ -106,10 +122,14 @@ def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
 
 
 def framed_masks(masks: torch.Tensor, side: int) -> torch.Tensor:
-    """Masks `[n, h, w]` in a square frame of `side` pixels, at the top left, the longer side filling it."""
+    """Masks `[n, h, w]` in a square frame of `side` pixels, at the top left, the longer side
+    filling it.
+    """
     height, width = masks.shape[-2:]
     if max(height, width) != side:
         scale = side / max(height, width)
         size = (max(round(height * scale), 1), max(round(width * scale), 1))
-        masks = nn.functional.interpolate(masks[:, None].float(), size, mode="bilinear", antialias=True)[:, 0]
+        masks = nn.functional.interpolate(
+            masks[:, None].float(), size, mode="bilinear", antialias=True
+        )[:, 0]
     return nn.functional.pad(masks.float(), (0, side - masks.shape[-1], 0, side - masks.shape[-2]))

@@ -1,4 +1,6 @@
-"""True answers and the masks they mean, through the whole model: the objective of LISA, and of every fine-tuning."""
+"""True answers and the masks they mean, through the whole model: the objective of LISA, and of
+every fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from reasonseg.training.objectives.base import Objective, Samples
 
 
 class Language(Objective):
-    """The losses of `Segmenter.loss`: text, and bce, dice and predicted IoU of masks. It has no options."""
+    """The losses of `Segmenter.loss`: text, and bce, dice and predicted IoU of masks. It has no
+    options.
+    """
 
     def __init__(self, segmenter: Segmenter):
         super().__init__()

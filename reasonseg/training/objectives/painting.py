@@ -1,4 +1,6 @@
-"""SegGPT's stage: painting the mask of a picture after pictures whose masks are painted, in any colour."""
+"""SegGPT's stage: painting the mask of a picture after pictures whose masks are painted, in any
+colour.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ MAX_THINGS = 3  # of a family that are painted
 
 
 class Painting(Objective):
-    """In-context painting on drawn families of scenes, one to `shown` references each, read together.
+    """In-context painting on drawn families of scenes, one to `shown` references each, read
+    together.
 
-    `white` is the share of things painted white, the others have a colour of their own; what is around them is black. `eye` names
-    a model (`embedded`, or a folder) whose vision tower looks: where `fresh`, the first layers start as that tower, and `keep`
-    weighs a loss that lets them go on seeing in the two halves of a canvas what the tower sees in each picture alone. `find`
-    weighs the plainer question behind the painting, whether a patch of the picture is of the thing, asked of the last states.
-    `paint` weighs the painting; where it and `find` are 0, pictures go through the first layers only.
+    `white` is the share of things painted white, the others have a colour of their own; what is
+    around them is black. `eye` names a model (`embedded`, or a folder) whose vision tower looks:
+    where `fresh`, the first layers start as that tower, and `keep` weighs a loss that lets them go
+    on seeing in the two halves of a canvas what the tower sees in each picture alone. `find` weighs
+    the plainer question behind the painting, whether a patch of the picture is of the thing, asked
+    of the last states. `paint` weighs the painting; where it and `find` are 0, pictures go through
+    the first layers only.
     """
 
     def __init__(
@@ -45,7 +50,9 @@ class Painting(Objective):
         self.keep, self.find, self.paint = keep, find, paint
         self.finder = nn.Linear(segmenter.decoder.model.config.hidden_size, 1)
         looker = (
-            Segmenter.from_pretrained(None if eye == "embedded" else eye, device="cpu", dtype="float32")
+            Segmenter.from_pretrained(
+                None if eye == "embedded" else eye, device="cpu", dtype="float32"
+            )
             if eye
             else None
         )
@@ -53,25 +60,45 @@ class Painting(Objective):
             looker.requires_grad_(False)
         if looker is not None and fresh:
             copy_tower(segmenter.decoder, looker)
-        # a tuple, so that it is not saved: the tower, and the projection in which pictures are compared
-        self.eye = (looker.backbone.tower, looker.references.visual_projection) if looker is not None else ()
+        # a tuple, so that it is not saved: the tower, and the projection in which pictures are
+        # compared
+        self.eye = (
+            (looker.backbone.tower, looker.references.visual_projection)
+            if looker is not None
+            else ()
+        )
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         config = data.config
         return Families(
-            pack_of(config.sprites), self.segmenter.decoder.side, self.shown, seed, length, 1, marks=("mask",)
+            pack_of(config.sprites),
+            self.segmenter.decoder.side,
+            self.shown,
+            seed,
+            length,
+            1,
+            marks=("mask",),
         )
 
     def collate(self, items: list[dict]) -> dict:
-        """Canvases in the decoder's frame: pictures `[p, 3, s, s]`, and per thing which of them, with masks `[s, s]`."""
+        """Canvases in the decoder's frame: pictures `[p, 3, s, s]`, and per thing which of them,
+        with masks `[s, s]`.
+        """
         decoder, pictures, things = self.segmenter.decoder, [], []
         for item in items:
             first = len(pictures)
             pictures += [decoder.pixels(image) for image in item["pictures"]]
             for thing in item["things"][:MAX_THINGS]:
-                rows = [(first + 1 + k, decoder.pixels.mask(region(r), squash=True)) for k, r in thing["references"]]
+                rows = [
+                    (first + 1 + k, decoder.pixels.mask(region(r), squash=True))
+                    for k, r in thing["references"]
+                ]
                 things.append(
-                    {"query": first, "references": rows, "mask": decoder.pixels.mask(thing["mask"], squash=True)}
+                    {
+                        "query": first,
+                        "references": rows,
+                        "mask": decoder.pixels.mask(thing["mask"], squash=True),
+                    }
                 )
         return {"pictures": torch.stack(pictures), "things": things}
 
@@ -87,7 +114,11 @@ class Painting(Objective):
             mine = [t for t in things if len(t["references"]) == shown]
             for name, value in self.painted(mine, shown, pictures, alone).items():
                 sums[name] = sums.get(name, 0.0) + value * len(mine) / len(things)
-        loss = self.paint * sums["paint"] + self.find * sums["find"] + self.keep * sums.get("keep", 0.0)
+        loss = (
+            self.paint * sums["paint"]
+            + self.find * sums["find"]
+            + self.keep * sums.get("keep", 0.0)
+        )
         return {"loss": loss, **{name: value.detach() for name, value in sums.items()}}
 
     def painted(
@@ -95,10 +126,14 @@ class Painting(Objective):
     ) -> dict[str, torch.Tensor]:
         """Losses and overlap of things with `shown` references each."""
         decoder = self.segmenter.decoder
-        masks = torch.stack([torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in things])
+        masks = torch.stack(
+            [torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in things]
+        )
         masks = masks.to(pictures.device)
         colors = painted_colors(len(things), self.white).to(pictures)
-        canvas = torch.where(masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None])
+        canvas = torch.where(
+            masks[:, :, None], colors[:, None, 1, :, None, None], colors[:, None, 0, :, None, None]
+        )
         canvas = (canvas - decoder.mean) / decoder.std
         rows = torch.tensor([[r for r, _ in t["references"]] for t in things])
         asked = torch.tensor([t["query"] for t in things])
@@ -106,7 +141,7 @@ class Painting(Objective):
         watch: list[torch.Tensor] = []
         out = decoder.run(
             pictures[asked], pictures[rows], canvas[:, 1:], even, shown > 1, "semantic", watch=watch
-        )[:, 0]  # fmt: skip
+        )[:, 0]
         lower = out[..., decoder.side :, :].float()
         everywhere = torch.ones(len(things), *lower.shape[2:], device=pictures.device)
         parts = {"paint": losses.painting(lower, canvas[:, 0], everywhere, balanced(masks[:, 0]))}
@@ -123,22 +158,32 @@ class Painting(Objective):
         away = [(seen - colors[:, k, :, None, None]).square().sum(1) for k in (0, 1)]
         return {**parts, "giou": mean_overlap(away[0] - away[1], masks[:, 0])}
 
-    def keeping(self, things: list[dict], pictures: torch.Tensor, alone: torch.Tensor) -> torch.Tensor:
-        """What is lost of `alone` when pictures stand above others, in the layers before the streams merge."""
+    def keeping(
+        self, things: list[dict], pictures: torch.Tensor, alone: torch.Tensor
+    ) -> torch.Tensor:
+        """What is lost of `alone` when pictures stand above others, in the layers before the
+        streams merge.
+        """
         decoder = self.segmenter.decoder
-        pairs = torch.tensor(sorted({(row, t["query"]) for t in things for row, _ in t["references"]}))
+        pairs = torch.tensor(
+            sorted({(row, t["query"]) for t in things for row, _ in t["references"]})
+        )
         canvas = torch.cat([pictures[pairs[:, 0]], pictures[pairs[:, 1]]], 2)
         states = decoder.embedded(canvas, canvas, None, "semantic")[: len(pairs)]
         for layer in decoder.model.model.encoder.layers[: decoder.model.config.merge_index + 1]:
             states = block(layer, states, None, pictures)
         upper, beneath = states.flatten(1, 2).chunk(2, 1)
-        return self.unlike(torch.cat([upper, beneath]), torch.cat([alone[pairs[:, 0]], alone[pairs[:, 1]]]))
+        return self.unlike(
+            torch.cat([upper, beneath]), torch.cat([alone[pairs[:, 0]], alone[pairs[:, 1]]])
+        )
 
     @torch.no_grad()
     def looked(self, pictures: torch.Tensor) -> torch.Tensor:
         """What the tower sees in each picture `[p, 3, s, s]` alone: `[p, t, d]`."""
         tower = self.eye[0].to(pictures.device)
-        return tower(pictures, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
+        return tower(
+            pictures, interpolate_pos_encoding=True, output_hidden_states=True
+        ).hidden_states[-1]
 
     def unlike(self, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """1 - cosine of states `[b, t, d]` and what they are to be, where pictures are compared."""
@@ -148,13 +193,17 @@ class Painting(Objective):
 
 
 def balanced(masks: torch.Tensor) -> torch.Tensor:
-    """Weights of pixels `[n, h, w]` under which a thing counts as much as all around it: a blank canvas is no good start."""
+    """Weights of pixels `[n, h, w]` under which a thing counts as much as all around it: a blank
+    canvas is no good start.
+    """
     share = masks.flatten(1).float().mean(1)[:, None, None].clamp(0.01, 0.99)
     return torch.where(masks, 0.5 / share, 0.5 / (1 - share))
 
 
 def painted_colors(count: int, white: float) -> torch.Tensor:
-    """Background and thing, 0..1 `[count, 2, 3]`: always black, and white or (the rest) any colour well apart from it."""
+    """Background and thing, 0..1 `[count, 2, 3]`: always black, and white or (the rest) any
+    colour well apart from it.
+    """
     colors = torch.tensor([[0.0] * 3, [1.0] * 3]).repeat(count, 1, 1)
     for row in torch.nonzero(torch.rand(count) > white)[:, 0]:
         while (colors[row, 1] == 1).all() or colors[row, 1].norm() < 0.6:
@@ -164,11 +213,13 @@ def painted_colors(count: int, white: float) -> torch.Tensor:
 
 @torch.no_grad()
 def copy_tower(decoder, looker: Segmenter) -> None:
-    """Starts a SegGPT with another model's eye: its first layers are those of a SigLIP tower of the same width and patch.
+    """Starts a SegGPT with another model's eye: its first layers are those of a SigLIP tower of the
+    same width and patch.
 
-    What the tower adds to its states is scaled to a size of about 1, which changes nothing in it (every layer normalises what
-    it reads) and lets fresh layers be heard. The layers after it find like by like from the start: queries and keys are the
-    projection in which that model compares a picture with its references.
+    What the tower adds to its states is scaled to a size of about 1, which changes nothing in it
+    (every layer normalises what it reads) and lets fresh layers be heard. The layers after it find
+    like by like from the start: queries and keys are the projection in which that model compares a
+    picture with its references.
     """
     model, tower = decoder.model.model, looker.backbone.tower
     layers, embeddings = model.encoder.layers, model.embeddings
@@ -205,8 +256,14 @@ def scaled(mine: nn.Module, theirs: nn.Module, size: float) -> None:
 
 def tower_size(decoder, tower) -> float:
     """The typical size of a tower's last states, on noise."""
-    pixels = torch.randn(4, 3, decoder.side, decoder.side, generator=torch.Generator().manual_seed(0))
-    return float(tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1].std())
+    pixels = torch.randn(
+        4, 3, decoder.side, decoder.side, generator=torch.Generator().manual_seed(0)
+    )
+    return float(
+        tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
+        .hidden_states[-1]
+        .std()
+    )
 
 
 OBJECTIVE = Painting

@@ -21,10 +21,11 @@ TEMPERATURE = 0.07  # of `alike`
 class References(Objective):
     """Draws things from references to them, with their label or without it.
 
-    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out, `mislabelled` that of
-    those with the label of another thing, so that words it does not know do no harm. `alike` weighs a contrastive loss: the
-    pooled features of equal things, and of a thing and its label, are closer than those of others (CLIP's loss, over things
-    instead of pictures). `tower` off leaves the vision tower as it is and computes no gradient through it.
+    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out,
+    `mislabelled` that of those with the label of another thing, so that words it does not know do
+    no harm. `alike` weighs a contrastive loss: the pooled features of equal things, and of a thing
+    and its label, are closer than those of others (CLIP's loss, over things instead of pictures).
+    `tower` off leaves the vision tower as it is and computes no gradient through it.
     """
 
     def __init__(
@@ -37,21 +38,32 @@ class References(Objective):
         tower: bool = False,
     ):
         super().__init__()
-        self.segmenter, self.shown, self.unnamed, self.mislabelled = segmenter, shown, unnamed, mislabelled
+        self.segmenter, self.shown, self.unnamed, self.mislabelled = (
+            segmenter,
+            shown,
+            unnamed,
+            mislabelled,
+        )
         self.alike, self.tower = alike, tower
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         config = data.config
-        return Families(pack_of(config.sprites), config.size, self.shown, seed, length, config.same_shape)
+        return Families(
+            pack_of(config.sprites), config.size, self.shown, seed, length, config.same_shape
+        )
 
     def collate(self, items: list[dict]) -> dict:
-        """Pictures in a row, and per thing where it is asked for, what refers to it, its label and truth."""
+        """Pictures in a row, and per thing where it is asked for, what refers to it, its label
+        and truth.
+        """
         vlp, pictures, things = self.segmenter.references, [], []
         for number, item in enumerate(items):
             first = len(pictures)
             pictures += item["pictures"]
             for thing in item["things"]:
-                rows = [(first + 1 + k, vlp.frame(region(r)).bool()) for k, r in thing["references"]]
+                rows = [
+                    (first + 1 + k, vlp.frame(region(r)).bool()) for k, r in thing["references"]
+                ]
                 things.append({**thing, "asked": number, "query": first, "references": rows})
         truth = torch.from_numpy(np.stack([t["mask"] for t in things]))
         asked = [item["pictures"][0] for item in items]
@@ -68,16 +80,25 @@ class References(Objective):
         known = vlp.texts(named)
         blank = torch.zeros_like(known[:1])
         text = torch.cat([known[named.index(label)][None] if label else blank for label in labels])
-        wrong = torch.rand(len(text)) < self.mislabelled  # an unknown word means as little as a wrong one
+        # an unknown word means as little as a wrong one
+        wrong = torch.rand(len(text)) < self.mislabelled
         text = torch.where(wrong[:, None].to(device), text[torch.randperm(len(text))], text)
         tokens = torch.zeros(len(things), vlp.config.queries, vlp.config.width_out, device=device)
         for count in {len(t["references"]) for t in things}:
             mine = [i for i, t in enumerate(things) if len(t["references"]) == count]
-            rows = torch.tensor([[r for r, _ in things[i]["references"]] for i in mine], device=device)
-            masks = torch.stack([torch.stack([m for _, m in things[i]["references"]]) for i in mine]).to(device).float()
+            rows = torch.tensor(
+                [[r for r, _ in things[i]["references"]] for i in mine], device=device
+            )
+            masks = (
+                torch.stack([torch.stack([m for _, m in things[i]["references"]]) for i in mine])
+                .to(device)
+                .float()
+            )
             query = torch.tensor([things[i]["query"] for i in mine], device=device)
             prompt = vlp(seen[query], seen[rows], masks, text[mine])
-            tokens = tokens.index_copy(0, torch.tensor(mine, device=device), prompt.tokens.to(tokens.dtype))
+            tokens = tokens.index_copy(
+                0, torch.tensor(mine, device=device), prompt.tokens.to(tokens.dtype)
+            )
         truth, size = batch["truth"].to(device), tuple(batch["truth"].shape[-2:])
         encoded = segmenter.decoder.encode(batch["asked"])
         of = torch.tensor([t["asked"] for t in things], device=device)
@@ -93,8 +114,12 @@ class References(Objective):
             "giou": overlap,
         }
 
-    def contrast(self, seen: torch.Tensor, things: list[dict], known: torch.Tensor, named: list[str]) -> torch.Tensor:
-        """Cross entropy of finding, among all things of the batch, equal things, and the label that belongs to each."""
+    def contrast(
+        self, seen: torch.Tensor, things: list[dict], known: torch.Tensor, named: list[str]
+    ) -> torch.Tensor:
+        """Cross entropy of finding, among all things of the batch, equal things, and the label
+        that belongs to each.
+        """
         vlp = self.segmenter.references
         rows, masks, names, labels = [], [], [], []
         for thing in things:
@@ -103,13 +128,17 @@ class References(Objective):
                 masks.append(mask.float())
                 names.append(thing["name"])
                 labels.append(named.index(thing["label"]))
-        shares = F.interpolate(torch.stack(masks)[:, None].to(seen), (vlp.grid, vlp.grid), mode="area").flatten(1)
+        shares = F.interpolate(
+            torch.stack(masks)[:, None].to(seen), (vlp.grid, vlp.grid), mode="area"
+        ).flatten(1)
         pooled = F.normalize(torch.einsum("ntc,nt->nc", seen[rows], shares), dim=-1)
         kinds = torch.tensor([sorted(set(names)).index(n) for n in names], device=seen.device)
         same = (kinds[:, None] == kinds[None]).float().fill_diagonal_(0)
         likeness = (pooled @ pooled.T / TEMPERATURE).fill_diagonal_(-1e4).log_softmax(1)
         pairs = -(likeness * same).sum(1) / same.sum(1).clamp(min=1)
-        called = F.cross_entropy(pooled @ known.T / TEMPERATURE, torch.tensor(labels, device=seen.device))
+        called = F.cross_entropy(
+            pooled @ known.T / TEMPERATURE, torch.tensor(labels, device=seen.device)
+        )
         return pairs.mean() + called
 
 

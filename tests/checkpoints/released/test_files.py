@@ -1,4 +1,6 @@
-"""Bad released weights: each one clear error, never a wrong mask; and training checkpoints, LLaVA, the command."""
+"""Bad released weights: each one clear error, never a wrong mask; and training checkpoints,
+LLaVA, the command.
+"""
 
 import json
 import pickle
@@ -108,12 +110,16 @@ def test_a_pickle_with_code_in_it(copy, clip, zipped, monkeypatch):
 def test_seg_is_two_ids(copy, clip):
     added = json.loads((copy / "added_tokens.json").read_text())
     seg = added.pop("[SEG]")
-    (copy / "added_tokens.json").write_text(json.dumps({name: i - (i > seg) for name, i in added.items()}))
+    (copy / "added_tokens.json").write_text(
+        json.dumps({name: i - (i > seg) for name, i in added.items()})
+    )
     refused(copy, clip, "[SEG]", "one added token", "ids")
 
 
 def test_added_ids_that_do_not_follow(copy, clip):
-    (copy / "added_tokens.json").write_text(json.dumps({"[SEG]": 490, "<im_start>": 481, "<im_end>": 482}))
+    (copy / "added_tokens.json").write_text(
+        json.dumps({"[SEG]": 490, "<im_start>": 481, "<im_end>": 482})
+    )
     refused(copy, clip, "added_tokens.json", 490, 480)
 
 
@@ -185,11 +191,15 @@ ADAPTED = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def with_adapter(copy):
-    """The weights as training names them, with the oracle's adapter at one projection; and the oracle's factors."""
+    """The weights as training names them, with the oracle's adapter at one projection; and the
+    oracle's factors.
+    """
     factors = np.load(oracle("A_lisa", "extra", "lora_merge.npz"))
     weights = {"base_model.model." + k: v.float() for k, v in Shards(copy).items()}
     for side in "AB":
-        weights[f"{ADAPTED}.lora_{side}.default.weight"] = torch.from_numpy(factors[f"lora_{side}"]).float()
+        weights[f"{ADAPTED}.lora_{side}.default.weight"] = torch.from_numpy(
+            factors[f"lora_{side}"]
+        ).float()
     return weights, factors
 
 
@@ -200,7 +210,9 @@ def test_a_training_checkpoint_is_merged(copy, clip, released, newer):
     base = ADAPTED + (".base_layer" if newer else "") + ".weight"
     weights.pop(ADAPTED + ".weight")
     weights[base] = torch.from_numpy(factors["base_weight"]).float()
-    weights["base_model.model.model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"] = torch.ones(32)
+    weights[
+        "base_model.model.model.vision_tower.vision_tower.vision_model.embeddings.class_embedding"
+    ] = torch.ones(32)
     for shard in copy.glob("pytorch_model*"):
         shard.unlink()
     torch.save(weights, copy / "pytorch_model.bin")
@@ -221,7 +233,11 @@ def test_alpha_is_read_where_it_is_said(copy, clip):
     (copy / "pytorch_model.bin.index.json").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
     (copy / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 8}')
-    found = Segmenter.from_pretrained(copy, clip=clip).backbone.layers[0].self_attn.q_proj.weight.detach()
+    found = (
+        Segmenter.from_pretrained(copy, clip=clip)
+        .backbone.layers[0]
+        .self_attn.q_proj.weight.detach()
+    )
     np.testing.assert_allclose(found - base, 0.5 * factors["lora_B"] @ factors["lora_A"], atol=1e-5)
 
 
@@ -248,7 +264,9 @@ def test_llava_and_sam(copy, clip, sam, picture, projector):
     if projector == "mlp2x_gelu":
         for k in first:
             weights[f"model.mm_projector.0.{k}"] = weights.pop(f"model.mm_projector.{k}")
-        weights["model.mm_projector.2.weight"] = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        weights["model.mm_projector.2.weight"] = torch.randn(
+            64, 64, generator=torch.Generator().manual_seed(0)
+        )
         weights["model.mm_projector.2.bias"] = torch.ones(64)
     for shard in copy.glob("pytorch_model*"):
         shard.unlink()
@@ -263,7 +281,11 @@ def test_llava_and_sam(copy, clip, sam, picture, projector):
     if projector == "mlp2x_gelu":
         expected = ACT2FN["gelu"](expected) @ weights["model.mm_projector.2.weight"].T + 1
     torch.testing.assert_close(seen, expected)
-    assert model(Query(picture, "the cup"), force_seg=True, max_new_tokens=4).masks.shape == (1, 48, 64)
+    assert model(Query(picture, "the cup"), force_seg=True, max_new_tokens=4).masks.shape == (
+        1,
+        48,
+        64,
+    )
 
 
 # The command
@@ -275,7 +297,9 @@ def test_import_and_verify(clip, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "5.1 M parameters" in said
     found = dict(part.split(" ") for part in said.splitlines()[-1].split(": ")[1].split(", "))
-    assert set(found) == {"embedding", "logits", "score"} and all(float(v) < 2e-4 for v in found.values())
+    assert set(found) == {"embedding", "logits", "score"} and all(
+        float(v) < 2e-4 for v in found.values()
+    )
     stored = {v.dtype for _, v in Shards(tmp_path / "lisa" / "backbone").items()}
     assert torch.bfloat16 in stored  # as it was released
 

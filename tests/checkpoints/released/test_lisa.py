@@ -1,4 +1,6 @@
-"""LISA's checkpoint layout against what the reference implementation printed on it (../shared/oracle/A_lisa)."""
+"""LISA's checkpoint layout against what the reference implementation printed on it
+(../shared/oracle/A_lisa).
+"""
 
 import json
 import re
@@ -25,7 +27,10 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def models(folder):
-    return {t: Segmenter.from_pretrained(folder / "checkpoint", template=t) for t in ("llava_v1", "llava_llama_2")}
+    return {
+        t: Segmenter.from_pretrained(folder / "checkpoint", template=t)
+        for t in ("llava_v1", "llava_llama_2")
+    }
 
 
 def cases(folder, name):
@@ -66,7 +71,12 @@ def test_evaluate(folder, models, name):
     close(name, "mask logits, original size", full, expected["pred_masks"])
     close(name, "predicted IoU", quality, expected["iou"][:, 0])
     if "low_res_logits_every2" in expected:
-        close(name, "low-resolution logits", logits[:, ::2, ::2], expected["low_res_logits_every2"][:, 0])
+        close(
+            name,
+            "low-resolution logits",
+            logits[:, ::2, ::2],
+            expected["low_res_logits_every2"][:, 0],
+        )
 
     answer = model(query, max_new_tokens=case["max_new_tokens"])
     assert answer.status == ("found" if case["n_seg"] else "no_seg")
@@ -122,7 +132,10 @@ def test_teacher_forced(folder, models, name):
     case, expected = cases(folder, "forward_cases")[name], np.load(folder / f"{name}.npz")
     model, samples = models["llava_v1"], samples_of(folder, case, expected)
     for sample, ids, labels in zip(samples, expected["input_ids"], expected["labels"], strict=True):
-        prompt, answer = model.backbone.prompt_ids(sample.query), model.backbone.answer_ids(sample.truth.text)
+        prompt, answer = (
+            model.backbone.prompt_ids(sample.query),
+            model.backbone.answer_ids(sample.truth.text),
+        )
         row = ids.tolist()
         assert row[: len(folded(prompt + answer, -200))] == folded(prompt + answer, -200)
         assert [i for i in labels if i != -100] == answer
@@ -130,16 +143,21 @@ def test_teacher_forced(folder, models, name):
         taught = model.backbone.teach(samples)
         prompt = model.prompter(taught.states)
         features = model.decoder.encode([samples[0].query.image])
-        logits, _ = model.decoder.decode(features, torch.zeros(len(prompt), dtype=torch.long), prompt)
+        logits, _ = model.decoder.decode(
+            features, torch.zeros(len(prompt), dtype=torch.long), prompt
+        )
         full = model.decoder.restore(logits, samples[0].query.size)
     close(name, "prompt token", prompt.tokens, expected["text_embeds"])
     close(name, "mask logits, original size", full, expected["pred_masks"])
 
 
 FROZEN = (  # what LISA does not train
-    "backbone.model.model.vision_tower.", "backbone.model.model.multi_modal_projector.", "decoder.model.vision_encoder.",
-    "decoder.model.prompt_encoder.", "decoder.model.shared_image_embedding.",
-)  # fmt: skip
+    "backbone.model.model.vision_tower.",
+    "backbone.model.model.multi_modal_projector.",
+    "decoder.model.vision_encoder.",
+    "decoder.model.prompt_encoder.",
+    "decoder.model.shared_image_embedding.",
+)
 
 
 @pytest.mark.parametrize("name", ["forward_train_0", "forward_train_1_llama2"])
@@ -166,8 +184,20 @@ def test_losses_and_gradients(folder, models, name):
     close(name, f"norms of {len(norms)} gradients", found, list(norms.values()), rtol=1e-3)
     seg = model.backbone.markers.seg
     head = model.backbone.model.lm_head.weight.grad[seg]
-    close(name, "gradient of the [SEG] row of the head", head, expected["grad_lm_head_seg_row"], rtol=1e-3)
-    close(name, "gradient of the prompter", own["prompter.mlp.2.bias"].grad, expected["grad_text_fc2_bias"], rtol=1e-3)
+    close(
+        name,
+        "gradient of the [SEG] row of the head",
+        head,
+        expected["grad_lm_head_seg_row"],
+        rtol=1e-3,
+    )
+    close(
+        name,
+        "gradient of the prompter",
+        own["prompter.mlp.2.bias"].grad,
+        expected["grad_text_fc2_bias"],
+        rtol=1e-3,
+    )
     tokens = own["decoder.model.mask_decoder.mask_tokens.weight"].grad
     close(name, "gradient of the mask tokens", tokens, expected["grad_iou_mask_tokens"], rtol=1e-3)
     model.zero_grad()
@@ -183,9 +213,13 @@ def ours(theirs: str) -> str:
 
 @pytest.mark.parametrize("name", ["img0", "img1", "img2", "large0"])
 def test_preprocessing(folder, models, name):
-    image, expected = picture(folder, f"images/{name}.png"), np.load(folder / f"images/{name}_pre.npz")
+    image, expected = (
+        picture(folder, f"images/{name}.png"),
+        np.load(folder / f"images/{name}_pre.npz"),
+    )
     model = models["llava_v1"]
-    close(name, "CLIP input", model.backbone.pixels(image), expected["clip"], atol=0.03)  # one level of 255 is 0.015
+    # one level of 255 is 0.015
+    close(name, "CLIP input", model.backbone.pixels(image), expected["clip"], atol=0.03)
     assert np.abs(model.backbone.pixels(image).numpy() - expected["clip"]).mean() < 2e-4
     height, width = expected["resize"]
     assert model.decoder.pixels.resized(image.shape[:2]) == (height, width)
@@ -193,15 +227,26 @@ def test_preprocessing(folder, models, name):
     mean, std = model.decoder.pixels.mean, model.decoder.pixels.std
     framed = np.zeros((3, 1024, 1024), np.float32)
     framed[:, :height, :width] = ((resized / 255 - mean) / std).transpose(2, 0, 1)
-    close(name, "SAM input, from the resized picture", framed[:, ::8, ::8], expected["sam_every8"], atol=1e-4)
-    assert np.abs(model.decoder.pixels(image).numpy() - framed).max() < 0.04  # Pillow's versions differ by two levels
+    close(
+        name,
+        "SAM input, from the resized picture",
+        framed[:, ::8, ::8],
+        expected["sam_every8"],
+        atol=1e-4,
+    )
+    # Pillow's versions differ by two levels
+    assert np.abs(model.decoder.pixels(image).numpy() - framed).max() < 0.04
 
 
 @pytest.mark.parametrize("name", ["img0", "img1", "img2"])
 def test_image_embedding(folder, models, name):
     expected = np.load(folder / f"images/{name}_sam_embed_every8.npz")["embed"]
     with torch.inference_mode():
-        found = models["llava_v1"].decoder.encode([picture(folder, f"images/{name}.png")]).embedding[0, :, ::8, ::8]
+        found = (
+            models["llava_v1"]
+            .decoder.encode([picture(folder, f"images/{name}.png")])
+            .embedding[0, :, ::8, ::8]
+        )
     close(name, "SAM image embedding", found, expected, atol=5e-4)
 
 
@@ -222,9 +267,14 @@ def test_safetensors_and_another_name_are_read_alike(folder, models, tmp_path):
 
     place = tmp_path / "my-weights"
     shutil.copytree(folder / "checkpoint", place, ignore=shutil.ignore_patterns("pytorch_model*"))
-    save_file({k: v.clone() for k, v in Shards(folder / "checkpoint").items()}, place / "model.safetensors")
+    save_file(
+        {k: v.clone() for k, v in Shards(folder / "checkpoint").items()},
+        place / "model.safetensors",
+    )
     again = Segmenter.from_pretrained(place, clip=str(folder / "clip-vit-tiny-patch14"))
-    for (name, a), (_, b) in zip(models["llava_v1"].named_parameters(), again.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        models["llava_v1"].named_parameters(), again.named_parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
@@ -234,7 +284,13 @@ def test_read_at_takes_the_state_of_seg_itself(folder):
     query = Query(picture(folder, case["image"]), case["question"])
     expected = np.load(folder / "eval_0.npz")
     said = model.backbone.generate(
-        [query], max_new_tokens=32, temperature=0.0, seed=0, force_seg=False, absent_threshold=0.5, state="at"
+        [query],
+        max_new_tokens=32,
+        temperature=0.0,
+        seed=0,
+        force_seg=False,
+        absent_threshold=0.5,
+        state="at",
     )[0]
     t = said.ids.index(model.backbone.markers.seg)
     row = int(expected["seg_rows"][0]) + 1  # the row after the one that predicts it
@@ -261,7 +317,9 @@ def test_it_can_be_taught_on(folder):
 
 
 def test_positional_code_follows_the_precision(folder):
-    """In bf16 LISA computes SAM's positional code from bf16 coordinates; so do we, and it is not fp32's rounded."""
+    """In bf16 LISA computes SAM's positional code from bf16 coordinates; so do we, and it is not
+    fp32's rounded.
+    """
     exact = Segmenter.from_pretrained(folder / "checkpoint")
     rough = Segmenter.from_pretrained(folder / "checkpoint", dtype="bfloat16")
     assert {p.dtype for p in rough.parameters()} == {torch.bfloat16}
@@ -277,4 +335,8 @@ def test_positional_code_follows_the_precision(folder):
 
 
 def test_the_prompt_is_one_token_a_mask(folder, models):
-    assert Prompt(models["llava_v1"].prompter(torch.zeros(2, 64)).tokens).tokens.shape == (2, 1, 256)
+    assert Prompt(models["llava_v1"].prompter(torch.zeros(2, 64)).tokens).tokens.shape == (
+        2,
+        1,
+        256,
+    )

@@ -1,4 +1,6 @@
-"""Original segment-anything weights against segment-anything's own outputs (../shared/oracle/B_sam)."""
+"""Original segment-anything weights against segment-anything's own outputs
+(../shared/oracle/B_sam).
+"""
 
 import numpy as np
 import pytest
@@ -42,7 +44,11 @@ def encoded(decoder):
 
 def test_sizes_are_read_off_the_tensors(decoder):
     vision = decoder.model.config.vision_config
-    assert (vision.num_attention_heads, vision.global_attn_indexes, vision.window_size) == (2, [1], 7)
+    assert (vision.num_attention_heads, vision.global_attn_indexes, vision.window_size) == (
+        2,
+        [1],
+        7,
+    )
     assert (vision.image_size, vision.num_hidden_layers) == (256, 3)
 
 
@@ -54,19 +60,29 @@ def test_preprocessing_and_encoder(decoder, encoded, io):
 
 def test_tokens_straight_into_the_decoder(decoder, encoded, io):
     image, features = encoded
-    prompt, of = Prompt(torch.from_numpy(io["sparse_a"])), torch.zeros(len(io["sparse_a"]), dtype=torch.long)
+    prompt, of = (
+        Prompt(torch.from_numpy(io["sparse_a"])),
+        torch.zeros(len(io["sparse_a"]), dtype=torch.long),
+    )
     with torch.inference_mode():
         logits, scores = decoder.decode(features, of, prompt)
     close("B tokens", "low-resolution logits", logits, io["a_low_single"][:, 0])
     close("B tokens", "predicted IoU", scores, io["a_iou_single"][:, 0])
-    close("B tokens", "mask logits, original size", decoder.restore(logits, image.shape[:2]), io["a_full_single"][:, 0])
+    close(
+        "B tokens",
+        "mask logits, original size",
+        decoder.restore(logits, image.shape[:2]),
+        io["a_full_single"][:, 0],
+    )
 
 
 @pytest.mark.parametrize("what", ["points", "box", "points_box"])
 def test_points_and_boxes(decoder, encoded, io, what):
     image, features = encoded
     points = [(*map(float, p), int(on)) for p, on in zip(io["points"], io["labels"], strict=True)]
-    given = {"points": (points, []), "box": ([], [io["box"]]), "points_box": (points, [io["box"]])}[what]
+    given = {"points": (points, []), "box": ([], [io["box"]]), "points_box": (points, [io["box"]])}[
+        what
+    ]
     with torch.inference_mode():
         prompt = decoder.places(*given, image.shape[:2])
         logits, scores = decoder.decode(features, torch.zeros(1, dtype=torch.long), prompt)
@@ -75,7 +91,10 @@ def test_points_and_boxes(decoder, encoded, io, what):
     close(f"B {what}", "low-resolution logits", logits, io[f"c_{what}_single_low"])
     close(f"B {what}", "predicted IoU", scores, io[f"c_{what}_single_iou"])
     close(
-        f"B {what}", "mask logits, original size", decoder.restore(logits, image.shape[:2]), io[f"c_{what}_single_full"]
+        f"B {what}",
+        "mask logits, original size",
+        decoder.restore(logits, image.shape[:2]),
+        io[f"c_{what}_single_full"],
     )
 
 
@@ -104,17 +123,27 @@ def test_hub_folders_are_decoders_too(decoder, tmp_path):
 
 
 def test_sizes_of_the_three_released_models(monkeypatch):
-    """vit_b, vit_l and vit_h as segment-anything builds them, on the meta device: every tensor finds its place."""
+    """vit_b, vit_l and vit_h as segment-anything builds them, on the meta device: every tensor
+    finds its place.
+    """
     registry = pytest.importorskip("segment_anything").sam_model_registry
     from reasonseg.checkpoints.released import sam
     from reasonseg.nn.meta_init import WeightFiller, meta_init
 
-    for name, expected in {"vit_b": (768, 12, 12), "vit_l": (1024, 24, 16), "vit_h": (1280, 32, 16)}.items():
+    for name, expected in {
+        "vit_b": (768, 12, 12),
+        "vit_l": (1024, 24, 16),
+        "vit_h": (1280, 32, 16),
+    }.items():
         with torch.device("meta"):
             original = registry[name]().state_dict()
         config = config_of(list(original), lambda k, o=original: tuple(o[k].shape))
         vision = config.vision_config
-        assert (vision.hidden_size, vision.num_hidden_layers, vision.num_attention_heads) == expected
+        assert (
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+        ) == expected
         assert vision.window_size == 14 and len(vision.global_attn_indexes) == 4
         with meta_init():
             decoder = sam.meta_sam(list(original), lambda k, o=original: tuple(o[k].shape))
@@ -137,4 +166,6 @@ def test_missing_and_left_over_keys_stop_the_load(pth, tmp_path):
     with pytest.raises(InputError) as error:
         decoder_from(str(tmp_path / "x.pth"), CPU, torch.float32)
     assert "surplus.weight" in str(error.value) and "iou_token" in str(error.value)
-    decoder_from(str(tmp_path / "x.pth"), CPU, torch.float32, ("surplus", "model.mask_decoder.iou_token"))
+    decoder_from(
+        str(tmp_path / "x.pth"), CPU, torch.float32, ("surplus", "model.mask_decoder.iou_token")
+    )

@@ -1,4 +1,6 @@
-"""VLP-SAM checkpoints against what the reference implementation printed (../shared/oracle/C_vlpsam)."""
+"""VLP-SAM checkpoints against what the reference implementation printed
+(../shared/oracle/C_vlpsam).
+"""
 
 import json
 from dataclasses import replace
@@ -24,7 +26,11 @@ class Tokens:
         self.ids = ids
 
     def __call__(self, texts, **_):
-        return {"input_ids": torch.tensor(np.stack([self.ids[text] for text in texts]), dtype=torch.long)}
+        return {
+            "input_ids": torch.tensor(
+                np.stack([self.ids[text] for text in texts]), dtype=torch.long
+            )
+        }
 
     def save_pretrained(self, folder):
         pass
@@ -32,7 +38,10 @@ class Tokens:
 
 @pytest.fixture(scope="module")
 def tokens():
-    names, arrays = json.loads(oracle("C_vlpsam", "text.json").read_text()), np.load(oracle("C_vlpsam", "text.npz"))
+    names, arrays = (
+        json.loads(oracle("C_vlpsam", "text.json").read_text()),
+        np.load(oracle("C_vlpsam", "text.npz")),
+    )
     return Tokens(
         {
             names["template"].format(label=n): ids
@@ -50,7 +59,8 @@ def files(tmp_path_factory):
     weights = {k: torch.from_numpy(stored[k]).float() for k in stored}
     ours = {"clipmodel." + k[5:]: v for k, v in weights.items() if k.startswith("clip.")}
     ours |= {k[4:]: v for k, v in weights.items() if k.startswith("vlp.")}
-    for name in after:  # surgery renames the attention of the last blocks, and leaves a second name for the last
+    # surgery renames the attention of the last blocks, and leaves a second name for the last
+    for name in after:
         before = name.replace("attn.qkv.", "attn.in_proj_").replace("attn.proj.", "attn.out_proj.")
         if name not in ours and before in ours:
             ours[name] = ours.pop(before)
@@ -64,14 +74,20 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(files, tokens):
-    segmenter = Segmenter.from_pretrained(files / "best_model.pt", sam=str(files / "sam.pth"), device="cpu")
+    segmenter = Segmenter.from_pretrained(
+        files / "best_model.pt", sam=str(files / "sam.pth"), device="cpu"
+    )
     segmenter.references.tokenizer = tokens
     return segmenter
 
 
 def case(name):
     data = np.load(oracle("C_vlpsam", f"{name}.npz"))
-    about = next(c for c in json.loads(oracle("C_vlpsam", "cases.json").read_text())["cases"] if c["name"] == name)
+    about = next(
+        c
+        for c in json.loads(oracle("C_vlpsam", "cases.json").read_text())["cases"]
+        if c["name"] == name
+    )
     return data, about
 
 
@@ -80,7 +96,11 @@ def unpacked(values, shape):
 
 
 def test_sizes_are_read_off_the_tensors(model):
-    assert (model.references.config.surgery, model.references.config.queries, model.references.grid) == (6, 50, 8)
+    assert (
+        model.references.config.surgery,
+        model.references.config.queries,
+        model.references.grid,
+    ) == (6, 50, 8)
     learned = sum(v.numel() for v in model.references.parameters()) - sum(
         v.numel() for v in model.references.clip.parameters()
     )
@@ -91,9 +111,16 @@ def test_text_tower(model, tokens):
     arrays = np.load(oracle("C_vlpsam", "text.npz"))
     for kind in ("coco", "pascal"):
         with torch.inference_mode():
-            found = text_features_of_ids(model.references.clip, torch.from_numpy(arrays[f"{kind}_tokens"]).long())
+            found = text_features_of_ids(
+                model.references.clip, torch.from_numpy(arrays[f"{kind}_tokens"]).long()
+            )
         expected = arrays[f"{kind}_text_features"]
-        close(f"C text {kind}", "label features", found, expected / np.linalg.norm(expected, axis=1, keepdims=True))
+        close(
+            f"C text {kind}",
+            "label features",
+            found,
+            expected / np.linalg.norm(expected, axis=1, keepdims=True),
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -104,7 +131,9 @@ def test_every_step(model, name):
     with torch.inference_mode():
         pixels = vlp.pixels.batch(pictures, torch.device("cpu"), torch.float32)
         close(f"C {name}", "CLIP input", pixels[:2], data["vlm_query_img"], atol=0.02)
-        close(f"C {name}", "CLIP input, reference", pixels[2:], data["support_imgs"][:, 0], atol=0.02)
+        close(
+            f"C {name}", "CLIP input, reference", pixels[2:], data["support_imgs"][:, 0], atol=0.02
+        )
         text = vlp.read(about["class_name"])
         close(
             f"C {name}",
@@ -115,7 +144,10 @@ def test_every_step(model, name):
         seen = vlp.patch_encoder.encode(pictures)
         if "query_clip_feat" in data:
             close(
-                f"C {name}", "patch features", seen[:2].transpose(1, 2).reshape(2, 512, 8, 8), data["query_clip_feat"]
+                f"C {name}",
+                "patch features",
+                seen[:2].transpose(1, 2).reshape(2, 512, 8, 8),
+                data["query_clip_feat"],
             )
             close(
                 f"C {name}",
@@ -145,9 +177,20 @@ def test_every_step(model, name):
         logits, iou = model.decoder.decode(features, torch.arange(2), prompt)
         if "low_res_logits" in data:
             close(f"C {name}", "logits", logits[:, None], data["low_res_logits"], atol=2e-3)
-            close(f"C {name}", "SAM embedding", features.embedding[:, :, ::8, ::8], data["sam_feat_every8"])
+            close(
+                f"C {name}",
+                "SAM embedding",
+                features.embedding[:, :, ::8, ::8],
+                data["sam_feat_every8"],
+            )
         else:
-            close(f"C {name}", "logits", logits[:, None, ::2, ::2], data["low_res_logits_every2"], atol=2e-3)
+            close(
+                f"C {name}",
+                "logits",
+                logits[:, None, ::2, ::2],
+                data["low_res_logits_every2"],
+                atol=2e-3,
+            )
         close(f"C {name}", "predicted IoU", iou[:, None], data["iou"], atol=1e-3)
         full = model.decoder.restore(logits, (512, 512)) > 0
         assert int((full.numpy() ^ unpacked(data["pred_mask"], (2, 512, 512))).sum()) <= 3
@@ -162,9 +205,17 @@ def test_the_whole_way(model):
     for i in range(2):
         support, query = data[f"support_rgb_{i}"], data[f"query_rgb_{i}"]
         used = torch.from_numpy(data["support_mask_used"][i].astype(np.float32))[None, None]
-        mask = torch.nn.functional.interpolate(used, support.shape[:2], mode="nearest")[0, 0].numpy() > 0
-        answer = model(Query(query, references=[Reference(support, mask=mask, label=about["class_name"][i])]))
-        expected = torch.nn.functional.interpolate(logits[i : i + 1], query.shape[:2], mode="bilinear")[0] > 0
+        mask = (
+            torch.nn.functional.interpolate(used, support.shape[:2], mode="nearest")[0, 0].numpy()
+            > 0
+        )
+        answer = model(
+            Query(query, references=[Reference(support, mask=mask, label=about["class_name"][i])])
+        )
+        expected = (
+            torch.nn.functional.interpolate(logits[i : i + 1], query.shape[:2], mode="bilinear")[0]
+            > 0
+        )
         assert answer.status == "found" and answer.labels == [about["class_name"][i]]
         assert (answer.masks != expected.numpy()).mean() < 0.01
 

@@ -1,4 +1,6 @@
-"""SegGPT's stage: eyes that start as another model's tower, colours, losses of a step; and the small SegGPT of the package."""
+"""SegGPT's stage: eyes that start as another model's tower, colours, losses of a step; and the
+small SegGPT of the package.
+"""
 
 import numpy as np
 import pytest
@@ -33,13 +35,17 @@ def test_its_first_layers_are_the_tower(fresh, segmenter):
     pixels = torch.randn(2, 3, 168, 168)
     states = model.embeddings.patch_embeddings.projection(pixels).permute(0, 2, 3, 1)
     grid = states.shape[1]
-    states = states + resampled(model.embeddings.position_embeddings[:, 1:], grid).view(1, grid, grid, -1)
+    states = states + resampled(model.embeddings.position_embeddings[:, 1:], grid).view(
+        1, grid, grid, -1
+    )
     for layer in model.encoder.layers[: len(tower.encoder.layers)]:
         states = block(layer, states, None, pixels)
     wanted = tower(pixels, output_hidden_states=True).hidden_states[-1]
     scale = float(wanted.std() / states.std())
     assert scale > 3, "large states would drown fresh layers"
-    torch.testing.assert_close(states.flatten(1, 2) * scale, wanted, rtol=1e-2, atol=2e-2 * float(wanted.std()))
+    torch.testing.assert_close(
+        states.flatten(1, 2) * scale, wanted, rtol=1e-2, atol=2e-2 * float(wanted.std())
+    )
 
 
 def test_colors_are_apart():
@@ -61,14 +67,20 @@ def test_a_step_of_each_stage(fresh, font):
         parts = objective(objective.collate([data[0], data[1]]))
         parts["loss"].backward()
         assert set(parts) - {"loss"} == ({"keep"} if name == "see" else {"paint", "find", "giou"})
-        touched = {n for n, p in objective.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        touched = {
+            n
+            for n, p in objective.named_parameters()
+            if p.grad is not None and p.grad.abs().max() > 0
+        }
         wanted = "encoder.layers.0" if name == "see" else "encoder.layers.6"
         assert any(wanted in n for n in touched), name
         assert not any("encoder.layers.0" in n for n in touched) or not stage.train
 
 
 def test_the_packaged_one_paints_what_is_marked(font):
-    """Things of withheld classes, turned, scaled and in other hues: far above any object, and above all objects."""
+    """Things of withheld classes, turned, scaled and in other hues: far above any object, and
+    above all objects.
+    """
     model = Segmenter.from_pretrained("tiny-seggpt", device="cpu")
     assert model.backbone is None and "taught on drawn scenes" in model.settings.notice
     data = Episodes(count=40, shots=1).build()
