@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from transformers import SegGptConfig
 from transformers.models.seggpt.modeling_seggpt import SegGptAttention
 
-from reasonseg.nn.canvas import attend as placed
 from reasonseg.nn.attention import attend
+from reasonseg.nn.canvas import attend as placed
 
 RUNS = 8
 

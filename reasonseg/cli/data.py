@@ -13,7 +13,7 @@ def _arguments(parser: Parser) -> None:
     check = verbs_of(parser).add_parser(
         "check", help="read every sample, name what is broken, draw a few"
     )
-    known = named_sets(parser.asked)
+    known = named_sets(parser.asked[1:2])
     check.add_argument("name", choices=known, metavar="NAME", help=", ".join(known))
     check.add_argument("--root", required=True, metavar="DIR")
     check.add_argument("--split", help="(default: every split there is)")

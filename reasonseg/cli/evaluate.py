@@ -28,7 +28,7 @@ def _arguments(parser: Parser) -> None:
             "episodes", help="few-shot: a thing shown in other images; mIoU and FB-IoU"
         )
     )
-    for name, found in named_sets(parser.asked).items():
+    for name, found in named_sets(parser.asked[:1]).items():
         if found.name.evaluated:
             one = names.add_parser(name, help="teacher-forced and generated, with 95 %% intervals")
             _benchmark_arguments(one, name, found.config)

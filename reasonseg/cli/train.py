@@ -42,7 +42,7 @@ def _finetune(options) -> None:
 
     settings = parse(FinetuneSettings, override({}, options.overrides))
     segmenter = load_model(options)
-    segmenter.capabilities.require("finetune", "training")
+    segmenter.capabilities.require("finetune", "words")
     summary = finetune(segmenter, options.folder, options.out, settings, options.skip_bad)
     for way in ("teacher_forced", "generated"):
         before, after = (summary[when][way] for when in ("before", "after"))

@@ -14,7 +14,7 @@ IGNORE = 255  # in a ground truth: neither thing nor background
 
 @dataclass(frozen=True)
 class Counts:
-    """ImageProcessor of one or more masks: `inter` and `union` of the thing, the same for the
+    """Pixels of one or more masks: `inter` and `union` of the thing, the same for the
     background, and `n` masks.
 
     `ious` sums the IoU of each mask (1 where both are empty), after LISA's validation.

@@ -33,10 +33,9 @@ class Capabilities:
     references: bool  # annotated images as examples
     places: bool  # points, boxes, and masks to correct
     absent: bool  # it may answer that a thing is not in the image
-    training: bool  # `loss` works on true answers in words
 
     def require(
-        self, what: str, *needs: Literal["words", "references", "places", "absent", "training"]
+        self, what: str, *needs: Literal["words", "references", "places", "absent"]
     ) -> None:
         """Raises `InputError` where the model lacks one of `needs`; `what` is who asks, such as
         `eval scenes`.
@@ -53,10 +52,6 @@ class Capabilities:
                 "gives points and boxes, and this model takes none; take one with a SAM decoder"
             ),
             "absent": "asks for what is not there, and this model never answers absent",
-            "training": (
-                "trains on questions in words, and this model reads none; take one with a "
-                "language model"
-            ),
         }
         for need in needs:
             if not getattr(self, need):

@@ -71,13 +71,11 @@ class EmbeddingSegmenter(Segmenter):
     @property
     def capabilities(self) -> Capabilities:
         """What it can be asked; read off its parts."""
-        words = self.backbone is not None
         return Capabilities(
-            words=words,
+            words=self.backbone is not None,
             references=self.references is not None,
             places="tokens" in self.decoder.takes,
             absent=self.backbone is not None and self.backbone.markers.rej is not None,
-            training=words,
         )
 
     @hashed_once()

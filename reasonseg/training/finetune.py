@@ -127,7 +127,7 @@ def finetune(
 
 def checked_steps(segmenter: Segmenter, steps: Steps) -> Steps:
     """The steps as this model can take them. Raises `InputError` where it cannot be trained so."""
-    segmenter.capabilities.require("finetune", "training")
+    segmenter.capabilities.require("finetune", "words")
     if is_distributed():
         raise InputError(
             "finetune runs in one process; several share `reasonseg train` on a folder "

@@ -50,7 +50,7 @@ def shard(objective: Objective) -> None:
 
 
 def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sharded values gather_rows, on the CPU; all processes ask together, and only the first one
+    """Sharded values gathered, on the CPU; all processes ask together, and only the first one
     gets them.
     """
     kept = {}

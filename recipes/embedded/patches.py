@@ -2,7 +2,7 @@
 and its thing's box.
 
 The first stage of the embedded model: a tower that can name what it sees is worth many epochs of
-language later. MaskRequest to, it also learns which patches are of one thing, where the middle of
+language later. Asked to, it also learns which patches are of one thing, where the middle of
 each lies, how many others are like it and which of them it is from the left: a causal language
 model over patches finds what a patch says, and does not count.
 """

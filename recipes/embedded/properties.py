@@ -2,7 +2,7 @@
 know.
 
 A question such as "the thing that keeps you dry" is answered by a match: what it asks for against
-what each thing in the picture is good for. TeacherForcedOutput by answers alone a small language
+what each thing in the picture is good for. Taught by answers alone a small language
 model learns many pairs of a wording and a thing by heart, and cannot tell that nothing matches.
 Here its states halfway up must hold both sides of the match.
 """

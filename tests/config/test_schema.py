@@ -42,7 +42,7 @@ def test_every_config_reads_and_dumps_to_itself(file):
         ("bf16=7", "bf16: expected bool"),
         ("model.prompter.at=on", "prompter.at"),
         ("workers", "is not an override"),
-        ("stages.tower.objective=dens", "not one of dense"),
+        ("stages.tower.objective=dens", "no objective 'dens'"),
         ("workers.a=3", "has no settings of its own"),
     ],
 )

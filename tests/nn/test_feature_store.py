@@ -40,7 +40,7 @@ def test_losses_and_gradients_stay(model, samples, tmp_path):
     wanted["loss"].backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    model.frozen = FeatureStore(tmp_path / "features")
+    model.feature_store = FeatureStore(tmp_path / "features")
     for _ in range(2):  # written, then read
         found = model.loss(samples)
         for name, value in wanted.items():
@@ -54,18 +54,18 @@ def test_losses_and_gradients_stay(model, samples, tmp_path):
 
 def test_each_picture_is_encoded_once_over_runs(model, samples, tmp_path, monkeypatch):
     calls = counted(monkeypatch, model)
-    model.frozen = FeatureStore(tmp_path / "features")
+    model.feature_store = FeatureStore(tmp_path / "features")
     first = model.loss(samples[:2])["loss"]
     assert calls == [1, 1, 1, 1], "two pictures, two encoders, each alone"
     model.loss(samples)
     assert len(calls) == 6, "three pictures in all"
-    model.frozen = FeatureStore(tmp_path / "features")  # another run
+    model.feature_store = FeatureStore(tmp_path / "features")  # another run
     assert torch.equal(model.loss(samples[:2])["loss"], first) and len(calls) == 6
     assert len(list((tmp_path / "features").glob("*.safetensors"))) == 6
 
 
 def test_other_weights_find_nothing(model, samples, tmp_path, monkeypatch):
-    model.frozen = FeatureStore(tmp_path / "features")
+    model.feature_store = FeatureStore(tmp_path / "features")
     model.loss(samples[:1])
     calls = counted(monkeypatch, model)
     with torch.no_grad():
@@ -75,7 +75,7 @@ def test_other_weights_find_nothing(model, samples, tmp_path, monkeypatch):
 
 
 def test_what_is_trained_is_not_kept(model, samples, tmp_path):
-    model.frozen = FeatureStore(tmp_path / "features")
+    model.feature_store = FeatureStore(tmp_path / "features")
     next(model.decoder.encoders[0].parameters()).requires_grad_(True)
     assert (
         not are_frozen(model.decoder.encoders)

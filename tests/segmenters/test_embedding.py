@@ -3,6 +3,8 @@ import pytest
 import torch
 
 from reasonseg import InputError, Query, Reference, Segmenter
+from reasonseg.checkpoints.parts import Parts
+from reasonseg.segmenters.base import segmenter_of
 from reasonseg.segmenters.postprocess import labels_of
 
 
@@ -115,9 +117,10 @@ def test_references_are_refused_plainly_where_they_were_not_taught(segmenter, pi
     from dataclasses import replace
 
     words = replace(segmenter.settings, references=None)
-    plain = Segmenter(words, segmenter.backbone, segmenter.prompter, segmenter.decoder)
+    parts = Parts(words, segmenter.backbone, segmenter.prompter, segmenter.decoder)
+    plain = segmenter_of(parts)
     reference = Reference(picture, mask=np.ones(picture.shape[:2], bool))
-    with pytest.raises(InputError, match="not taught references"):
+    with pytest.raises(InputError, match="not trained on references"):
         plain(Query(picture, references=[reference]))
 
 

@@ -1,5 +1,7 @@
 """A reference bank: what it holds, what it chooses, and what it remembers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,13 +101,13 @@ def test_only_of_a_label(model, folder):  # noqa: F811
 def test_features_are_kept_and_made_anew_where_a_file_changes(model, folder, monkeypatch):  # noqa: F811
     bank = Bank(folder / "bank")
     first = bank.features(model, range(6))
-    looked = []
-    look = type(model.references).look
-    monkeypatch.setattr(
-        type(model.references),
-        "look",
-        lambda self, images: looked.append(len(images)) or look(self, images),
-    )
+    looked, encoder = [], model.references.patch_encoder
+
+    def encode(images):
+        looked.append(len(images))
+        return encoder.encode(images)
+
+    monkeypatch.setattr(model.references, "_encoder", replace(encoder, encode=encode))
     again = Bank(folder / "bank").features(model, range(6))
     assert not looked and all(torch.equal(first[i][0], again[i][0]) for i in first)
     Image.fromarray(np.full((40, 50, 3), 200, np.uint8)).save(folder / "bank/images/p2.png")

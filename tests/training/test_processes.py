@@ -81,7 +81,7 @@ def losses(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def start():
     from reasonseg import Segmenter
-    from reasonseg.training.objectives import Language
+    from reasonseg.training.objectives.language import Language
 
     return Language(Segmenter.from_pretrained(device="cpu", dtype="float32")).state_dict()
 
@@ -170,7 +170,7 @@ def test_what_sharding_does_not_go_with(root, tmp_path, change, words):
 
 def test_losses_of_parts_are_those_of_the_whole(root, segmenter):
     from reasonseg.datasets.folder import Config
-    from reasonseg.training.objectives import Language
+    from reasonseg.training.objectives.language import Language
 
     stream = Config(root, absent=0.5).training(8, 0)
     samples = [stream[i] for i in range(8)]

@@ -98,7 +98,7 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
             "stages.tower.train=[segmenter.backbone, segmenter.promter]",
             "begins with 'segmenter.promter'",
         ),
-        ("stages.tower.options.speed=3", "options of objective dense"),
+        ("stages.tower.options.speed=3", "objective recipes.embedded.patches: no option 'speed'"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(font, tmp_path, change, words):
@@ -109,5 +109,5 @@ def test_a_stage_that_cannot_be_is_refused(font, tmp_path, change, words):
 def test_aiming_needs_codes(font, tmp_path):
     settings = read_run("configs/tiny.yaml", overrides(tmp_path))
     settings.stages.pop("tower"), settings.stages.pop("decoder")
-    with pytest.raises(InputError, match="objective codes before it"):
+    with pytest.raises(InputError, match="needs a coder"):
         train(settings)

@@ -34,6 +34,10 @@ def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, 
     if sam:
         weights = Shards(sam)
         names = {key: key for key in weights.of}
+    elif (model_path(source) / "settings.yaml").is_file():
+        raise InputError(
+            f"--verify compares with segment-anything; {source} is a model folder of ours already"
+        )
     else:
         format_, found = find_format(model_path(source))
         if format_.original_sam is None:

@@ -22,7 +22,6 @@ class Language(Objective):
 
     def __init__(self, segmenter: Segmenter):
         super().__init__()
-        segmenter.capabilities.require("objective language", "training")
         self.segmenter = segmenter
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
@@ -33,9 +32,9 @@ class Language(Objective):
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
         """Answer tokens and masks of a batch."""
-        backbone, _ = self.segmenter.language()
         spoken = [s for s in batch["samples"] if s.query.text.strip()]
-        tokens = sum(len(backbone.answer_ids(s.truth.text)) for s in spoken)
+        backbone = self.segmenter.language()[0] if spoken else None
+        tokens = sum(len(backbone.answer_ids(s.truth.text)) for s in spoken) if backbone else 0
         return {"tokens": tokens, "masks": sum(len(s.truth.masks) for s in batch["samples"])}
 
     def forward(self, batch: dict[str, Any], counts: dict | None = None) -> dict[str, torch.Tensor]:

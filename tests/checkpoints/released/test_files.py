@@ -314,4 +314,4 @@ def test_verify_sees_a_difference(clip):
 
 def test_import_of_nothing(tmp_path, capsys):
     assert main(["import", str(tmp_path), str(tmp_path / "x")]) == 2
-    assert "nothing to import" in capsys.readouterr().err
+    assert "is no model we know" in capsys.readouterr().err
