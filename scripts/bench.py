@@ -31,7 +31,7 @@ import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from reasonseg import Query, Segmenter
-from reasonseg.backbones import base as backbones
+from reasonseg.backbones import language as backbones
 from reasonseg.nn.feature_store import FeatureStore
 from reasonseg.nn.features import Features
 from reasonseg.nn.lora import add_lora, fold_adapters

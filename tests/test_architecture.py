@@ -39,6 +39,7 @@ SHARED = (
     "base",
     "options",
     "synthetic",
+    "language",
     "layouts",
 )
 

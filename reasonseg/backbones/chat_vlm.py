@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from reasonseg.backbones.base import LanguageBackbone, State, TeacherForcedOutput
+from reasonseg.backbones.base import State, TeacherForcedOutput
+from reasonseg.backbones.language import LanguageBackbone
 from reasonseg.errors import InputError
 from reasonseg.nn.packing import IGNORED
 from reasonseg.nn.pretrained import from_folder

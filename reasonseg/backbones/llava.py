@@ -18,7 +18,8 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from reasonseg.backbones.base import LanguageBackbone, State, TeacherForcedOutput
+from reasonseg.backbones.base import State, TeacherForcedOutput
+from reasonseg.backbones.language import LanguageBackbone
 from reasonseg.errors import InputError
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.generation import MarkerLogitsProcessor, Stepper
@@ -59,13 +60,12 @@ class Config:
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         network = dict(self.network)
         text = {**network.pop("text_config", {}), "vocab_size": len(tokenizer)}
-        config = LlavaConfig(
-            text_config=text, image_token_id=tokenizer.convert_tokens_to_ids(IMAGE), **network
-        )
+        network["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE)
+        config: Any = LlavaConfig(text_config=text, **network)
         pixels = ImageProcessor(**{"size": config.vision_config.image_size, **self.pixels})
         return Llava(LlavaForConditionalGeneration(config), tokenizer, pixels, self)
 
-    def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Llava:
+    def load(self, folder: Path, allow: Sequence[str] = (), **options: Any) -> Llava:
         """A backbone from a transformers folder with its tokenizer; `allow` as in
         `weights.from_folder`.
         """
@@ -98,7 +98,7 @@ class Llava(LanguageBackbone):
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
-        tokenizer,
+        tokenizer: Any,
         pixels: ImageProcessor,
         config: Config,
     ):
@@ -106,7 +106,7 @@ class Llava(LanguageBackbone):
         self.model, self.tokenizer, self.pixels, self.config = model, tokenizer, pixels, config
         self.markers, self.stepper = Markers.find(tokenizer), Stepper(model)
         self.image_id = model.config.image_token_id
-        vision = model.config.vision_config
+        vision: Any = model.config.vision_config
         self.grid = vision.image_size // vision.patch_size
         whole = model.config.vision_feature_select_strategy == "full"
         self.patches = self.grid**2 + (whole and vision.model_type.startswith("clip"))
@@ -221,7 +221,7 @@ class Llava(LanguageBackbone):
         ]
 
     def embed(
-        self, ids: torch.Tensor, features: torch.Tensor, regions: list[torch.Tensor] = ()
+        self, ids: torch.Tensor, features: torch.Tensor, regions: Sequence[torch.Tensor] = ()
     ) -> torch.Tensor:
         """Embeddings `[b, t, width]` of ids `[b, t]`, image places filled with `features` `[b,
         patches, width]` and `regions`.
@@ -251,7 +251,7 @@ class Llava(LanguageBackbone):
         ).past_key_values
         return self.prefix_in(kept)
 
-    def prefix_in(self, cache: Cache) -> torch.Tensor:
+    def prefix_in(self, cache: Any) -> torch.Tensor:
         """The same, out of what is left of prompts without padding that were read whole."""
         p = len(self._start())
         return torch.stack(
@@ -284,7 +284,10 @@ class Llava(LanguageBackbone):
         )
         there = [[1] * cut + [0] * (longest - len(row)) + [1] * (len(row) - cut) for row in rows]
         mask = torch.tensor(there, device=self.device)
-        inputs = {"inputs_embeds": self.embed(ids, features, regions), "attention_mask": mask}
+        inputs: dict[str, Any] = {
+            "inputs_embeds": self.embed(ids, features, regions),
+            "attention_mask": mask,
+        }
         if prefixes is not None:
             cache = DynamicCache(config=self.model.config.get_text_config())
             for layer, pair in enumerate(prefixes.unflatten(1, (-1, 2)).unbind(1)):

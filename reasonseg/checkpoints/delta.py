@@ -49,17 +49,17 @@ class Changes:
         """
         from peft.tuners.lora import LoraLayer
 
-        found, rows = {}, []
-        for name, layer in adapters(segmenter).items():
+        found: dict[str, torch.Tensor] = {}
+        rows: list[int] = []
+        layers: dict[str, Any] = dict(adapters(segmenter))
+        for name, layer in layers.items():
             if isinstance(layer, LoraLayer):
                 found |= {
                     f"lora_{s}:{name}": getattr(layer, f"lora_{s}")[NAME].weight for s in "AB"
                 }
             elif not layer.tied_adapter:
-                found[f"rows:{name}.weight"], rows = (
-                    layer.trainable_tokens_delta[NAME],
-                    layer.token_indices[NAME],
-                )
+                found[f"rows:{name}.weight"] = layer.trainable_tokens_delta[NAME]
+                rows = layer.token_indices[NAME]
         beside = (".lora_", "trainable_tokens")
         for name, p in segmenter.named_parameters():
             if p.requires_grad and not any(mark in name for mark in beside):
@@ -143,7 +143,7 @@ class Changes:
             0,
         )
 
-    def _apply_lora(self, segmenter: nn.Module) -> None:
+    def _apply_lora(self, segmenter: Any) -> None:
         names = [key.removeprefix("lora_A:") for key in self.tensors if key.startswith("lora_A:")]
         if not names:
             return

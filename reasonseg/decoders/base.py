@@ -7,26 +7,35 @@ tiny one, for tests), and the class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from reasonseg.errors import InputError
 from reasonseg.nn.features import Features, PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.prompt import CanvasFrame, Prompt
+from reasonseg.nn.shapes import Bool, Float, Int
+from reasonseg.structures.query import Box, Point
 
 Takes = tuple[Literal["tokens", "examples"], ...]
 
 
 class Decoder(Protocol):
-    """Image features and prompts to mask logits. `BaseDecoder` implements what kinds may leave
-    out.
+    """Turns image features and prompts into mask logits.
+
+    `BaseDecoder` implements what a kind may leave out. The `Config` of its file says what it
+    `takes`, which `model_types` of transformers its `load` reads, and how it is built.
+
+    Attributes:
+        takes: `tokens` (SAM's sparse prompts), `examples` (in-context canvases), or both.
+        model: The transformers model inside.
+        pixels: How images enter.
     """
 
     takes: Takes
@@ -36,50 +45,103 @@ class Decoder(Protocol):
     @property
     def width(self) -> int:
         """Width d of the prompt tokens it takes; 0 where it takes examples only."""
+        ...
 
     @property
     def side(self) -> int:
         """Height and width of its logits."""
+        ...
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
         """The modules that `encode` runs, by whose weights caches know its features."""
+        ...
 
     @property
     def patch_encoder(self) -> PatchEncoder | None:
         """Patch features to compare images by; None where it has none to offer."""
+        ...
 
     @property
     def canvas_frame(self) -> CanvasFrame | None:
         """How examples are laid out for it; None where it takes none."""
+        ...
 
     def encode(self, images: list[np.ndarray]) -> Features:
-        """Features of uint8 `[h, w, 3]` images, in one batch."""
+        """Encodes images in one batch.
+
+        Args:
+            images: uint8 RGB `[h, w, 3]`, of any sizes.
+
+        Returns:
+            Features that only this decoder reads; row i is of image i.
+        """
+        ...
 
     def decode(
-        self, features: Features, image_index: torch.Tensor, prompt: Prompt
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, side, side]` and predicted IoU `[n]` of n prompts; mask i belongs to image
-        `image_index[i]`.
-        """
+        self, features: Features, image_index: Int[Tensor, " n"], prompt: Prompt
+    ) -> tuple[Float[Tensor, "n s s"], Float[Tensor, " n"]]:
+        """Draws n masks at once.
 
-    def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Logits `[n, side, side]` in the frame of an image of `size` (height, width): float32
-        `[n, h, w]`; above 0 is inside.
-        """
+        Args:
+            features: What `encode` gave for b images.
+            image_index: `[n]`; mask i is drawn on image `image_index[i]`, 0 to b - 1.
+            prompt: n prompts of one kind; tokens `[n, k, d]`, or examples.
 
-    def places(self, points: list, boxes: list, size: tuple[int, int]) -> Prompt:
-        """Points `(x, y, on)` and boxes `(x0, y0, x1, y1)` in pixels of an image of `size` as
-        one prompt `[1, k, d]`.
+        Returns:
+            Logits `[n, side, side]` (above 0 is inside) and predicted IoU `[n]`, 0..1.
         """
+        ...
 
-    def dense(self, mask: np.ndarray) -> torch.Tensor:
-        """A mask bool `[h, w]` as the dense prompt `[1, 1, side, side]` that starts its
-        correction.
+    def restore(
+        self, logits: Float[Tensor, "n s s"], size: tuple[int, int]
+    ) -> Float[Tensor, "n h w"]:
+        """Brings logits back to the size of their image.
+
+        Args:
+            logits: `[n, side, side]`, as `decode` gives them.
+            size: `(height, width)` of the image in pixels.
+
+        Returns:
+            float32 logits `[n, h, w]`; above 0 is inside.
         """
+        ...
+
+    def places(
+        self, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+    ) -> Prompt:
+        """Encodes points and boxes as one prompt `[1, k, d]`.
+
+        Args:
+            points: `(x, y, on)` in pixels of the image; `on` is 1 inside the mask, 0 outside.
+            boxes: `(x0, y0, x1, y1)` in pixels of the image.
+            size: `(height, width)` of the image.
+
+        Returns:
+            The prompt of one mask.
+
+        Raises:
+            InputError: This decoder takes no points and boxes.
+        """
+        ...
+
+    def dense(self, mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "1 1 s s"]:
+        """Encodes a mask as the dense prompt `[1, 1, side, side]` that starts its correction.
+
+        Args:
+            mask: bool `[h, w]`, of the size of the image.
+
+        Returns:
+            Logits in the decoder's frame.
+
+        Raises:
+            InputError: This decoder takes no masks.
+        """
+        ...
 
     def save(self, folder: Path) -> None:
         """Writes an ordinary transformers folder with the preprocessing beside it."""
+        ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -106,11 +168,13 @@ class BaseDecoder(nn.Module):
         """How examples are laid out for it; it takes none."""
         return None
 
-    def places(self, points: list, boxes: list, size: tuple[int, int]) -> Prompt:
+    def places(
+        self, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+    ) -> Prompt:
         """Points and boxes as a prompt. Raises `InputError`: this kind takes none."""
         raise InputError("this model's decoder takes no points and boxes; a SAM decoder does")
 
-    def dense(self, mask: np.ndarray) -> torch.Tensor:
+    def dense(self, mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "1 1 s s"]:
         """A mask as dense prompt. Raises `InputError`: this kind takes none."""
         raise InputError("this model's decoder takes no mask to correct; a SAM decoder does")
 
@@ -142,7 +206,7 @@ class SamDecoderBase(BaseDecoder):
         return 4 * self.model.prompt_encoder.image_embedding_size[0]
 
     @property
-    def _weight(self) -> torch.Tensor:
+    def _weight(self) -> Tensor:
         return self.model.mask_decoder.iou_token.weight
 
     def encode(self, images: list[np.ndarray]) -> Features:
@@ -150,42 +214,35 @@ class SamDecoderBase(BaseDecoder):
         raise NotImplementedError
 
     def draw(
-        self, features: Features, positions: torch.Tensor, tokens: torch.Tensor, dense: torch.Tensor
-    ) -> tuple:
+        self, features: Features, positions: Tensor, tokens: Tensor, dense: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(masks `[n, 1, 1, side, side]`, scores `[n, 1, 1]`) of n prompts, each with its own
         features.
         """
         raise NotImplementedError
 
     def decode(
-        self, features: Features, image_index: torch.Tensor, prompt: Prompt
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[n, side, side]` and predicted IoU `[n]`; mask i belongs to image
-        `image_index[i]` of the features.
-        """
-        n, encoder, dtype = len(prompt), self.model.prompt_encoder, features.embedding.dtype
+        self, features: Features, image_index: Int[Tensor, " n"], prompt: Prompt
+    ) -> tuple[Float[Tensor, "n s s"], Float[Tensor, " n"]]:
+        """Logits `[n, side, side]` and predicted IoU `[n]`; see `Decoder.decode`."""
+        n, encoder, embedding = len(prompt), self.model.prompt_encoder, features.embedding
         if n == 0:
-            return features.embedding.new_zeros(
-                0, self.side, self.side
-            ), features.embedding.new_zeros(0)
+            return embedding.new_zeros(0, self.side, self.side), embedding.new_zeros(0)
         if prompt.dense is None:
-            dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(
-                n, -1, *features.embedding.shape[-2:]
-            )
+            blank = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            dense = blank.expand(n, -1, *embedding.shape[-2:])
         else:
             dense = encoder.mask_embed(prompt.dense.to(self._weight.dtype))
-        positions = (
-            self.model.get_image_wide_positional_embeddings().to(dtype).expand(n, -1, -1, -1)
-        )
-        masks, scores = self.draw(
-            features[image_index], positions, prompt.tokens[:, None].to(dtype), dense.to(dtype)
-        )
+        dtype, positions = embedding.dtype, self.model.get_image_wide_positional_embeddings()
+        positions = positions.to(dtype).expand(n, -1, -1, -1)
+        tokens = prompt.tokens[:, None].to(dtype)
+        masks, scores = self.draw(features[image_index], positions, tokens, dense.to(dtype))
         return masks[:, 0, 0], scores[:, 0, 0]
 
-    def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        """Logits `[n, side, side]` in the frame of an image of `size`: float32 `[n, h, w]`
-        (SAM's two-step resize).
-        """
+    def restore(
+        self, logits: Float[Tensor, "n s s"], size: tuple[int, int]
+    ) -> Float[Tensor, "n h w"]:
+        """float32 logits `[n, h, w]`, by SAM's two-step resize (its `postprocess_masks`)."""
         if not len(logits):
             return logits.new_zeros(0, *size, dtype=torch.float32)
         height, width = self.pixels.resized(size)
@@ -199,10 +256,10 @@ class SamDecoderBase(BaseDecoder):
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return logits[:, 0]
 
-    def places(self, points: list, boxes: list, size: tuple[int, int]) -> Prompt:
-        """Points `(x, y, on)` and boxes in pixels of an image of `size` as the tokens of one
-        mask, `[1, k, d]`.
-        """
+    def places(
+        self, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+    ) -> Prompt:
+        """Points and boxes as the tokens `[1, k, d]` of one mask; see `Decoder.places`."""
         height, width = self.pixels.resized(size)
         scale = torch.tensor([width / size[1], height / size[0]], device=self._weight.device)
         scale = scale * (self.pixels.enlarged or self.pixels.size) / self.pixels.size
@@ -212,34 +269,24 @@ class SamDecoderBase(BaseDecoder):
         ]
         tokens = [self._embed(input_boxes=c.reshape(1, 1, 4)) for c in corners]
         if points:
-            spots = (
-                torch.tensor([[p[:2] for p in points]], dtype=torch.float32, device=scale.device)
-                * scale
-            )
+            spots = torch.tensor([[p[:2] for p in points]], dtype=torch.float32).to(scale) * scale
             labels = torch.tensor([[p[2] for p in points]], device=scale.device)
             # points alone get a padding point
             beside = {"input_boxes": corners[0].reshape(1, 1, 4)} if boxes else {}
-            tokens[:1] = [
-                self._embed(input_points=spots[None], input_labels=labels[None], **beside)
-            ]
+            given = {"input_points": spots[None], "input_labels": labels[None], **beside}
+            tokens[:1] = [self._embed(**given)]
         return Prompt(torch.cat(tokens, 2)[0].to(self._weight.dtype))
 
-    def _embed(self, **places) -> torch.Tensor:
+    def _embed(self, **places: Tensor) -> Tensor:
         blank = dict.fromkeys(("input_points", "input_labels", "input_boxes", "input_masks"))
         return self.model.prompt_encoder(**{**blank, **places})[0]
 
-    def dense(self, mask: np.ndarray) -> torch.Tensor:
-        """A mask bool `[h, w]` as dense prompt `[1, 1, side, side]`: logits of +-10 in the
-        network's frame.
-        """
-        logits = torch.from_numpy(mask).to(self._weight.device, torch.float32)[None, None] * 20 - 10
-        logits = F.interpolate(
-            logits, self.pixels.resized(mask.shape), mode="bilinear", antialias=True
-        )
-        frame = self.pixels.size
-        logits = F.pad(
-            logits, (0, frame - logits.shape[-1], 0, frame - logits.shape[-2]), value=-10.0
-        )
-        return F.interpolate(logits, (self.side, self.side), mode="bilinear", antialias=True).to(
-            self._weight.dtype
-        )
+    def dense(self, mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "1 1 s s"]:
+        """A mask as dense prompt `[1, 1, side, side]`: logits of +-10 in the network's frame."""
+        weight, frame = self._weight, self.pixels.size
+        logits = torch.from_numpy(mask).to(weight.device, torch.float32)[None, None] * 20 - 10
+        height, width = self.pixels.resized(mask.shape)
+        logits = F.interpolate(logits, (height, width), mode="bilinear", antialias=True)
+        logits = F.pad(logits, (0, frame - width, 0, frame - height), value=-10.0)
+        small = F.interpolate(logits, (self.side, self.side), mode="bilinear", antialias=True)
+        return small.to(weight.dtype)

@@ -39,7 +39,7 @@ class Config:
         """A decoder with the source's weights, or fresh ones."""
         if self.source:
             return self.load(local_folder(self.source))
-        config = SamConfig(**self.network)
+        config: Any = SamConfig(**self.network)
         model = SamModel(config)
         # transformers starts it hidden_size / 2 times too wild: neighbouring points would share
         # nothing
@@ -50,7 +50,7 @@ class Config:
         )
 
     @staticmethod
-    def load(folder: Path, allow: Sequence[str] = (), **options) -> SamDecoder:
+    def load(folder: Path, allow: Sequence[str] = (), **options: Any) -> SamDecoder:
         """A decoder from a folder that `SamModel.save_pretrained` wrote; `allow` as in
         `weights.from_folder`.
         """

@@ -26,11 +26,7 @@ class Config:
     """
 
     takes: ClassVar[Takes] = ("tokens",)
-    # of transformers, that `load` reads
-    model_types: ClassVar[tuple[str, ...]] = (
-        "sam2",
-        "sam2_video",
-    )
+    model_types: ClassVar[tuple[str, ...]] = ("sam2", "sam2_video")
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
@@ -40,14 +36,14 @@ class Config:
         """A decoder with the source's weights, or fresh ones."""
         if self.source:
             return self.load(local_folder(self.source))
-        config = Sam2Config(**self.network)
+        config: Any = Sam2Config(**self.network)
         size = config.prompt_encoder_config.image_size
         return Sam2Decoder(
             Sam2Model(config), ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
         )
 
     @staticmethod
-    def load(folder: Path, allow: Sequence[str] = (), **options) -> Sam2Decoder:
+    def load(folder: Path, allow: Sequence[str] = (), **options: Any) -> Sam2Decoder:
         """A decoder from a folder that `Sam2Model.save_pretrained` wrote; `allow` as in
         `weights.from_folder`.
         """

@@ -55,7 +55,7 @@ class Config:
         config = SegGptConfig(**self.network)
         return SegGpt(SegGptForImageSegmentation(config), pixels_for(config, self.pixels), self)
 
-    def load(self, folder: Path, allow: Sequence[str] = (), **options) -> SegGpt:
+    def load(self, folder: Path, allow: Sequence[str] = (), **options: Any) -> SegGpt:
         """A decoder from a folder that transformers' `save_pretrained` wrote; `allow` as in
         `weights.from_folder`.
         """
@@ -87,7 +87,7 @@ class Config:
         return cls(network | {"intermediate_hidden_state_indices": [1, 3]})
 
 
-def pixels_for(config: SegGptConfig, more: dict) -> ImageProcessor:
+def pixels_for(config: Any, more: dict) -> ImageProcessor:
     """Pictures are squashed to the half canvas with PIL's bicubic filter."""
     return ImageProcessor(
         **{"size": config.image_size[1], "aspect": "squash", "resample": "bicubic", **more}
@@ -97,13 +97,16 @@ def pixels_for(config: SegGptConfig, more: dict) -> ImageProcessor:
 class SegGpt(BaseDecoder):
     """Pictures and examples -> mask logits."""
 
-    takes = ("examples",)
+    takes: Takes = ("examples",)
     width = 0
+
+    mean: torch.Tensor
+    std: torch.Tensor
 
     def __init__(self, model: SegGptForImageSegmentation, pixels: ImageProcessor, config: Config):
         super().__init__(model, pixels)
         self.config = config
-        height, width = model.config.image_size
+        height, width = self.model.config.image_size
         if height != 2 * width:
             raise InputError(
                 f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}"

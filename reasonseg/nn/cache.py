@@ -36,7 +36,7 @@ class ImageCache:
 
     def __call__(
         self,
-        encoders: Sequence[nn.Module],
+        encoders: Sequence[Any],
         images: Sequence[np.ndarray],
         encode: Callable[[list], Any],
         side: int = 0,
@@ -48,7 +48,7 @@ class ImageCache:
 
     def fetch(
         self,
-        encoders: Sequence[nn.Module],
+        encoders: Sequence[Any],
         images: Sequence[np.ndarray],
         encode: Callable[[list], Any],
         side: int = 0,
@@ -78,7 +78,7 @@ class ImageCache:
         join = torch.cat if isinstance(first, torch.Tensor) else type(first).joined
         return join([rows[key] for key in keys]), cached
 
-    def put(self, encoders: Sequence[nn.Module], image: np.ndarray, row: Any) -> None:
+    def put(self, encoders: Sequence[Any], image: np.ndarray, row: Any) -> None:
         """Keeps what these encoders made of an image elsewhere."""
         self.keep((tuple(version_of(module) for module in encoders), digest(image)), row)
 

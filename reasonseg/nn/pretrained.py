@@ -9,12 +9,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from reasonseg.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
@@ -102,7 +99,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -> nn.Module:
+def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -> Any:
     """`cls.from_pretrained(folder)`. Raises `InputError` where keys do not fit and no prefix in
     `allow` covers them.
     """

@@ -7,39 +7,54 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reasonseg.nn.cache import ImageCache
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.prompt import Prompt
+from reasonseg.nn.shapes import Bool, Float
 from reasonseg.structures.query import Reference
 
-# an image that is asked about, and references of one thing
+# an image that is asked about, and references of one label
 Group = tuple[np.ndarray, list[Reference]]
+Makes = Literal["tokens", "examples"]
 
 
 class Prompter(Protocol):
-    """States of a language model to prompt tokens. The `Config` of its file builds it."""
+    """Turns states of a language model into prompt tokens. The `Config` of its file builds it.
+
+    Attributes:
+        config: Its settings; `config.at` says which state of `<SEG>` it reads.
+        makes: What it makes, which the decoder has to take.
+    """
 
     config: Any
-    makes: Literal["tokens", "examples"]
+    makes: Makes
 
     @property
     def width_in(self) -> int:
         """Width of the states it reads."""
+        ...
 
     @property
     def width_out(self) -> int:
         """Width of the tokens it makes; 0 where it makes examples."""
+        ...
 
-    def __call__(self, states: torch.Tensor) -> Prompt:
-        """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n,
-        k, width_out]`.
+    def __call__(self, states: Float[Tensor, "n width_in"]) -> Prompt:
+        """Makes one prompt for each state.
+
+        Args:
+            states: `[n, width_in]`, one for each `<SEG>` in the order of the text.
+
+        Returns:
+            A prompt of tokens `[n, k, width_out]`.
         """
+        ...
 
-    def learned(self) -> dict[str, torch.Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """The weights that are saved beside the settings."""
+        ...
 
     def to(self, *args: Any, **kwargs: Any) -> nn.Module: ...
 
@@ -51,42 +66,71 @@ class Prompter(Protocol):
 
 
 class ReferencePrompter(Protocol):
-    """Annotated images to prompts: tokens (`vlp`), or examples for a decoder that learns in
-    context (`examples`).
+    """Turns annotated images into prompts: tokens (`vlp`), or examples for a decoder that learns
+    in context (`examples`).
+
+    Attributes:
+        config: Its settings.
+        makes: What it makes, which the decoder has to take.
     """
 
     config: Any
-    makes: Literal["tokens", "examples"]
+    makes: Makes
 
     @property
     def width_out(self) -> int:
         """Width of the tokens it makes; 0 where it makes examples."""
+        ...
 
     def bind(self, backbone: Any, decoder: Any) -> None:
-        """Takes what it needs of its neighbours. Raises `InputError` where they lack it."""
+        """Takes what it needs of the backbone and the decoder of its model.
+
+        Args:
+            backbone: The model's backbone, or None.
+            decoder: The model's decoder.
+
+        Raises:
+            InputError: They lack what this prompter needs.
+        """
+        ...
 
     def prompts(
         self, groups: Sequence[Group], cache: ImageCache, owners: Sequence[int] | None = None
     ) -> list[Prompt]:
-        """One prompt (n = 1) for each group; `owners` says which groups belong to one question."""
+        """Makes one prompt (n = 1) for each group.
+
+        Args:
+            groups: Pairs of an image that is asked about and references of one label.
+            cache: Keeps patch features of images, by their pixels and the encoder's weights.
+            owners: For each group the number of its question; None: each is one of its own.
+
+        Returns:
+            The prompts, in the order of the groups.
+        """
+        ...
 
     @property
     def patch_encoder(self) -> PatchEncoder:
         """What it compares images by; see `PatchEncoder`."""
+        ...
 
-    def placed(self, features: torch.Tensor) -> torch.Tensor:
-        """Patch features `[..., c]` as unit vectors, in the space where images are compared."""
-
-    def frame(self, mask: np.ndarray) -> torch.Tensor:
-        """A mask bool `[h, w]` in the square frame in which the prompter sees its image, `[s,
-        s]`.
+    def placed(self, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b e"]:
+        """Patch features `[..., c]` as unit vectors `[..., e]`, in the space where images are
+        compared.
         """
+        ...
+
+    def frame(self, mask: Bool[np.ndarray, "h w"]) -> Tensor:
+        """A mask in the square frame in which the prompter reads its image, `[s, s]`."""
+        ...
 
     def save(self, folder: Path) -> None:
         """Writes what needs a folder of its own; nothing where all is in `learned`."""
+        ...
 
-    def learned(self) -> dict[str, torch.Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """The weights that are saved beside the settings."""
+        ...
 
     def to(self, *args: Any, **kwargs: Any) -> nn.Module: ...
 

@@ -7,6 +7,7 @@ one answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.prompt import Canvas, CanvasFrame, Painted, Prompt, palette
+from reasonseg.prompters.base import Group, Makes
 from reasonseg.structures.query import Reference
 from reasonseg.structures.reference_masks import region
 
@@ -55,7 +57,7 @@ class Config:
 class Examples(nn.Module):
     """References to canvases."""
 
-    makes = "examples"
+    makes: Makes = "examples"
 
     def __init__(self, config: Config):
         super().__init__()
@@ -90,7 +92,7 @@ class Examples(nn.Module):
         return self._encoder.image_processor.mask(mask, squash=True)
 
     def prompts(
-        self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None
+        self, groups: Sequence[Group], cache: ImageCache, owners: Sequence[int] | None = None
     ) -> list[Prompt]:
         """One prompt for each (picture, references of one thing); `owners` say which groups are
         of one question.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from reasonseg.nn.prompt import Prompt
+from reasonseg.prompters.base import Makes
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
 class SegToken(nn.Module):
     """Linear - ReLU - Linear on one state per `<SEG>`."""
 
-    makes = "tokens"
+    makes: Makes = "tokens"
 
     def __init__(self, config: Config):
         super().__init__()

@@ -28,6 +28,7 @@ from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
 from reasonseg.nn.prompt import Prompt
 from reasonseg.nn.reference_attention import Attend, resemblance, sine_positions
+from reasonseg.prompters.base import Group, Makes
 from reasonseg.structures.markers import reset_tokenizer
 from reasonseg.structures.query import Reference
 from reasonseg.structures.reference_masks import region
@@ -81,7 +82,7 @@ class Config:
             pixels = ImageProcessor(**{"size": clip.config.vision_config.image_size, **self.pixels})
         return Vlp(self, clip, tokenizer, pixels)
 
-    def load(self, folder: Path, allow: Sequence[str] = (), **options) -> Vlp:
+    def load(self, folder: Path, allow: Sequence[str] = (), **options: Any) -> Vlp:
         """A prompter from a folder that `save` wrote, its learned part still fresh; `allow` as
         in `weights.from_folder`.
         """
@@ -131,9 +132,9 @@ class Config:
 class Vlp(nn.Module):
     """Query patches, reference patches and their masks, and a label -> prompt tokens."""
 
-    makes = "tokens"
+    makes: Makes = "tokens"
 
-    def __init__(self, config: Config, clip: nn.Module, tokenizer, pixels: ImageProcessor | None):
+    def __init__(self, config: Config, clip: Any, tokenizer: Any, pixels: ImageProcessor | None):
         super().__init__()
         self.config, self.clip, self.tokenizer = config, clip, tokenizer
         self._encoder: PatchEncoder | None = None
@@ -147,7 +148,7 @@ class Vlp(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.queries, width))
         self.see_reference, self.agree = Attend(width, config.heads), Attend(width, config.heads)
         self.see_query, self.settle = Attend(width, config.heads), Attend(width, config.heads)
-        if own:
+        if own and pixels is not None:
             vision = clip.config.vision_config
             grid = vision.image_size // vision.patch_size
             self._see(PatchEncoder(clip, self._own_features, pixels, grid, joint))
@@ -165,7 +166,7 @@ class Vlp(nn.Module):
         if self.config.tower == "own":
             return
         encoder = backbone.patch_encoder if backbone is not None else None
-        if encoder is None:
+        if backbone is None or encoder is None:
             raise InputError(
                 "references with tower: backbone need a backbone whose vision tower can be asked "
                 "alone (llava)"
@@ -220,7 +221,7 @@ class Vlp(nn.Module):
         )
 
     def prompts(
-        self, groups: list[tuple[np.ndarray, list[Reference]]], cache: ImageCache, owners=None
+        self, groups: Sequence[Group], cache: ImageCache, owners: Sequence[int] | None = None
     ) -> list[Prompt]:
         """One prompt `[1, k, d]` for each (picture, references of one thing); as many references
         go through together.
@@ -257,7 +258,8 @@ class Vlp(nn.Module):
         """Unit features `[n, c]` of labels; zeros for None. Raises `InputError` where the model
         came without a tokenizer.
         """
-        named = sorted({label.strip() for label in labels if label and label.strip()})
+        stripped = [(label or "").strip() for label in labels]
+        named = sorted(set(filter(None, stripped)))
         features = self.reduce.weight.new_zeros(
             len(labels), self.reduce.in_features, dtype=torch.float32
         )
@@ -269,12 +271,9 @@ class Vlp(nn.Module):
                 "out"
             )
         known = self.texts(named)
-        rows = [i for i, label in enumerate(labels) if label and label.strip()]
-        return features.index_copy(
-            0,
-            torch.tensor(rows, device=features.device),
-            known[[named.index(labels[i].strip()) for i in rows]],
-        )
+        rows = [i for i, label in enumerate(stripped) if label]
+        index = torch.tensor(rows, device=features.device)
+        return features.index_copy(0, index, known[[named.index(stripped[i]) for i in rows]])
 
     def texts(self, labels: list[str]) -> torch.Tensor:
         """Unit features `[n, c]` of labels."""
@@ -383,7 +382,7 @@ def common_label(references: Sequence[Reference]) -> str | None:
     return labels.pop() or None if len(labels) == 1 else None
 
 
-def joint_width(clip: nn.Module) -> int:
+def joint_width(clip: Any) -> int:
     """Width of the space that patches and labels share."""
     config = clip.config
     return (

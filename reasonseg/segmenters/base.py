@@ -66,23 +66,28 @@ class SegmenterProtocol(Protocol):
     @property
     def capabilities(self) -> Capabilities:
         """What it can be asked."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Changes with its settings and weights."""
+        ...
 
     def batch(self, queries: Sequence[Query], **options: Any) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one."""
+        ...
 
     def forced(
         self, queries: Sequence[Query], answers: Sequence[str] | None = None
     ) -> list[Answer]:
         """Masks of given answer texts: nothing is generated."""
+        ...
 
     def loss(
         self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None
     ) -> dict[str, torch.Tensor]:
         """Losses of true answers."""
+        ...
 
 
 class Segmenter(Parts):

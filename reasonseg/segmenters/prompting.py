@@ -4,8 +4,9 @@ belongs to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def distinct(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], list[int]]
 
 
 def reference_prompts(
-    parts: Parts, queries: Sequence[Query], cache: Callable
+    parts: Parts, queries: Sequence[Query], cache: Any
 ) -> dict[int, list[ReferencePrompt]]:
     """The prompts of the references of each query that has some: one a label, or a single one
     beside words.

@@ -57,7 +57,8 @@ def refine(
         features = cache([refiner], [query.image], refiner.encode, refiner.pixels.size)
         prompts = []
         for m in whole:
-            places = refiner.places([], [box_of(answer.masks[m])], query.size)
+            x0, y0, x1, y1 = box_of(answer.masks[m])
+            places = refiner.places([], [(x0, y0, x1, y1)], query.size)
             prompts.append(Prompt(places.tokens, refiner.dense(answer.masks[m])))
         image_index = torch.zeros(len(whole), dtype=torch.long, device=parts.device)
         logits, _ = refiner.decode(features, image_index, Prompt.joined(prompts))

@@ -54,12 +54,15 @@ def sample_losses(
         tokens, masks = counts["tokens"], counts["masks"]
     # where nothing is spoken; named all the same, so that processes log alike
     silent = logits.sum() * 0.0
-    losses, accuracy = {}, {}
+    losses: dict[str, torch.Tensor] = {}
+    accuracy: dict[str, torch.Tensor] = {}
     if parts.backbone is not None:
         losses["text"] = output.cross_entropy / max(tokens, 1) if output else silent
         accuracy["text_accuracy"] = output.correct / max(tokens, 1) if output else silent
     losses |= {name: value * (len(sample_index) / max(masks, 1)) for name, value in drawn.items()}
-    total = sum(getattr(parts.settings.loss, name) * value for name, value in losses.items())
+    total = torch.zeros((), device=logits.device)
+    for name, value in losses.items():
+        total = total + getattr(parts.settings.loss, name) * value
     return {"loss": total, **losses, **accuracy}
 
 

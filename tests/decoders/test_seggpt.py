@@ -410,7 +410,7 @@ def test_without_relative_positions():
     network = {**Config.example().network, "use_relative_position_embeddings": False}
     layer = SegGptAttention(SegGptConfig(**network)).eval()
     states = torch.randn(2, 12, 6, 32)
-    torch.testing.assert_close(seggpt.attend(layer, states), layer(states)[0])
+    torch.testing.assert_close(canvas.attend(layer, states), layer(states)[0])
 
 
 def test_pictures_enter_as_they_did_when_it_was_saved(tmp_path):

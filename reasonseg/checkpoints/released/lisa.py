@@ -17,7 +17,7 @@ from reasonseg.checkpoints.released.files import Shards
 from reasonseg.checkpoints.released.layout import Layout, recognise
 from reasonseg.config.kinds import config_class
 from reasonseg.config.model import ModelSettings
-from reasonseg.config.schema import Kind
+from reasonseg.config.schema import Kind, parse
 from reasonseg.errors import InputError
 from reasonseg.nn import quantization as quant
 from reasonseg.nn.meta_init import WeightFiller, meta_init
@@ -48,23 +48,25 @@ def read(layout: Layout, options: LoadOptions) -> Parts:
     if options.sam:
         kind, decoder = sam.decoder_from(options.sam, device, dtype, allow)
     else:
+        kind, shape = "sam", lambda key: layout.shape(INSIDE + key)
         with meta_init():
-            kind, decoder = (
-                "sam",
-                sam.meta_sam(layout.sam_keys, lambda key: layout.shape(INSIDE + key)),
-            )
-    config = SegTokenConfig(options.read or "predicting", backbone.width, decoder.width)
+            decoder = sam.meta_sam(layout.sam_keys, shape)
+    at = {"at": options.read} if options.read else {}
+    widths = {"width_in": backbone.width, "width_out": decoder.width}
+    config = parse(SegTokenConfig, {**at, **widths}, "prompter")
     with meta_init():
         prompter = config.build()
-    kinds = {"backbone": Kind("llava", backbone.config), "prompter": Kind("seg_token", config)}
-    kinds["decoder"] = Kind(kind, config_class("decoders", kind)())
-    name = "lisa" if layout.is_lisa else "llava"
     settings = ModelSettings(
-        **kinds, max_new_tokens=512, new_markers=not layout.is_lisa, about={"name": name}
+        backbone=Kind("llava", backbone.config),
+        prompter=Kind("seg_token", config),
+        decoder=Kind(kind, config_class("decoders", kind)()),
+        max_new_tokens=512,
+        new_markers=not layout.is_lisa,
+        about={"name": "lisa" if layout.is_lisa else "llava"},
     )
     parts = Parts(settings, backbone, prompter, decoder)
     if options.quantization:
-        quant.prepare(backbone.layers, options.quantization, dtype)
+        quant.prepare(backbone.layers, options.quantization, dtype or torch.float32)
     fill(parts, layout, tower, device, dtype, allow, with_sam=not options.sam)
     rows = backbone.model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -91,8 +93,9 @@ def fill(parts: Parts, layout: Layout, tower: Path, device, dtype, allow, with_s
     if not layout.is_lisa:
         filling.filled |= {name for name in filling.parameters if name.startswith("prompter.")}
         with seeded_init():
-            fresh = parts.prompter.config.build().to(device, dtype or torch.float32)
-        parts.prompter.load_state_dict(fresh.state_dict(), assign=True)
+            _, prompter = parts.language()
+            fresh = prompter.config.build().to(device, dtype or torch.float32)
+        prompter.load_state_dict(fresh.state_dict(), assign=True)
     heads = sam.head_layers(layout.sam_keys) if with_sam else 0
     for name, value in layout.items():
         if name.startswith(INSIDE):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -90,24 +91,25 @@ def network_of(layout: Layout, vision: dict) -> LlavaConfig:
     text["vocab_size"] = layout.shape("model.embed_tokens.weight")[0]
     linear = "model.mm_projector.weight" in layout.keys
     feature = layout.config.get("mm_vision_select_feature", "patch")
-    config = LlavaConfig(
+    fields: dict[str, Any] = {"image_token_id": SPLICED}
+    return LlavaConfig(
+        **fields,
         vision_config=vision,
         text_config=LlamaConfig(**text).to_dict(),
-        image_token_id=SPLICED,
         projector_hidden_act="linear" if linear else "gelu",
         vision_feature_layer=layout.config.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy="full" if feature == "cls_patch" else "default",
         image_seq_length=(vision["image_size"] // vision["patch_size"]) ** 2,
         tie_word_embeddings=bool(layout.config.get("tie_word_embeddings", False)),
     )
-    return config
 
 
 def tower_folder(layout: Layout, clip: str | None) -> Path:
     """Where the vision tower lies: `clip`, or what config.json names, as a path, beside the
     weights, or on the hub.
     """
-    said = clip or layout.config.get("vision_tower") or layout.config.get("mm_vision_tower")
+    named = layout.config.get("vision_tower") or layout.config.get("mm_vision_tower")
+    said = clip or str(named)
     places = [Path(said)] if clip else []
     for base in () if clip else (layout.folder, layout.folder.parent, Path()):
         places += [base / said, base / Path(said).name]

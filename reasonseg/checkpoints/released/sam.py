@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SamConfig, SamModel
@@ -25,7 +26,9 @@ from reasonseg.nn.meta_init import WeightFiller, meta_init
 from reasonseg.nn.pretrained import download
 
 DECODER_HEADS = 8
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # SAM's, of 0..255
+# SAM's, of 0..1
+MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 RENAMED = (  # pattern of an original name -> ours; the rest of a name stays
     (r"^image_encoder\.patch_embed\.proj\.", "vision_encoder.patch_embed.projection."),
     (r"^image_encoder\.blocks\.(\d+)\.norm([12])\.", r"vision_encoder.layers.\1.layer_norm\2."),
@@ -153,8 +156,8 @@ def _count(names: list[str], pattern: str) -> int:
 def meta_sam(names: list[str], shape) -> SamDecoder:
     """A decoder without values that fits original tensors; call it inside `meta_init()`."""
     config = config_of(names, shape)
-    mean, std = (tuple(v / 255 for v in values) for values in (MEAN, STD))
-    return SamDecoder(SamModel(config), ImageProcessor(config.vision_config.image_size, mean, std))
+    vision: Any = config.vision_config
+    return SamDecoder(SamModel(config), ImageProcessor(vision.image_size, MEAN, STD))
 
 
 def decoder_from(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import SegGptConfig, SegGptForImageSegmentation
@@ -78,14 +79,15 @@ def read(place: Path, options: LoadOptions) -> Parts:
         decoder = config.load(place, options.allow, dtype=dtype or "auto").to(device)
     else:
         decoder = _original(place, config, device, dtype, options.allow)
-    refiner, kinds = (
-        None,
-        {"decoder": Kind("seggpt", config), "references": Kind("examples", ExamplesConfig())},
+    settings = ModelSettings(
+        decoder=Kind("seggpt", config),
+        references=Kind("examples", ExamplesConfig()),
+        about={"name": "seggpt"},
     )
+    refiner = None
     if options.sam is not None:
         kind, refiner = decoder_from(options.sam, device, dtype, options.allow)
-        kinds["refiner"] = Kind(kind, config_class("decoders", kind)())
-    settings = ModelSettings(**kinds, about={"name": "seggpt"})
+        settings = replace(settings, refiner=Kind(kind, config_class("decoders", kind)()))
     return Parts(settings, None, None, decoder, ExamplesConfig().build(), refiner).eval()
 
 
@@ -100,8 +102,9 @@ def _original(file: Path, config: Config, device, dtype, allow) -> SegGpt:
         value = shards.tensor(key)
         target = renamed(name)
         wanted = filling.parameters[target].shape if target in filling.parameters else None
-        fits = wanted is not None and value.numel() == wanted.numel()
-        filling.put([target], value.reshape(wanted) if fits and "token" in name else value, name)
+        if wanted is not None and "token" in name and value.numel() == wanted.numel():
+            value = value.reshape(wanted)
+        filling.put([target], value, name)
     filling.done(allow)
     return SegGpt(model, pixels_for(network, {}), config).to(device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def differences(parts: Parts, source: str | Path, sam: str | None) -> dict[str, 
     return {name: float((a - b).abs().max()) for name, (a, b) in pairs.items()}
 
 
-def build_original(config) -> torch.nn.Module:
+def build_original(config: Any) -> Any:
     """segment-anything's own SAM with the sizes of a transformers `SamConfig`, on the CPU, its
     weights unset.
     """
@@ -90,7 +91,9 @@ def build_original(config) -> torch.nn.Module:
         raise InputError("--verify needs the original package; install reasonseg[sam]") from None
     vision, masks = config.vision_config, config.mask_decoder_config
     grid = vision.image_size // vision.patch_size
+    norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
     encoder = modeling.ImageEncoderViT(
+        norm_layer=norm,
         img_size=vision.image_size,
         patch_size=vision.patch_size,
         embed_dim=vision.hidden_size,
@@ -99,7 +102,6 @@ def build_original(config) -> torch.nn.Module:
         mlp_ratio=vision.mlp_dim / vision.hidden_size,
         out_chans=vision.output_channels,
         qkv_bias=True,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         use_rel_pos=True,
         window_size=vision.window_size,
         global_attn_indexes=tuple(vision.global_attn_indexes),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
@@ -112,13 +113,9 @@ def read(file: Path, options: LoadOptions) -> Parts:
     tokenizer = AutoTokenizer.from_pretrained(options.clip) if options.clip is not None else None
     with meta_init():
         network = CLIPModel(clip_config(shape))
-        pixels = ImageProcessor(
-            network.config.vision_config.image_size,
-            MEAN,
-            STD,
-            aspect="crop_even",
-            resample="bicubic",
-        )
+        vision: Any = network.config.vision_config
+        how: dict[str, Any] = {"aspect": "crop_even", "resample": "bicubic"}
+        pixels = ImageProcessor(vision.image_size, MEAN, STD, **how)
         vlp = Vlp(config, network, tokenizer, pixels)
     filling = WeightFiller(vlp, device, dtype, file)
     for name, key in names.items():
