@@ -1,5 +1,5 @@
-"""The one error a user can mend: it names the file or field, the value and the remedy."""
+"""The error for bad input. Its message names the file or field, the value and the remedy."""
 
 
 class InputError(ValueError):
-    """Bad input. The command line prints it as one line and exits with code 2."""
+    """Bad input from the user. The command line prints it as one line and exits with code 2."""

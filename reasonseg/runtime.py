@@ -1,4 +1,4 @@
-"""Processes that work together (`accelerate launch`, `torchrun`), or the one there is."""
+"""Functions for distributed runs (`accelerate launch`, `torchrun`); they also work in one process."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import warnings
 from datetime import timedelta
 from typing import Any
 
-PATIENCE = timedelta(hours=2)  # of the others, while one writes a large model
+# how long the other processes wait while one writes a large model
+PATIENCE = timedelta(hours=2)
 
 
 def is_distributed() -> bool:
-    """Whether this process was launched with others; asks the environment, and loads nothing."""
+    """Whether this process runs with others. Reads the environment only; imports no library."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, and so of its GPU."""
+    """Index of this process on its machine, from 0. It is also the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def processes():
-    """This process among those it was launched with: accelerate's `PartialState`."""
+    """The state of this process in the group: accelerate's `PartialState`."""
     import torch
     from accelerate import PartialState
 
@@ -30,7 +31,7 @@ def processes():
 
 
 def process_share(items: list) -> list:
-    """This process's part: every n-th item."""
+    """The items of this process: every n-th item, where n is the number of processes."""
     if not is_distributed():
         return items
     state = processes()
@@ -38,7 +39,7 @@ def process_share(items: list) -> list:
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, in all of them."""
+    """The rows of all processes; every process gets all of them."""
     if not is_distributed():
         return rows
     from accelerate.utils import gather_object
@@ -48,22 +49,22 @@ def gather_rows(rows: list[Any]) -> list[Any]:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes what is written once."""
+    """Whether this process is the main one, which writes the files that are written once."""
     return not is_distributed() or processes().is_main_process
 
 
 def wait_for_everyone() -> None:
-    """Until all have come here."""
+    """Waits until all processes have reached this call."""
     if is_distributed():
         processes().wait_for_everyone()
 
 
 def quiet_libraries() -> None:
-    """No progress bars for loading two files, no advice meant for developers."""
+    """Turns off the loading progress bars and the developer warnings of the libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # it misses kernels for things we do not do
+    # it warns about missing kernels that this package does not use
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 

@@ -4,9 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 from parity import PARITY, TITLE, oracle
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# shapes and types of the corridor are checked at every call while tests run
+CHECKED = (
+    "backbones",
+    "prompters",
+    "decoders",
+    "segmenters",
+    "nn.losses",
+    "nn.reference_attention",
+)
+install_import_hook([f"reasonseg.{name}" for name in CHECKED], "typecheck.check")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -57,6 +57,7 @@ class TeacherForcedOutput:
     correct: Int[Tensor, ""]
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A vision-language model that says `<SEG>`. `LanguageBackbone` implements what kinds share.
 

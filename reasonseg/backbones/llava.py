@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import (
     AutoTokenizer,
     Cache,
@@ -29,6 +30,7 @@ from reasonseg.nn.llama_tokenizer import MODEL as PIECES
 from reasonseg.nn.llama_tokenizer import LlamaPieces
 from reasonseg.nn.packing import IGNORED, Pack, packed_mask
 from reasonseg.nn.pretrained import from_folder
+from reasonseg.nn.shapes import Float
 from reasonseg.structures.conversations import IMAGE, REGION, conversation
 from reasonseg.structures.markers import SEG, Markers, reset_tokenizer
 from reasonseg.structures.query import Query
@@ -140,7 +142,7 @@ class Llava(LanguageBackbone):
         width = self.model.config.vision_config.hidden_size
         return PatchEncoder(self.tower, self.patch_features, self.pixels, self.grid, width)
 
-    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
+    def patch_features(self, images: list[np.ndarray]) -> Float[Tensor, "b t c"]:
         """What the tower makes of each patch of uint8 `[h, w, 3]` images: `[b, grid * grid,
         width of the tower]`.
         """
@@ -151,7 +153,7 @@ class Llava(LanguageBackbone):
         ]
         return states[:, states.shape[1] - self.grid**2 :]  # without a class token
 
-    def encode(self, images: list[np.ndarray]) -> torch.Tensor:
+    def encode(self, images: list[np.ndarray]) -> Float[Tensor, "b p width"]:
         """What the language model sees of each image: `[b, patches, width]`."""
         weight = self.model.model.multi_modal_projector.linear_1.weight
         features = self.model.get_image_features(
@@ -239,7 +241,7 @@ class Llava(LanguageBackbone):
                 )
         return embedded.masked_scatter(places, features.to(embedded.dtype))
 
-    def prefix(self, features: torch.Tensor) -> torch.Tensor:
+    def prefix(self, features: Float[Tensor, "b p width"]) -> Float[Tensor, "b l heads t d"]:
         """Keys and values of what every prompt about an image begins with, up to the image's end.
 
         `[b, 2 * layers, heads, p, d]`, the keys of a layer before its values; `features` are

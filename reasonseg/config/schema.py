@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _value(hint: Any, value: Any, place: str) -> Any:
             return _kind(mark, value, place)
         check_kind(mark.room, _plain(str, value, place), place)
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return parse(hint, value if value is not None else {}, place)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -121,7 +122,7 @@ def _plain(hint: type, value: Any, place: str) -> Any:
     return value
 
 
-def read(file: str | Path, overrides: list[str] = ()) -> dict:
+def read(file: str | Path, overrides: Sequence[str] = ()) -> dict:
     """The tree of a YAML file with `a.b=value` overrides laid over it."""
     file = Path(file)
     if not file.is_file():
@@ -133,7 +134,7 @@ def read(file: str | Path, overrides: list[str] = ()) -> dict:
     return override(tree, overrides)
 
 
-def override(tree: dict, overrides: list[str]) -> dict:
+def override(tree: dict, overrides: Sequence[str]) -> dict:
     """Lays `a.b=value` over a tree; a new `kind` drops the settings of the old one."""
     for text in overrides:
         path, mark, value = text.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -114,7 +115,7 @@ class TrainSettings:
             )
 
 
-def read_run(file: str | Path, overrides: list[str] = ()) -> TrainSettings:
+def read_run(file: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
     """A config file with overrides laid over it. Raises `InputError` with the place and the
     nearest name.
     """

@@ -68,12 +68,16 @@ def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:
 class TrainingData(Protocol):
     """A data set that can be trained on."""
 
-    pictures: int
+    @property
+    def pictures(self) -> int:
+        """Number of images that training draws from."""
+        ...
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
         """`count` samples about a picture, sharing its image (the very object); none where it
         shows nothing to ask for.
         """
+        ...
 
 
 class Stream:

@@ -69,11 +69,12 @@ class Refer:
     def __init__(self, config: Config):
         self.config = config
         folders = [Path(config.root) / place / config.name for place in PLACES]
-        self.folder = next((f for f in folders if f.is_dir()), None)
-        if self.folder is None:
+        folder = next((f for f in folders if f.is_dir()), None)
+        if folder is None:
             raise InputError(
                 f"{config.root or '.'} has no {config.name}; expected {PLACES[0]}/{config.name}"
             )
+        self.folder = folder
         by = config.split_by or ("umd" if config.name == "refcocog" else "unc")
         refs = read_refs(self.folder, by)
         chosen = [ref for ref in refs if belongs(str(ref.get("split", "")), config.split)]

@@ -121,7 +121,7 @@ class Scenes:
             else []
         )
         if question.level == "shown":
-            masks, labels = masks.any(0)[None], labels[:1]
+            masks, labels = np.any(masks, 0)[None], labels[:1]
         status = "found" if labels else "absent"
         truth = Answer(question.answer, masks, np.ones(len(masks)), labels, status)
         query = Query(scene.image, question.text, references)

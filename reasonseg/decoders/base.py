@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from reasonseg.structures.query import Box, Point
 Takes = tuple[Literal["tokens", "examples"], ...]
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Turns image features and prompts into mask logits.
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, SegGptConfig, SegGptForImageSegmentation
 
 from reasonseg.decoders.base import BaseDecoder, Takes
@@ -28,6 +28,7 @@ from reasonseg.nn.features import Features, PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder
 from reasonseg.nn.prompt import Canvas, CanvasFrame, Prompt
+from reasonseg.nn.shapes import Float, Int
 
 THRESHOLD = 128 / 255  # a painted value above it is the thing (the released video code's rule)
 STEEPNESS = 12.0  # of logits: white is 6 above the threshold
@@ -154,8 +155,8 @@ class SegGpt(BaseDecoder):
         return (colors - self.mean) / self.std
 
     def decode(
-        self, features: Features, image_index: torch.Tensor, prompt: Prompt
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, features: Features, image_index: Int[Tensor, " n"], prompt: Prompt
+    ) -> tuple[Float[Tensor, "n s s"], Float[Tensor, " n"]]:
         """Logits `[n, side, side]` and scores `[n]` (1: SegGPT predicts no quality); mask i belongs
         to image `image_index[i]`.
 
@@ -282,7 +283,9 @@ class SegGpt(BaseDecoder):
             bool_masked_pos=masked.expand(len(seen), -1),
         )
 
-    def restore(self, logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    def restore(
+        self, logits: Float[Tensor, "n s s"], size: tuple[int, int]
+    ) -> Float[Tensor, "n h w"]:
         """Logits `[n, s, s]` in the frame of an image of `size`: float32 `[n, h, w]`."""
         if not len(logits):
             return logits.new_zeros(0, *size, dtype=torch.float32)
@@ -294,7 +297,7 @@ class SegGpt(BaseDecoder):
         rows, columns = (torch.arange(n, device=logits.device) * self.side // n for n in size)
         return logits.float()[:, rows][:, :, columns]
 
-    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
+    def patch_features(self, images: list[np.ndarray]) -> Float[Tensor, "b t d"]:
         """Features `[b, t, d]` of the patches of images; see `patch_encoder`."""
         pictures = self.encode(images).embedding
         blank = self._normalised(torch.zeros_like(pictures))

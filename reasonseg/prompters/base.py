@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ Group = tuple[np.ndarray, list[Reference]]
 Makes = Literal["tokens", "examples"]
 
 
+@runtime_checkable
 class Prompter(Protocol):
     """Turns states of a language model into prompt tokens. The `Config` of its file builds it.
 
@@ -65,6 +66,7 @@ class Prompter(Protocol):
     ) -> Any: ...
 
 
+@runtime_checkable
 class ReferencePrompter(Protocol):
     """Turns annotated images into prompts: tokens (`vlp`), or examples for a decoder that learns
     in context (`examples`).

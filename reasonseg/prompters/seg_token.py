@@ -7,10 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reasonseg.nn.prompt import Prompt
+from reasonseg.nn.shapes import Float
 from reasonseg.prompters.base import Makes
 
 
@@ -56,12 +56,12 @@ class SegToken(nn.Module):
         """Width of the tokens it makes."""
         return self.config.width_out
 
-    def forward(self, states: torch.Tensor) -> Prompt:
+    def forward(self, states: Float[Tensor, "n width_in"]) -> Prompt:
         """States `[n, width_in]`, one for each `<SEG>` in the order of the text, to tokens `[n,
         1, width_out]`.
         """
         return Prompt(self.mlp(states)[:, None])
 
-    def learned(self) -> dict[str, torch.Tensor]:
+    def learned(self) -> dict[str, Tensor]:
         """The weights that are saved beside the settings: all of them."""
         return self.state_dict()

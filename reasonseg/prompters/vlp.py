@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from reasonseg.errors import InputError
@@ -28,6 +28,7 @@ from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
 from reasonseg.nn.prompt import Prompt
 from reasonseg.nn.reference_attention import Attend, resemblance, sine_positions
+from reasonseg.nn.shapes import Bool, Float
 from reasonseg.prompters.base import Group, Makes
 from reasonseg.structures.markers import reset_tokenizer
 from reasonseg.structures.query import Reference
@@ -202,7 +203,7 @@ class Vlp(nn.Module):
         """Patches along a side."""
         return self.patch_encoder.grid
 
-    def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:
+    def patch_features(self, images: list[np.ndarray]) -> Float[Tensor, "b t c"]:
         """Features `[b, t, c]` of the patches of uint8 `[h, w, 3]` images, to be `placed`."""
         return self.patch_encoder.encode(images)
 
@@ -212,7 +213,7 @@ class Vlp(nn.Module):
             self.clip, pixels.batch(images, weight.device, weight.dtype), self.config.surgery
         )
 
-    def placed(self, features: torch.Tensor) -> torch.Tensor:
+    def placed(self, features: Float[Tensor, "*b c"]) -> Float[Tensor, "*b e"]:
         """Unit features in the space of the labels."""
         if self.config.tower == "own":
             return features
@@ -254,7 +255,7 @@ class Vlp(nn.Module):
             prompts |= {i: Prompt(tokens[j : j + 1]) for j, i in enumerate(mine)}
         return [prompts[i] for i in range(len(groups))]
 
-    def read(self, labels: Sequence[str | None]) -> torch.Tensor:
+    def read(self, labels: Sequence[str | None]) -> Float[Tensor, "n c"]:
         """Unit features `[n, c]` of labels; zeros for None. Raises `InputError` where the model
         came without a tokenizer.
         """
@@ -275,7 +276,7 @@ class Vlp(nn.Module):
         index = torch.tensor(rows, device=features.device)
         return features.index_copy(0, index, known[[named.index(stripped[i]) for i in rows]])
 
-    def texts(self, labels: list[str]) -> torch.Tensor:
+    def texts(self, labels: list[str]) -> Float[Tensor, "n c"]:
         """Unit features `[n, c]` of labels."""
         if self.config.tower == "own":
             return text_features(self.clip, self.tokenizer, labels, self.config.template)
@@ -295,7 +296,7 @@ class Vlp(nn.Module):
             self.text_projection(states[torch.arange(len(states)), last]).float(), dim=-1
         )
 
-    def frame(self, mask: np.ndarray) -> torch.Tensor:
+    def frame(self, mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "s s"]:
         """A reference's mask `[h, w]` as the learned part reads it: 0 or 1 at three times the
         grid, `[3g, 3g]`.
         """
@@ -304,7 +305,14 @@ class Vlp(nn.Module):
             framed[None, None].float(), (3 * self.grid, 3 * self.grid), mode="nearest"
         )[0, 0]
 
-    def forward(self, query, references, masks, text, weights=None) -> Prompt:
+    def forward(
+        self,
+        query: Float[Tensor, "b t c"],
+        references: Float[Tensor, "b r t c"],
+        masks: Float[Tensor, "b r s s"],
+        text: Float[Tensor, "b c"],
+        weights: Float[Tensor, "b r"] | None = None,
+    ) -> Prompt:
         """Tokens `[b, k, d]` from patches `[b, t, c]` of the picture and `[b, r, t, c]` of r
         references.
 

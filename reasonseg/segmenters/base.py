@@ -4,10 +4,10 @@ which one it uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -27,18 +27,30 @@ from reasonseg.structures.sample import Sample
 class Capabilities:
     """What a model can be asked. Commands look here before they start, and say in one line what
     a model cannot do.
+
+    Attributes:
+        words: Questions in words.
+        references: Annotated images as examples.
+        places: Points, boxes, and masks to correct.
+        absent: It may answer that a thing is not in the image.
     """
 
-    words: bool  # questions in words
-    references: bool  # annotated images as examples
-    places: bool  # points, boxes, and masks to correct
-    absent: bool  # it may answer that a thing is not in the image
+    words: bool
+    references: bool
+    places: bool
+    absent: bool
 
     def require(
         self, what: str, *needs: Literal["words", "references", "places", "absent"]
     ) -> None:
-        """Raises `InputError` where the model lacks one of `needs`; `what` is who asks, such as
-        `eval scenes`.
+        """Refuses where the model lacks something.
+
+        Args:
+            what: Who asks, such as `eval scenes`; the message begins with it.
+            *needs: What is needed.
+
+        Raises:
+            InputError: The model lacks one of `needs`; the message is one line.
         """
         reasons = {
             "words": (
@@ -58,6 +70,7 @@ class Capabilities:
                 raise InputError(f"{what} {reasons[need]}")
 
 
+@runtime_checkable
 class SegmenterProtocol(Protocol):
     """What evaluation, serving and training ask of a segmenter, whatever its way of answering."""
 
@@ -74,25 +87,48 @@ class SegmenterProtocol(Protocol):
         ...
 
     def batch(self, queries: Sequence[Query], **options: Any) -> list[Answer]:
-        """Answers in the order of the queries, the same as one by one."""
+        """Answers several questions, the same as one by one.
+
+        Args:
+            queries: The questions, about any images.
+            **options: How to answer; `EmbeddingSegmenter.batch` lists them.
+
+        Returns:
+            Answers in the order of the queries; masks bool `[n, h, w]` at image size.
+        """
         ...
 
     def forced(
         self, queries: Sequence[Query], answers: Sequence[str] | None = None
     ) -> list[Answer]:
-        """Masks of given answer texts: nothing is generated."""
+        """Draws the masks of given answer texts (teacher forcing); nothing is generated.
+
+        Args:
+            queries: The questions.
+            answers: One text a query, with `<SEG>` where a mask is wanted; None: `<SEG>.` each.
+
+        Returns:
+            Answers with one mask for each `<SEG>`.
+        """
         ...
 
     def loss(
         self, samples: Sequence[Sample], counts: Mapping[str, float] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Losses of true answers."""
+        """Computes the losses of true answers.
+
+        Args:
+            samples: Questions with their true answers.
+            counts: `tokens` and `masks` of the whole step, where the samples are a part of it.
+
+        Returns:
+            `loss` (weighted sum), its parts `text`, `bce`, `dice`, `iou`, and `text_accuracy`.
+        """
         ...
 
 
 class Segmenter(Parts):
-    """A model that answers. `segmenter(query)` answers one question, `segmenter.batch(queries)`
-    many.
+    """A model that answers: `segmenter(query)` one question, `segmenter.batch(queries)` many.
 
     `Segmenter.from_pretrained` reads a model and returns the way of answering that its settings
     name (`segmenter`, by default `embedding`). A kind implements `batch`, `forced`, `loss` and
@@ -109,9 +145,7 @@ class Segmenter(Parts):
             parts.refiner,
         )
         self.origin = parts.origin
-        self.feature_store: FeatureStore | None = (
-            None  # of `loss`, for encoders that are not trained
-        )
+        self.feature_store: FeatureStore | None = None  # of `loss`, for frozen encoders
 
     @classmethod
     def from_pretrained(
@@ -129,18 +163,28 @@ class Segmenter(Parts):
         revision: str | None = None,
         compile: bool = False,
     ) -> Segmenter:
-        """A model from a folder, a hub id (`owner/name`), a released checkpoint, or (None) the
-        packaged one.
+        """Loads a model: a folder of ours, a hub id, a released checkpoint, or the packaged one.
 
-        `device` None takes CUDA where there is one; `dtype` (`float32`, `bfloat16`, `float16`) None
-        is float32 on CPU and bfloat16 on CUDA. `quantization` (`int8`, `nf4`) is of the language
-        model's layers. `clip` is the folder of a released checkpoint's vision tower, `sam` a mask
-        decoder to use instead (.pth, folder or hub id), or the refiner beside SegGPT. `template`
-        names the conversation strings, `read` (`predicting`, `at`) the state of `<SEG>` that
-        prompts the decoder. `allow` lists prefixes of weights that need not fit, `revision` is a
-        hub commit. `compile` makes each token faster after a first, slow one. Raises `InputError`
-        where the source does not exist, a weight is missing, left over or of another shape, or an
-        option does not apply.
+        Args:
+            source: A folder, a weight file, a hub id (`owner/name`), or a packaged name (`tiny`,
+                `tiny-seggpt`). None: the packaged default.
+            device: Where it runs; None: CUDA where there is one, else the CPU.
+            dtype: `float32`, `bfloat16` or `float16`; None: float32 on CPU, bfloat16 on CUDA.
+            quantization: `int8` or `nf4`, of the language model's layers (bitsandbytes).
+            clip: Folder of the vision tower, for released checkpoints that come without one.
+            sam: Mask decoder to use instead (.pth, folder or hub id); beside SegGPT its refiner.
+            template: Conversation strings: `plain`, `llava_v1`, `vicuna_v1`, `llava_llama_2`.
+            read: Which state of `<SEG>` prompts the decoder: `predicting` or `at`.
+            allow: Prefixes of weights that may be missing, left over or of another shape.
+            revision: Commit, branch or tag of a hub model.
+            compile: Makes each generated token faster after a first, slow one.
+
+        Returns:
+            The segmenter that the model's settings name, in evaluation mode.
+
+        Raises:
+            InputError: The source does not exist, a weight does not fit, or an option does not
+                apply to this model.
         """
         parts = load(
             source,
@@ -159,48 +203,77 @@ class Segmenter(Parts):
 
     @classmethod
     def build(cls, settings: ModelSettings) -> Segmenter:
-        """A model with fresh weights. Raises `InputError` where its parts do not fit one
-        another.
+        """Builds a model with fresh weights.
+
+        Args:
+            settings: Which kinds it consists of, and their settings.
+
+        Returns:
+            The segmenter that the settings name.
+
+        Raises:
+            InputError: The parts do not fit one another.
         """
         return segmenter_of(build_parts(settings))
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes a folder that `from_pretrained` reads; `dtype` is that of the stored weights
-        (None: as they are).
+        """Writes a folder that `from_pretrained` reads, aside first, then renamed.
+
+        Args:
+            folder: Where; an older model there is replaced.
+            dtype: Of the stored weights; None: as they are.
+
+        Raises:
+            InputError: The model is quantized or has adapters that are not folded, or the folder
+                holds something else.
         """
         save(self, folder, dtype)
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, dtype: torch.dtype | None = None
     ) -> None:
-        """Uploads the folder to the Hugging Face hub."""
+        """Uploads the model folder to the Hugging Face hub.
+
+        Args:
+            repo_id: `owner/name`; made where it does not exist.
+            private: Whether a new repository is private.
+            dtype: Of the stored weights; None: as they are.
+        """
         push(self, repo_id, private=private, dtype=dtype)
 
     def with_references(self, kind: Kind) -> Segmenter:
-        """The same model, its parts shared, with a fresh prompter for examples."""
+        """The same model, its parts shared, with a fresh prompter for references.
+
+        Args:
+            kind: The prompter and its settings; widths of 0 are taken from the model.
+
+        Returns:
+            A new segmenter.
+
+        Raises:
+            InputError: The prompter does not fit the model.
+        """
         fit = fitted(kind, self.backbone, self.decoder) or kind
         settings = replace(self.settings, references=fit)
-        return segmenter_of(
-            Parts(settings, self.backbone, self.prompter, self.decoder, fit.config.build())
-        )
+        parts = self.backbone, self.prompter, self.decoder, fit.config.build()
+        return segmenter_of(Parts(settings, *parts))
 
-    def reading_examples(self) -> Self:
-        """The same model, whose backbone reads references beside words from now on; raises
-        `InputError` where it cannot.
+    def reading_examples(self) -> Segmenter:
+        """Lets the backbone read references beside words from now on, and returns the model.
+
+        Returns:
+            This segmenter.
+
+        Raises:
+            InputError: The backbone cannot read references.
         """
         kind = self.settings.backbone
-        if (
-            self.backbone is None
-            or kind is None
-            or "examples" not in kind.config.__dataclass_fields__
-        ):
+        fields = kind.config.__dataclass_fields__ if kind is not None else {}
+        if self.backbone is None or kind is None or "examples" not in fields:
             raise InputError("examples: this model's backbone does not read references; llava does")
         kind = Kind(kind.kind, replace(kind.config, examples=True))
-        self.settings, self.backbone.config, self.origin = (
-            replace(self.settings, backbone=kind),
-            kind.config,
-            None,
-        )
+        self.settings = replace(self.settings, backbone=kind)
+        self.backbone.config, self.origin = kind.config, None
         return self
 
     @property
@@ -209,25 +282,25 @@ class Segmenter(Parts):
         raise NotImplementedError
 
     def forward(self, query: Query, **options: Any) -> Answer:
-        """One answer; the options are those of `batch`."""
+        """Answers one question.
+
+        Args:
+            query: The question.
+            **options: Those of `batch`.
+
+        Returns:
+            The answer.
+        """
         return self.batch([query], **options)[0]
 
-    def batch(
-        self,
-        queries: Sequence[Query],
-        *,
-        on_text: Callable[[int, str], None] | None = None,
-        **options: Any,
-    ) -> list[Answer]:
+    def batch(self, queries: Sequence[Query], **options: Any) -> list[Answer]:
         """Answers in the order of the queries, the same as one by one."""
         raise NotImplementedError
 
     def forced(
         self, queries: Sequence[Query], answers: Sequence[str] | None = None
     ) -> list[Answer]:
-        """Masks of given answer texts (`<SEG>.` where they are absent): nothing is generated, so
-        refusing is not possible.
-        """
+        """Masks of given answer texts (`<SEG>.` where they are absent); nothing is generated."""
         raise NotImplementedError
 
     def loss(
@@ -237,7 +310,7 @@ class Segmenter(Parts):
         raise NotImplementedError
 
     def forget(self) -> None:
-        """Forgets what is kept of images."""
+        """Forgets what is cached of images."""
 
 
 def segmenter_of(parts: Parts) -> Segmenter:

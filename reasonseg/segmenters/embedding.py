@@ -93,14 +93,26 @@ class EmbeddingSegmenter(Segmenter):
         refine: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
-        """Answers in the order of the queries, the same as one by one.
+        """Answers several questions, the same as one by one.
 
-        `temperature` 0 takes the likeliest word; `force_seg` gets a mask in any case; a thing is
-        `absent` where `<REJ>` has at least `absent_threshold` (0..1) of the probability of `<REJ>`
-        and `<SEG>`. `agreement` also asks with every reference alone and reports the IoU of that
-        answer with the whole one; `refine` hands masks on to the model's refiner. `on_text(i,
-        text)` is called with the answer to query i so far, before its masks are drawn. Raises
-        `InputError` for a question that this model has no part for.
+        Args:
+            queries: The questions, about any images.
+            max_new_tokens: At most so many tokens are generated; None: the model's setting.
+            temperature: 0 takes the likeliest token; above 0 samples.
+            seed: Of the sampling.
+            force_seg: Draws a mask in any case.
+            absent_threshold: Answers `absent` where `<REJ>` has at least this share (0..1) of the
+                probability of `<REJ>` and `<SEG>`.
+            agreement: Also asks with every reference alone, and reports the IoU of that answer
+                with the whole one.
+            refine: Draws every mask again with the model's refiner.
+            on_text: Is called with (number of the query, text so far), before masks are drawn.
+
+        Returns:
+            Answers in the order of the queries; masks bool `[n, h, w]` at image size, scores 0..1.
+
+        Raises:
+            InputError: This model has no part for a question, or an option is out of range.
         """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens {max_new_tokens}: give 1 or more")
@@ -122,12 +134,19 @@ class EmbeddingSegmenter(Segmenter):
     def forced(
         self, queries: Sequence[Query], answers: Sequence[str] | None = None
     ) -> list[Answer]:
-        """Masks of given answer texts, as LISA validates: nothing is generated, so refusing is not
-        possible.
+        """Draws the masks of given answer texts, as LISA validates; nothing is generated.
 
-        `answers` are the texts, one a query; `<SEG>.` where they are absent. Questions on one image
-        (the same object) share its prefix and its embedding. Raises `InputError` where the model
-        reads no words.
+        Questions about one image (the same array object) share its prefix and its embedding.
+
+        Args:
+            queries: The questions.
+            answers: One text a query, with `<SEG>` where a mask is wanted; None: `<SEG>.` each.
+
+        Returns:
+            Answers with one mask for each `<SEG>`.
+
+        Raises:
+            InputError: The model reads no words.
         """
         self.eval()
         texts = list(answers) if answers is not None else [FORCED] * len(queries)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from reasonseg.backbones.base import GeneratedOutput
+from reasonseg.nn.shapes import Bool, Float
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.markers import Markers, pieces
 from reasonseg.structures.query import Query
@@ -21,11 +22,11 @@ LEADS = ("sure", "and", "it is", "it's", "the segmentation result is", "they are
 
 def masks_and_scores(
     restore: Callable,
-    logits: torch.Tensor,
-    predicted: torch.Tensor,
+    logits: Float[Tensor, "n s s"],
+    predicted: Float[Tensor, " n"],
     size: tuple[int, int],
     score: str,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Bool[np.ndarray, "n h w"], Float[np.ndarray, " n"]]:
     """Masks bool `[n, h, w]` of an image of `size` and their scores 0..1 `[n]`, a few at a time.
 
     `score`: `predicted` IoU, or the mean probability of the `foreground`.

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reasonseg.backbones.base import GeneratedOutput
 from reasonseg.checkpoints.parts import Parts
 from reasonseg.decoders.base import Decoder
 from reasonseg.nn.features import Features
 from reasonseg.nn.prompt import Prompt
+from reasonseg.nn.shapes import Float
 from reasonseg.structures.query import Query, Reference
 
 
@@ -134,7 +136,7 @@ def spoken_requests(parts: Parts, number: int, output: GeneratedOutput) -> list[
 
 def decode_all(
     decoder: Decoder, features: Features, image_index: Sequence[int], prompts: Sequence[Prompt]
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Float[Tensor, "n s s"], Float[Tensor, " n"]]:
     """Logits `[n, side, side]` and scores `[n]` of prompts on images `image_index`; prompts of a
     kind are decoded together.
     """

@@ -25,13 +25,23 @@ def sample_losses(
     counts: Mapping[str, float] | None = None,
     store: FeatureStore | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`loss` (weighted sum), its parts, and the share of answer tokens that were predicted right
-    (`text_accuracy`).
+    """Losses of true answers at the size of the images (LISA's losses, model/LISA.py).
 
-    Text is averaged over answer tokens, masks over all masks of the batch (LISA's rule), at the
-    images' own size. Where the samples are a part of a step, `counts` are the `tokens` and `masks`
-    of the whole: the parts' losses add up to its loss. `store` holds what frozen encoders made of
-    images. Raises `InputError` where answers and masks do not go together.
+    Text is averaged over answer tokens, masks over all masks of the batch.
+
+    Args:
+        parts: The model.
+        samples: Questions with their true answers.
+        counts: `tokens` and `masks` of the whole step, where the samples are a part of it: the
+            parts' losses add up to its loss.
+        store: Features of frozen encoders, kept on disk.
+
+    Returns:
+        `loss` (weighted sum), its parts, and the share of answer tokens that were predicted right
+        (`text_accuracy`, 0..1).
+
+    Raises:
+        InputError: Answers and masks do not go together.
     """
     samples = list(samples)
     spoken = [s for s in samples if s.query.text.strip()]

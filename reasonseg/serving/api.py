@@ -375,11 +375,11 @@ async def _told(
             for reference in shown:
                 trial.show(reference)
             if asking.correct is not None:
-                query, clicks = trial.correction(asking.points, asking.boxes, asking.correct)
+                query, clicks = trial.correction(asking.clicks(), asking.boxes, asking.correct)
                 drawn = await answer_of(request, engine, query, limits, asking.options())
                 session.take(trial)
                 return session.corrected(query, clicks, asking.correct, drawn)
-            query = trial.query(asking.text, asking.points, asking.boxes)
+            query = trial.query(asking.text, asking.clicks(), asking.boxes)
             answer = await answer_of(
                 request,
                 engine,

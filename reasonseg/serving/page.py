@@ -99,7 +99,7 @@ class Page:
         on = int(belongs == BELONGS)
         with self.session(name) as session:
             last = self.latest(session)
-            x, y = (float(v) / enlargement(session.image) for v in spot.index)
+            x, y = (float(v) / enlargement(_image_of(session)) for v in spot.index)
             if last is None or not len(last.masks):
                 query = session.query(points=[(x, y, on)])
                 answer = session.keep(
@@ -149,7 +149,7 @@ class Page:
             if (last := self.latest(session)) is None:
                 return (
                     chat[:-2],
-                    plain(session.image),
+                    plain(_image_of(session)),
                     gr.update(choices=NOTHING, value=NOTHING),
                     None,
                     None,
@@ -199,10 +199,19 @@ def names_of(answer: Answer) -> list[str]:
 
 def drawn_on(answer: Answer, layers: list[str]):
     """The picture with the masks of the layers that are on, each in its own colour."""
+    if answer.image is None:
+        raise InputError("this answer does not carry its image")
     on = [k for k, name in enumerate(names_of(answer)) if name in layers]
     return draw_overlay(
         answer.image, answer.masks[on], [answer.labels[k] for k in on], answer.scores[on], on
     )
+
+
+def _image_of(session: Session) -> np.ndarray:
+    """The image of a session. Raises `InputError` where none is given yet."""
+    if session.image is None:
+        raise InputError("there is no image yet; give one first")
+    return session.image
 
 
 def plain(image: np.ndarray) -> np.ndarray:

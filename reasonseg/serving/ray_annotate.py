@@ -10,15 +10,17 @@ that came since become further shards.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from reasonseg.errors import InputError
@@ -26,6 +28,9 @@ from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import atomic_write, read_image
 from reasonseg.structures.masks import area_of
 from reasonseg.structures.query import Query
+
+if TYPE_CHECKING:
+    from reasonseg.serving.reference_bank import By
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
@@ -58,7 +63,7 @@ class Task:
     questions: tuple[str, ...] = ()
     bank: str = ""
     shots: int = 1
-    by: str = "pixel"
+    by: By = "pixel"
     # keywords of Segmenter.from_pretrained; `source` among them
     model: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
@@ -187,7 +192,7 @@ class Annotator:
             self.bank.select(self.segmenter, image, self.task.shots, by=self.task.by)
             if self.bank
             else []
-        )  # type: ignore[arg-type]
+        )
         references = [choice.reference for choice in shown]
         return [Query(image, text, references) for text in self.task.questions or ("",)]
 
@@ -287,7 +292,10 @@ def _worked(
     started = not ray.is_initialized()
     if started:
         ray.init(
-            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -304,9 +312,12 @@ def _worked(
             num_cpus=1,
             num_gpus=1 if gpus else 0,
         )
-        for batch in data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
+        batches: Iterable[Any] = data.iter_batches(
+            batch_size=1, batch_format="numpy", prefetch_batches=0
+        )
+        for batch in batches:
             yield int(batch["done"].sum())
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         raise mistake_in(error) from None
     finally:
         if started:

@@ -8,6 +8,7 @@ batching).
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -198,7 +199,10 @@ def run(
     """
     if not ray.is_initialized():
         ray.init(
-            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))

@@ -77,7 +77,10 @@ class Bank:
         mine = [k for k, name in enumerate(labels) if label is None or name == label]
         named = ", ".join(dict.fromkeys(labels[k] for k in mine)) or None
         return Reference(
-            sample.query.image, mask=sample.truth.masks[mine].any(0), label=named, name=self.id(i)
+            sample.query.image,
+            mask=np.any(sample.truth.masks[mine], 0),
+            label=named,
+            name=self.id(i),
         )
 
     def select(

@@ -19,7 +19,7 @@ from starlette.requests import Request
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image, read_mask
-from reasonseg.structures.query import Query, Reference
+from reasonseg.structures.query import Point, Query, Reference
 
 T = TypeVar("T")
 MAX_REFERENCES = 16
@@ -75,6 +75,10 @@ class Ask(BaseModel):
     force_seg: bool = Field(False, description="a mask in any case")
     absent_threshold: float = Field(0.5, ge=0, le=1, description="share of <REJ> that means absent")
     max_new_tokens: int | None = Field(None, ge=1, le=1024)
+
+    def clicks(self) -> list[Point]:
+        """The points with all three numbers; the third is 1 where the request leaves it out."""
+        return [(p[0], p[1], p[2] if len(p) == 3 else 1) for p in self.points]
 
     def options(self) -> dict[str, Any]:
         """Those of `Segmenter.batch`."""
@@ -230,5 +234,5 @@ def query_of(asked: Segment, limits: Limits) -> Query:
     """The query of a request; decodes its pictures."""
     image = picture_of(asked.image, limits)
     return Query(
-        image, asked.text, references_of(asked.references, limits), asked.points, asked.boxes
+        image, asked.text, references_of(asked.references, limits), asked.clicks(), asked.boxes
     )

@@ -1,5 +1,6 @@
-"""What is answered: text, masks, scores and labels, and how they are written to disk or handed
-to other libraries.
+"""The answer of a model: text, masks, scores and labels.
+
+An answer can be written to disk, or converted to COCO and to supervision.
 """
 
 from __future__ import annotations
@@ -23,11 +24,20 @@ Status = Literal["found", "absent", "no_seg"]
 
 @dataclass
 class Answer:
-    """What was said and marked. `masks` bool `[n, h, w]`, `scores` `[n]` in 0..1, `labels` n
-    strings.
+    """The answer to a query: text and n masks with their scores and labels.
 
-    `status` is `found` (n >= 1), `absent` (the model said it is not in this image) or `no_seg` (it
-    only talked).
+    Raises `InputError` where shapes, counts or the status do not agree.
+
+    Attributes:
+        text: The answer as text, with one `<SEG>` per mask.
+        masks: bool `[n, h, w]`, in the size of the image. Other dtypes are converted.
+        scores: float32 `[n]`, 0..1, one per mask.
+        labels: n strings, one per mask.
+        status: `found` (n >= 1), `absent` (the model answered that it is not in this image) or
+            `no_seg` (the model answered in words only). The last two have n = 0.
+        references: The reference images that were used, with `name`, `label` and `weight`.
+        meta: Further facts, such as the model's name; must be plain JSON values.
+        image: uint8 RGB `[h, w, 3]`, or None. `overlay` needs it.
     """
 
     text: str
@@ -56,8 +66,12 @@ class Answer:
             raise InputError(f"status {self.status!r} does not go with {len(self.masks)} masks")
 
     def to_dict(self) -> dict:
-        """The JSON of `answer.json`: text, status, objects with label, score, box and COCO RLE,
-        references, meta.
+        """Converts the answer to plain JSON values, as in `answer.json`.
+
+        Returns:
+            A dict with `text`, `status`, `objects`, `references` and `meta`. Each object has
+            `label`, `score` (0..1), `box` (`[x0, y0, x1, y1]` pixels, origin top left) and
+            `segmentation` (COCO RLE).
         """
         from reasonseg.structures.masks import box_of, to_rle
 
@@ -79,8 +93,13 @@ class Answer:
         }
 
     def overlay(self) -> Image.Image:
-        """The image with every mask in a colour of its own, named and scored. Needs `image`,
-        which answers carry.
+        """Draws every mask in its own colour on the image, with label and score.
+
+        Returns:
+            An RGB image. Small images are enlarged by a whole factor so that labels are legible.
+
+        Raises:
+            InputError: `image` is None. Answers of a model carry their image.
         """
         if self.image is None:
             raise InputError(
@@ -91,9 +110,19 @@ class Answer:
         return draw_overlay(self.image, self.masks, self.labels, self.scores)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Writes `overlay.png`, `mask-0.png` ... (0/255) and `answer.json`; returns their paths.
+        """Writes `overlay.png`, `mask-0.png` ... (0 and 255) and `answer.json`.
 
-        Every file is written aside and renamed; masks of an earlier answer are removed.
+        Every file is written under a temporary name and then renamed. Surplus masks of an earlier
+        answer in the folder are removed. `overlay.png` needs `image` and is left out without it.
+
+        Args:
+            folder: The folder to write to; it is made if it does not exist.
+
+        Returns:
+            The paths of the written files.
+
+        Raises:
+            InputError: The folder cannot be made.
         """
         from PIL import Image
 
@@ -123,8 +152,16 @@ class Answer:
         return [*paths, folder / "answer.json"]
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict:
-        """A COCO data set of this one image: `images`, `annotations` (with `score`),
-        `categories`.
+        """Converts the answer to a COCO data set of one image.
+
+        Args:
+            image_id: The COCO id of the image.
+            file_name: The COCO file name of the image.
+
+        Returns:
+            A dict with `images`, `annotations` and `categories`. An annotation has a COCO RLE, its
+            area in pixels, a box `[x, y, width, height]` in pixels and its score (0..1). Categories
+            are the labels in alphabetical order, with ids from 1.
         """
         from reasonseg.structures.masks import to_rle
 
@@ -160,7 +197,12 @@ class Answer:
         }
 
     def to_supervision(self) -> Detections:
-        """`supervision.Detections` with masks, confidences, class ids and `data["class_name"]`."""
+        """Converts the answer to the `Detections` of the library supervision.
+
+        Returns:
+            Detections with boxes, masks, confidences, class ids (from 0, labels in alphabetical
+            order) and `data["class_name"]`; empty where there is no mask.
+        """
         import supervision as sv
 
         if not len(self.masks):

@@ -1,4 +1,4 @@
-"""Contact sheets: many answers on one picture, so that a person can look."""
+"""Contact sheets: many annotated images in one image, for visual checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ CELL, CAPTION, COLUMNS = 400, 70, 4
 
 
 def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUMNS) -> Image.Image:
-    """Pictures with captions in a grid."""
+    """One image that shows images with their captions in a grid of at most `columns` columns.
+
+    Each cell is `CELL` pixels wide; larger images are scaled down to fit.
+    """
     rows = -(-len(cells) // columns)
     columns = min(columns, len(cells))
     sheet = Image.new("RGB", (columns * CELL, rows * (CELL + CAPTION)), "white")
@@ -34,8 +37,10 @@ def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUM
 
 
 def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
-    """Writes `sheet.png`, and for each sample its picture, true masks and a line in
-    `samples.jsonl`; returns the sheet.
+    """Writes `sheet.png` into the folder `out` and returns its path.
+
+    Also writes, for each sample, its image, its true masks (PNG, 0 and 255) and one line of
+    `samples.jsonl`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)

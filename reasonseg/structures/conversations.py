@@ -1,10 +1,10 @@
-"""The conversation strings of LLaVA and LISA, by the name of their template."""
+"""The conversation templates of LLaVA and LISA, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-# where an image, or the features of a reference, are put into the text
+# placeholders in the text for an image and for the features of a reference
 IMAGE, REGION = (
     "<image>",
     "<region>",
@@ -22,7 +22,11 @@ LLAMA_2 = (
 
 
 def conversation(template: str, question: str, history: Sequence[tuple[str, str]] = ()) -> str:
-    """The text of a conversation up to where the answer begins, `<image>` in its first turn."""
+    """The prompt of a conversation, up to the start of the next answer.
+
+    `history` holds earlier turns as (question, answer). `<image>` stands in the first turn. The
+    strings are those of the released LLaVA and LISA code.
+    """
     questions = [q for q, _ in history] + [question]
     answers = [a for _, a in history]
     if template == "llava_llama_2":

@@ -1,8 +1,8 @@
-"""Answers in the formats of others: COCO, LabelMe, YOLO-seg, PNG masks, Label Studio predictions.
+"""Writes answers in other formats: COCO, LabelMe, YOLO-seg, PNG masks, Label Studio predictions.
 
-What goes in: the folder of an answer (`answer.json`), the output of `annotate`, or answers in
-memory. LabelMe, YOLO and Label Studio hold outlines: parts of a mask become polygons of their own,
-and holes are lost.
+The input is the folder of an answer (`answer.json`), the output of `annotate`, or answers in
+memory. LabelMe, YOLO and Label Studio store outlines: each connected part of a mask becomes its own
+polygon, and holes are lost.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import area_of, from_rle
 
-MIN_AREA = 4.0  # pixels; a smaller part of a mask has no outline worth keeping
+MIN_AREA = 4.0  # pixels; smaller parts of a mask are not exported as polygons
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with its objects (`label`, `score`, `box`, `segmentation`, as in
-    `answer.json`). `size` is (height, width).
+    """One image with its objects (`label`, `score`, `box`, `segmentation`, as in `answer.json`).
+
+    `image` is its path or name; `size` is (height, width) in pixels.
     """
 
     image: str
@@ -37,14 +38,16 @@ class Record:
 
     @classmethod
     def of(cls, answer: Answer, image: str) -> Record:
-        """Of an answer in memory."""
+        """The record of an answer in memory."""
         return cls(
             image, (answer.masks.shape[1], answer.masks.shape[2]), answer.to_dict()["objects"]
         )
 
 
 def records(source: str | Path) -> Iterator[Record]:
-    """What a folder of `ask --out` or of `annotate` holds. Raises `InputError` where it is
+    """The records of a folder written by `ask --out` or by `annotate`.
+
+    Images that `annotate` could not read are skipped. Raises `InputError` where the folder is
     neither.
     """
     source = Path(source)
@@ -74,7 +77,10 @@ def records(source: str | Path) -> Iterator[Record]:
 
 
 def polygons(rle: dict) -> list[np.ndarray]:
-    """Outlines of a mask's parts, `[p, 2]` pixels each, the largest first."""
+    """Outlines of the parts of a mask, `[p, 2]` (x, y) in pixels each, the largest first.
+
+    `rle` is a COCO run-length encoding. Parts below `MIN_AREA` are left out.
+    """
     import supervision as sv
 
     found = [p for p in sv.mask_to_polygons(from_rle(rle)) if len(p) >= 3]
@@ -84,12 +90,13 @@ def polygons(rle: dict) -> list[np.ndarray]:
 
 
 def _area(points: np.ndarray) -> float:
+    """Area of a polygon `[p, 2]` in square pixels (shoelace formula)."""
     x, y = points.T.astype(float)
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
 
 
 def to_coco(found: Iterable[Record], out: Path) -> None:
-    """`annotations.json`: images, annotations with run lengths and scores, categories."""
+    """Writes `annotations.json`: images, annotations with COCO RLE and scores, and categories."""
     images, annotations, names = [], [], {}
     for number, record in enumerate(found, 1):
         images.append(
@@ -124,7 +131,7 @@ def to_coco(found: Iterable[Record], out: Path) -> None:
 
 
 def to_labelme(found: Iterable[Record], out: Path) -> None:
-    """One JSON a picture, named like it; the parts of one mask share a group."""
+    """Writes one JSON file per image, with its name; the parts of one mask share a group id."""
     for name, record in _named(found):
         shapes = []
         for group, o in enumerate(record.objects):
@@ -157,8 +164,10 @@ def to_labelme(found: Iterable[Record], out: Path) -> None:
 
 
 def to_yolo(found: Iterable[Record], out: Path) -> None:
-    """`labels/NAME.txt`, a line a part (class and outline as fractions), and `data.yaml` with
-    the class names.
+    """Writes `labels/NAME.txt` and `data.yaml`, which holds the class names.
+
+    Each line is one part of a mask: its class, then its outline as fractions 0..1 of width and
+    height.
     """
     names: dict[str, int] = {}
     (out / "labels").mkdir(parents=True, exist_ok=True)
@@ -191,7 +200,10 @@ def to_yolo(found: Iterable[Record], out: Path) -> None:
 
 
 def to_png(found: Iterable[Record], out: Path) -> None:
-    """`NAME-0.png` ... (0/255), one a mask, and `labels.json` with what each is."""
+    """Writes one PNG (0 and 255) per mask, `NAME-0.png` ..., and `labels.json`.
+
+    `labels.json` gives the image, label and score of each PNG.
+    """
     labels = {}
     for name, record in _named(found):
         for k, o in enumerate(record.objects):
@@ -208,8 +220,9 @@ def to_png(found: Iterable[Record], out: Path) -> None:
 
 
 def to_label_studio(found: Iterable[Record], out: Path) -> None:
-    """`tasks.json`: pictures with predictions as polygon labels (from_name `label`, to_name
-    `image`), to be imported.
+    """Writes `tasks.json`, which Label Studio imports: images with polygon predictions.
+
+    The labels have from_name `label` and to_name `image`; coordinates are in percent, 0..100.
     """
     tasks = []
     for record in found:
@@ -236,7 +249,7 @@ def to_label_studio(found: Iterable[Record], out: Path) -> None:
 
 
 def _named(found: Iterable[Record]) -> Iterator[tuple[str, Record]]:
-    """Records with a file name of their own: the picture's, numbered where several share it."""
+    """(name, record) pairs: the image's name, with a number where several images share it."""
     used: set[str] = set()
     for record in found:
         stem = Path(record.image).stem
@@ -262,8 +275,10 @@ FORMATS: dict[str, Callable[[Iterable[Record], Path], None]] = {
 
 
 def export(found: Iterable[Record], out: str | Path, kind: str) -> None:
-    """Writes records in a format (`coco`, `labelme`, `yolo`, `png`, `labelstudio`) into a
-    folder.
+    """Writes records into the folder `out` in the format `kind`.
+
+    `kind` is `coco`, `labelme`, `yolo`, `png` or `labelstudio`. Raises `InputError` for any
+    other.
     """
     if kind not in FORMATS:
         raise InputError(f"no format {kind!r}; there are {', '.join(FORMATS)}")

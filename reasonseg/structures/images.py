@@ -1,4 +1,4 @@
-"""Reads picture files as a person sees them, and writes files so that none is ever half there."""
+"""Reads image files as a viewer shows them, and writes files atomically."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ UNREADABLE = (
     struct.error,
     zlib.error,
 )
-MAX_PIXELS = 100_000_000  # about 10000 x 10000; a bigger one is refused before it is decoded
+MAX_PIXELS = 100_000_000  # about 10000 x 10000; larger images are refused before decoding
 
 
 def read_image(
     source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image"
 ) -> np.ndarray:
-    """uint8 RGB `[h, w, 3]`: EXIF rotation applied, transparency on white, 16 bit scaled to 8, the
-    first frame.
+    """The image of a file as uint8 RGB `[h, w, 3]`.
 
-    `source` is a path, or the bytes of a file, which errors call `name`. Raises `InputError` for
-    what is missing, unreadable, truncated or larger than `pixels`.
+    EXIF rotation is applied, transparency is put on white, 16 bits are scaled to 8, and only the
+    first frame is read. `source` is a path or the bytes of a file; errors call bytes `name`.
+    Raises `InputError` where the file is missing, unreadable, truncated or has more than `pixels`
+    pixels.
     """
     from PIL import Image, ImageOps
 
@@ -55,15 +56,17 @@ def read_image(
 def read_mask(
     source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the mask"
 ) -> np.ndarray:
-    """bool `[h, w]`: True wherever the picture is not black (nor fully transparent). Errors as
-    `read_image`.
+    """The mask of a file as bool `[h, w]`: True where the image is not black.
+
+    Fully transparent pixels are False. In an indexed (palette) PNG index 0 is the background.
+    Arguments and errors are those of `read_image`.
     """
     from PIL import ImageOps
 
     with _opened(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P":
-            # an indexed mask: index 0 is the background, whatever its colour
+            # an indexed mask: index 0 is the background, independent of its colour
             return np.asarray(picture) > 0
         if picture.mode in ("LA", "RGBA"):
             bands = np.asarray(picture)
@@ -74,6 +77,7 @@ def read_mask(
 
 @contextmanager
 def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
+    """The decoded PIL image of a file; errors of the decoder become `InputError`."""
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, bytes):
@@ -103,7 +107,7 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
         ) from None
     except InputError:
         raise
-    except Image.DecompressionBombError:  # PIL's own guard, beyond twice its limit
+    except Image.DecompressionBombError:  # PIL's own check, at twice its limit
         raise InputError(
             f"{path} has more than the {pixels / 1e6:g} million pixels read; make it smaller"
         ) from None
@@ -115,7 +119,10 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A path to write to; at the end it is renamed to `path`, or removed if the writing failed."""
+    """A temporary path beside `path`. It is renamed to `path` at the end, or removed on an error.
+
+    Readers therefore never see a file that is only partly written.
+    """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,26 +1,33 @@
-"""Pure functions on masks (bool `[h, w]`)."""
+"""Functions on masks (bool `[h, w]`) and their COCO run-length encodings (RLE)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
 from reasonseg.errors import InputError
 
 
-def to_rle(mask: np.ndarray) -> dict:
-    """COCO run-length encoding: `{"size": [h, w], "counts": str}`."""
-    from pycocotools import mask as coco
+def coco_tools() -> Any:
+    """The module `pycocotools.mask`, loaded at its first use."""
+    from pycocotools import mask
 
-    rle = coco.encode(np.asfortranarray(mask, np.uint8))
+    return mask
+
+
+def to_rle(mask: np.ndarray) -> dict:
+    """The COCO run-length encoding of a mask: `{"size": [h, w], "counts": str}`."""
+    rle = coco_tools().encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(s) for s in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def from_rle(rle: dict) -> np.ndarray:
-    """bool `[h, w]` from COCO RLE, `counts` a string or a list of run lengths. Raises
-    `InputError` if malformed.
-    """
-    from pycocotools import mask as coco
+    """The mask of a COCO RLE as bool `[h, w]`.
 
+    `counts` is a string or a list of run lengths. Raises `InputError` where it is malformed.
+    """
+    coco = coco_tools()
     try:
         (height, width), counts = rle["size"], rle["counts"]
         if isinstance(counts, list):
@@ -38,13 +45,14 @@ def from_rle(rle: dict) -> np.ndarray:
 
 
 def area_of(rle: dict) -> int:
-    """How many pixels a COCO RLE marks, without decoding it."""
-    from pycocotools import mask as coco
-
-    return int(coco.area({**rle, "counts": rle["counts"].encode()}))
+    """Number of pixels of a COCO RLE, without decoding it."""
+    return int(coco_tools().area({**rle, "counts": rle["counts"].encode()}))
 
 
 def box_of(mask: np.ndarray) -> list[int]:
-    """`[x0, y0, x1, y1]` around a mask, zeros for an empty one."""
+    """The bounding box `[x0, y0, x1, y1]` of a mask in pixels; zeros for an empty mask.
+
+    The origin is the top left corner; x1 and y1 are exclusive.
+    """
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1] if len(ys) else [0, 0, 0, 0]

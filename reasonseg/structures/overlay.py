@@ -1,6 +1,4 @@
-"""Draws answers for people: coloured masks with names and scores (supervision does the
-painting).
-"""
+"""Draws answers: coloured masks with labels and scores. The library supervision does the drawing."""
 
 from __future__ import annotations
 
@@ -10,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-MIN_SIDE = 480  # smaller pictures are enlarged so that names can be read
+MIN_SIDE = 480  # pixels; smaller images are enlarged so that labels are legible
 
 
 def enlargement(image: np.ndarray) -> int:
-    """The whole factor by which an overlay is larger than its picture."""
+    """The integer factor by which the overlay of an image `[h, w, 3]` is enlarged, 1 or more."""
     return max(1, -(-MIN_SIDE // max(image.shape[:2])))
 
 
@@ -22,15 +20,16 @@ def draw_overlay(
     image: np.ndarray,
     masks: np.ndarray,
     labels: Sequence[str],
-    scores: Sequence[float],
+    scores: Sequence[float] | np.ndarray,
     colors: Sequence[int] | None = None,
 ) -> Image.Image:
-    """`image` with each mask of `[n, h, w]` in its own colour (number `colors[i]` of the palette,
-    else i), named and scored.
+    """The image with every mask drawn in its own colour, with label and score.
 
-    Small pictures come out enlarged by the factor `enlargement`.
+    `image` is uint8 `[h, w, 3]`, `masks` bool `[n, h, w]`; `labels` and `scores` (0..1) have n
+    entries. Mask i has colour `colors[i]` of the palette, or colour i where `colors` is None.
+    Small images are enlarged by the factor `enlargement`.
     """
-    with warnings.catch_warnings():  # it advises OpenCV; its own NumPy painting serves
+    with warnings.catch_warnings():  # it recommends OpenCV; its NumPy drawing is enough here
         warnings.simplefilter("ignore")
         import supervision as sv
 

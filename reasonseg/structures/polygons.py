@@ -1,4 +1,4 @@
-"""Polygons into masks, pixel for pixel as the data sets' own tools draw them."""
+"""Draws polygons as masks, pixel for pixel as the tools of the data sets draw them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from reasonseg.errors import InputError
+from reasonseg.structures.masks import coco_tools
 
 THING, IGNORED = 1, 255
-FRACTION = 16  # bits behind the point of an edge's place
+FRACTION = 16  # fractional bits of the fixed-point position of an edge
 
 
 def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarray:
-    """LabelMe polygons as ReasonSeg reads them: uint8 `[h, w]`, 1 the thing, 255 ignored, 0 the
-    rest.
+    """LabelMe polygons drawn as ReasonSeg does: uint8 `[h, w]`, 1 object, 255 ignored, 0 rest.
 
-    Points are cut to whole pixels, the outline is drawn one pixel wide and filled; larger areas
-    first, so that smaller ones lie above (of equal ones the first). Shapes labelled `flag` are left
-    out, those whose label holds `ignore` are ignored. Raises `InputError` naming `place` for a
-    malformed shape.
+    Coordinates are truncated to whole pixels; the outline is drawn one pixel wide and filled.
+    Larger areas are drawn first, so smaller ones cover them (of equal areas the first covers).
+    Shapes labelled `flag` are left out; shapes whose label contains `ignore` get 255. `size` is
+    (height, width). Raises `InputError` naming `place` for a malformed shape.
     """
     layers = []
     for number, shape in enumerate(shapes):
@@ -47,11 +47,11 @@ def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarr
 
 
 def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """One polygon `[n, 2]` with its outline, bool `[h, w]`, pixel for pixel as OpenCV 4.8 draws it
-    (`polylines`, then `fillPoly`).
+    """One polygon `[n, 2]` (x, y) filled with its outline, as bool `[h, w]`.
 
-    Later versions of OpenCV break ties of the outline otherwise, and published ReasonSeg numbers
-    were measured on masks of that one.
+    Equals `polylines`, then `fillPoly` of OpenCV 4.8, pixel for pixel. Later versions of OpenCV
+    round ties of the outline differently, and the published ReasonSeg results were measured with
+    this version.
     """
     layer = np.zeros(size, bool)
     corners = [(int(x), int(y)) for x, y in points]
@@ -63,7 +63,7 @@ def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             rows.append(ys)
             columns.append(xs)
     ys, xs = np.concatenate(rows), np.concatenate(columns)
-    # row by row, from left to right: between the first and the second edge, the third and ...
+    # in each row, from left to right: fill between edges 1 and 2, 3 and 4, ...
     order = np.lexsort((xs, ys))
     ys, xs = ys[order], xs[order] >> FRACTION
     for y, left, right in zip(ys[::2], xs[::2], xs[1::2], strict=True):
@@ -75,9 +75,9 @@ def fill(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _edge(
     start: tuple[int, int], end: tuple[int, int], size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows an edge crosses, and where, in fixed point of `FRACTION` bits.
+    """The rows that an edge crosses, and its x in each, in fixed point with `FRACTION` bits.
 
-    An edge that leaves the picture starts from its clipped ends.
+    An edge that leaves the image is computed from its clipped ends.
     """
     height, width = size
     if all(0 <= x < width and 0 <= y < height for x, y in (start, end)):
@@ -104,7 +104,7 @@ def _towards_zero(a: int, b: int) -> int:
 
 
 def _line(layer: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> None:
-    """Bresenham's line of eight neighbours, from left to right."""
+    """Draws Bresenham's line with 8-connectivity, from left to right."""
     start, end, visible = _clipped(start, end, layer.shape)
     if not visible:
         return
@@ -120,7 +120,7 @@ def _line(layer: np.ndarray, start: tuple[int, int], end: tuple[int, int]) -> No
 
 
 def _clipped(start, end, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], bool]:
-    """A line cut at the picture's border (Cohen and Sutherland), and whether any of it is left."""
+    """A line clipped to the image (Cohen-Sutherland), and whether any of it is inside."""
     (x1, y1), (x2, y2) = start, end
     bottom, right = size[0] - 1, size[1] - 1
 
@@ -148,14 +148,13 @@ def _clipped(start, end, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[
 
 
 def coco_mask(segmentation, size: tuple[int, int], place: str) -> np.ndarray:
-    """A COCO segmentation (polygons, or a run-length encoding, or a list of them) as bool `[h, w]`;
-    empty where there is none.
+    """A COCO segmentation as bool `[h, w]`; all False where there is none.
 
-    Parts that overlap are one thing (the reference adds them up to 2). Raises `InputError` naming
-    `place` where it is malformed.
+    `segmentation` is a list of polygons, a run-length encoding, or a list of encodings. Parts that
+    overlap count once (the original code adds them up to 2). `size` is (height, width). Raises
+    `InputError` naming `place` where it is malformed.
     """
-    from pycocotools import mask as coco
-
+    coco = coco_tools()
     height, width = size
     if not segmentation:
         return np.zeros(size, bool)
@@ -188,4 +187,4 @@ def coco_mask(segmentation, size: tuple[int, int], place: str) -> np.ndarray:
         raise InputError(
             f"{place}: the segmentation is {list(drawn.shape[:2])}, its image {list(size)}"
         )
-    return drawn.reshape(height, width, -1).any(-1)
+    return np.any(drawn.reshape(height, width, -1), -1)

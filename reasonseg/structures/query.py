@@ -1,9 +1,9 @@
-"""What is asked: a `Query` about an image, with words, annotated references, points and boxes.
+"""The question to a model: a `Query` about an image, with text, reference images, points and boxes.
 
-*image* uint8 RGB `[h, w, 3]` · *mask* bool `[h, w]` · *score* 0..1 · *size* `(height, width)` ·
-*box* `(x0, y0, x1, y1)` pixels · *point* `(x, y, 1 or 0)` pixels, 1 on the thing and 0 off it.
-Axis letters elsewhere: h w height and width, b batch, n masks, k tokens per mask, d width,
-t text length.
+Conventions of the package: *image* uint8 RGB `[h, w, 3]` · *mask* bool `[h, w]` · *score* 0..1 ·
+*size* `(height, width)` · *box* `(x0, y0, x1, y1)` pixels · *point* `(x, y, 1 or 0)` pixels, 1 on
+the object and 0 off it. The origin is the top left corner. Axis letters: h and w height and width,
+b batch, n masks, k tokens per mask, d embedding width, t text length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reasonseg.structures.images import read_image, read_mask
 Box = tuple[float, float, float, float]
 Point = tuple[float, float, int]
 
-MAX_WORDS = 2000  # more than any model here can read; refused before it costs a forward pass
+MAX_WORDS = 2000  # more than any model here can read; refused before a forward pass
 
 
 def _checked_image(image: Any, name: str) -> np.ndarray:
@@ -88,11 +88,20 @@ def _checked_points(points: Sequence, image: np.ndarray, name: str) -> tuple[Poi
 
 @dataclass
 class Reference:
-    """An annotated image: what to look for, shown. One of `mask`, `boxes`, `points`, `scribble`
-    marks it.
+    """An annotated reference image: an example of what to segment.
 
-    `weight` is how much it counts beside others, `name` what answers call it. Raises `InputError`
-    where shapes disagree or not exactly one annotation is given.
+    Exactly one of `mask`, `boxes`, `points` and `scribble` is given. Raises `InputError` where
+    shapes disagree, where not exactly one is given, or where the weight is not above 0.
+
+    Attributes:
+        image: uint8 RGB `[h, w, 3]`.
+        mask: bool `[h, w]`, True on the object.
+        boxes: `(x0, y0, x1, y1)` in pixels, x0 < x1 and y0 < y1, inside the image.
+        points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+        scribble: bool `[h, w]`, True on a line drawn over the object.
+        label: A name of the object, for models that read it.
+        weight: How much this reference counts relative to the others; above 0.
+        name: The name of this reference in answers, such as its file name.
     """
 
     image: np.ndarray
@@ -127,16 +136,37 @@ class Reference:
 
     @classmethod
     def open(cls, image: str | Path, mask: str | Path, label: str | None = None) -> Reference:
-        """Reads an image file and a mask file (anything not black is the thing)."""
+        """Reads a reference image and its mask from files.
+
+        Raises `InputError` where a file cannot be read or the sizes differ.
+
+        Args:
+            image: Path of the image file.
+            mask: Path of the mask file, in the size of the image. Every pixel that is not black
+                belongs to the object.
+            label: A name of the object.
+
+        Returns:
+            The reference.
+        """
         return cls(read_image(image), mask=read_mask(mask), label=label)
 
 
 @dataclass
 class Query:
-    """A question about an image: words, examples, places, or any of them together.
+    """A question about an image: text, reference images, points and boxes, alone or together.
 
-    `history` holds earlier turns as (question, answer text). Raises `InputError` where a field is
-    malformed or where nothing is asked.
+    Raises `InputError` where a field is malformed, where the text is too long, or where text,
+    references, points and boxes are all empty.
+
+    Attributes:
+        image: uint8 RGB `[h, w, 3]`.
+        text: The question; at most `MAX_WORDS` words.
+        references: Annotated reference images.
+        points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+        boxes: `(x0, y0, x1, y1)` in pixels, x0 < x1 and y0 < y1, inside the image.
+        previous: bool `[h, w]`, the mask that points and boxes correct, or None.
+        history: Earlier turns about this image as (question, answer text), the oldest first.
     """
 
     image: np.ndarray
@@ -173,12 +203,21 @@ class Query:
 
     @classmethod
     def open(cls, path: str | Path, text: str = "", **fields) -> Query:
-        """A query about an image file, as a person sees it (EXIF applied). Raises `InputError`
-        if it cannot be read.
+        """Reads an image file and makes a query about it.
+
+        Raises `InputError` where the file cannot be read.
+
+        Args:
+            path: Path of the image file. EXIF rotation is applied.
+            text: The question.
+            **fields: The other fields of `Query`.
+
+        Returns:
+            The query.
         """
         return cls(read_image(path), text, **fields)
 
     @property
     def size(self) -> tuple[int, int]:
-        """`(height, width)` of the image."""
+        """`(height, width)` of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]

@@ -1,4 +1,4 @@
-"""What a reference marks, as a mask: drawn as it was given, whatever it was given as."""
+"""The mask of a reference image, whatever its annotation is: mask, boxes, points or scribble."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from PIL import Image, ImageDraw, ImageFilter
 from reasonseg.errors import InputError
 from reasonseg.structures.query import Reference
 
-DIMMED = 0.35  # of its light is left of what is not marked, where a reference is drawn
-DISC = 0.03  # radius of a point, as a fraction of the picture's longer side
-STROKE = 0.01  # by how much a scribble is widened
+DIMMED = 0.35  # brightness factor outside the mask, where a reference is drawn
+DISC = 0.03  # radius of a point, as a fraction of the longer side of the image
+STROKE = 0.01  # how far a scribble is widened, as a fraction of the longer side
 
 
 def region(reference: Reference) -> np.ndarray:
-    """bool `[h, w]`: the mask, the boxes filled, or discs on the points and a widened scribble.
+    """The mask of a reference as bool `[h, w]`.
 
-    Raises `InputError` where nothing is marked.
+    Boxes are filled, points become discs, and a scribble is widened. Raises `InputError` where
+    nothing is marked.
     """
     if reference.mask is not None:
         marked, what = reference.mask, "mask"
     elif len(reference.boxes):
         marked, what = _boxes(reference), "boxes"
-    elif len(reference.points):
-        marked, what = _points(reference), "points"
-    else:
+    elif reference.scribble is not None:
         marked, what = _widened(reference.scribble), "scribble"
+    else:
+        marked, what = _points(reference), "points"
     if not marked.any():
         raise InputError(f"Reference.{what} marks nothing; mark at least one pixel of the thing")
     return marked
 
 
 def drawn(reference: Reference) -> np.ndarray:
-    """uint8 `[h, w, 3]`: the picture with what is not marked dimmed, for models that look at
-    several pictures.
+    """The image of a reference, uint8 `[h, w, 3]`, darkened outside its mask.
+
+    For models that read several images.
     """
     light = np.where(region(reference), 1.0, DIMMED)[..., None]
     return (reference.image * light).astype(np.uint8)
@@ -50,11 +52,11 @@ def _boxes(reference: Reference) -> np.ndarray:
 
 
 def _points(reference: Reference) -> np.ndarray:
-    """Discs where the thing is, without those where it is not."""
+    """Discs at the points on the object, minus the discs at the points off it."""
     height, width = reference.image.shape[:2]
     canvas = Image.new("1", (width, height))
     pen, r = ImageDraw.Draw(canvas), max(DISC * max(height, width), 0.5)
-    # what is off the thing has the last word
+    # points off the object are drawn last, so they win
     for x, y, on in sorted(reference.points, key=lambda p: -p[2]):
         pen.ellipse((x - r, y - r, x + r, y + r), fill=int(on))
     return np.array(canvas, bool)

@@ -1,4 +1,4 @@
-"""A question and its true answer: what data sets are made of."""
+"""The element of a data set: a question and its true answer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from reasonseg.structures.query import Query
 
 @dataclass
 class Sample:
-    """A question and its true answer; what data sets are made of. `ignored` bool `[h, w]`:
-    pixels that no score counts.
+    """The element of a data set: a question and its true answer.
+
+    Raises `InputError` where the masks and the image have different sizes.
+
+    Attributes:
+        query: The question.
+        truth: The true answer; its masks are bool `[n, h, w]` in the size of the image.
+        id: A name that is unique in the data set.
+        level: The group that reports count separately, such as `long` or `short`.
+        ignored: bool `[h, w]`, pixels that no score counts, or None.
     """
 
     query: Query
     truth: Answer
     id: str = ""
-    level: str = ""  # a group that reports keep apart
+    level: str = ""
     ignored: np.ndarray | None = None
 
     def __post_init__(self):

@@ -15,6 +15,7 @@ from transformers import SegGptForImageSegmentation
 
 from reasonseg import InputError, Query, Reference, Segmenter
 from reasonseg.decoders import seggpt
+from reasonseg.nn import canvas
 from reasonseg.decoders.seggpt import Config, arranged, restored
 from reasonseg.nn import losses
 from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
@@ -98,7 +99,7 @@ def test_canvas_and_masks(model, name):
             (tuple(data["size_hw"]), "hard_full_packed"),
         ):
             hard = np.unpackbits(data[key])[: size[0] * size[1]].reshape(size).astype(bool)
-            assert ((model.restore(logits, size)[0] > 0).numpy() ^ hard).sum() <= 3
+            assert ((model.restore(logits, tuple(map(int, size)))[0] > 0).numpy() ^ hard).sum() <= 3
 
 
 @torch.inference_mode()

@@ -69,12 +69,12 @@ def _rows(file: Path, names: dict) -> list[Entry]:
         if words
         else indexed_classes({n: io.BytesIO(mask) for n, (_, mask) in enumerate(rows)}, bool(names))
     )
-    for number, (picture, mask) in enumerate(rows):
+    for number, ((picture, mask), text) in enumerate(zip(rows, said, strict=True)):
         name = shown.setdefault(picture, file.with_suffix("") / str(number))
         data[name] = picture
         for value in classes.get(number, [None]):
             label = "thing" if value is None else names.get(str(value), f"class {value}")
-            label = said[number].strip() if isinstance(said[number], str) else label
+            label = text.strip() if isinstance(text, str) else label
             found.setdefault((name, label), []).append((mask, value))
 
     def entry(name: Path, label: str, given: list[tuple[bytes, int | None]]) -> Entry:

@@ -28,8 +28,8 @@ def by_noun(scene: Scene) -> dict[str, list[int]]:
 
 def telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
     """(index, words) of attributes that exactly one of several things of a kind has."""
-    colors = [t.color for t in things]
-    if None not in colors:
+    colors = [t.color for t in things if t.color is not None]
+    if len(colors) == len(things):
         yield from ((k, c) for k, c in enumerate(colors) if colors.count(c) == 1)
     if sum(t.upside_down for t in things) == 1:
         yield next(k for k, t in enumerate(things) if t.upside_down), "upside-down"

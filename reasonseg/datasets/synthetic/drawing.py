@@ -152,7 +152,7 @@ def lay_out(
         scale = min(scale, 0.9 * min(height, width))
         upside_down = bool(rng.random() < 0.2)
         angle = float(rng.uniform(-20, 20)) + 180 * upside_down
-        best, best_gap = None, -np.inf
+        best, best_gap = (0.0, 0.0), -np.inf
         for _ in range(MAX_TRIES):
             x = float(rng.uniform(scale / 2, width - scale / 2))
             y = float(rng.uniform(scale / 2, height - scale / 2))

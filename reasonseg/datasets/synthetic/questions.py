@@ -207,7 +207,9 @@ def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterat
             continue
         things = [scene.objects[i] for i in group]
         for key, k in extremes(things).items():
-            for pattern in SUPERLATIVES[key] if k is not None else ():
+            if k is None:
+                continue
+            for pattern in SUPERLATIVES[key]:
                 phrase = pattern.format(noun)
                 thing = things[k].name
                 yield Candidate(
@@ -236,7 +238,9 @@ def _alike(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
                     (name, f"but {words}"),
                 )
         for key, k in extremes(things).items():
-            for pattern in SUPERLATIVES[key] if k is not None else ():
+            if k is None:
+                continue
+            for pattern in SUPERLATIVES[key]:
                 phrase = pattern.format("one like this")
                 yield Candidate(
                     phrase, f"{phrase[0].upper()}{phrase[1:]} {SEG}", (group[k],), (name, phrase)
@@ -332,8 +336,8 @@ def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Ca
                     )
     elif kind < 0.75:
         for name, group in names.items():
-            colors = {scene.objects[i].color for i in group}
-            for color in HUES if None not in colors else ():
+            colors = [c for i in group if (c := scene.objects[i].color) is not None]
+            for color in HUES if len(colors) == len(group) else ():
                 if not any(close(color, c) for c in colors):
                     yield Candidate(
                         f"the {color} {name}",

@@ -178,7 +178,8 @@ def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:
         picture = Image.open(path).convert("RGBA")
     except OSError as error:
         raise InputError(f"{place}: cannot read {path.name}: {error}") from None
-    bounds = picture.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox()
+    opaque = np.asarray(picture.getchannel("A")) > 127
+    bounds = Image.fromarray(opaque).getbbox()
     if bounds is None:
         raise InputError(f"{place}: {path.name} has no opaque pixel")
     image = np.array(picture.crop(bounds))
