@@ -42,7 +42,7 @@ format: setup
 
 # The documentation as a site, out/site; a broken link stops it.
 docs: setup
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Scenes are drawn from the system's colour-emoji font; the demo does without it.
 .PHONY: font

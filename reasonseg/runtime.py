@@ -1,4 +1,4 @@
-"""Functions for distributed runs (`accelerate launch`, `torchrun`); they also work in one process."""
+"""Functions for distributed runs (`accelerate launch`, `torchrun`) and for a single process."""
 
 from __future__ import annotations
 

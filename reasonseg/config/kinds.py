@@ -1,9 +1,9 @@
-"""Finds a part by its name: a file of a room here, an entry point of another package, or (for runs
-only) a dotted path.
+"""Finds a component by its name (its kind).
 
-A room is a folder in which every file that defines the room's `door` is one kind. `decoders/sam.py`
-is the kind `sam`, and `decoder: {kind: sam}` in YAML chooses it. A package of yours adds a kind
-without touching this one:
+A kind is a file of this package, an entry point of another package, or (only where a run names it)
+a dotted path to a module. A room is a folder of alternatives, such as `decoders`: every file in it
+that defines the name in `DOORS` is one kind. `decoders/sam.py` is the kind `sam`, and
+`decoder: {kind: sam}` in YAML selects it. Your own package adds a kind without a change here:
 
     [project.entry-points."reasonseg.decoders"]
     mine = "my_package.my_decoder"
@@ -24,7 +24,7 @@ from types import ModuleType
 from reasonseg.errors import InputError
 from reasonseg.moved import OBJECTIVES
 
-DOORS = {  # room -> what each of its files defines
+DOORS = {  # room -> the name that each of its files defines
     "backbones": "Config",
     "prompters": "Config",
     "decoders": "Config",
@@ -34,7 +34,7 @@ DOORS = {  # room -> what each of its files defines
     "checkpoints.released": "FORMAT",
     "cli": "COMMANDS",
 }
-# what only a run names, never a saved model: a dotted path is taken too
+# rooms that a run names but a saved model does not: a dotted path is accepted too
 LOCAL = (
     "datasets",
     "training.objectives",
@@ -42,14 +42,15 @@ LOCAL = (
 
 
 def kinds(room: str) -> list[str]:
-    """Names of all kinds of a room: its files, and what installed packages add."""
+    """Sorted names of all kinds of a room: its files and the entry points of other packages."""
     return sorted({*files(room), *_added(room)})
 
 
 @cache
 def files(room: str) -> dict[str, str]:
-    """The kinds that are files of the room here, and their modules; the files are looked at, not
-    imported.
+    """The kinds that are files of a room in this package, with their module names.
+
+    The files are read as text, not imported.
     """
     package = importlib.import_module(f"reasonseg.{room}")
     door = re.compile(rf"^(?:class {DOORS[room]}\b|{DOORS[room]}\b *[:=])", re.MULTILINE)
@@ -66,8 +67,9 @@ def _added(room: str) -> dict[str, EntryPoint]:
 
 
 def kind_module(room: str, kind: str, place: str = "kind") -> ModuleType:
-    """The module of a kind. Raises `InputError` naming `place` where there is none, or it cannot
-    be imported.
+    """The module of a kind.
+
+    Raises `InputError` naming `place` where there is no such kind or it cannot be imported.
     """
     if name := files(room).get(kind):
         return importlib.import_module(name)
@@ -75,7 +77,7 @@ def kind_module(room: str, kind: str, place: str = "kind") -> ModuleType:
         name = point.value
     elif "." in str(kind) and room in LOCAL:
         name = kind
-        if os.getcwd() not in sys.path:  # a module beside where the command runs
+        if os.getcwd() not in sys.path:  # a module in the working directory
             sys.path.append(os.getcwd())
     else:
         raise InputError(_unknown(room, str(kind), place))
@@ -89,7 +91,7 @@ def kind_module(room: str, kind: str, place: str = "kind") -> ModuleType:
 
 
 def check_kind(room: str, kind: str, place: str = "kind") -> None:
-    """Raises `InputError` where a room has no such kind; nothing is imported."""
+    """Raises `InputError` naming `place` where a room has no such kind; imports nothing."""
     if kind not in kinds(room) and not ("." in kind and room in LOCAL):
         raise InputError(_unknown(room, kind, place))
 
@@ -98,25 +100,25 @@ def _unknown(room: str, kind: str, place: str) -> str:
     if room == "training.objectives" and kind in OBJECTIVES:
         return (
             f"{place}: objective {kind!r} is now {OBJECTIVES[kind]!r} (research, outside the "
-            "package); write that"
+            "package); use that name"
         )
     dotted = " or a dotted path to a module" if room in LOCAL else ""
     return f"{place}: no {noun(room)} {kind!r}; {nearest(kind, kinds(room))}{dotted}"
 
 
 def config_class(room: str, kind: str, place: str = "kind") -> type:
-    """The `Config` of a kind."""
+    """The class `Config` of a kind. Raises `InputError` where there is no such kind."""
     return kind_module(room, kind, place).Config
 
 
 def noun(room: str) -> str:
-    """What one kind of a room is called in messages."""
+    """The word for one kind of a room in messages, such as `decoder`."""
     return {"datasets": "data set", "checkpoints.released": "format", "cli": "command"}.get(
         room, room.rpartition(".")[2].removesuffix("s")
     )
 
 
 def nearest(word: str, names: list[str]) -> str:
-    """The advice after a name that does not exist."""
+    """A hint after an unknown name: the most similar name, or else all names."""
     close = difflib.get_close_matches(word, names, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"

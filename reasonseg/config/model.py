@@ -1,5 +1,6 @@
-"""The settings of a model: which kinds stand in its rooms. Saved as `settings.yaml` beside the
-weights.
+"""The settings of a model: its components and their kinds.
+
+They are saved as `settings.yaml` beside the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from reasonseg.errors import InputError
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts. The defaults are LISA's; `iou` trains the decoder's own score."""
+    """Weights of the losses. The defaults are LISA's; `iou` trains the predicted score."""
 
     text: float = 1.0
     bce: float = 2.0
@@ -23,27 +24,29 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One model. `backbone` and its `prompter` take words, `references` take examples; a model has
-    one of them, or both.
+    """The settings of one model.
 
-    `score`: `predicted` where the decoder's IoU head was trained, else `foreground` probability.
+    `backbone` with its `prompter` reads text, `references` reads reference images; a model has one
+    of them, or both. `refiner` sharpens masks on request. `segmenter` None means `embedding`.
+    `score`: `predicted` (the IoU head) where the decoder's IoU head was trained, else `foreground`
+    (mean foreground probability). `memory`: number of earlier turns of a conversation that the
+    model reads. `notice`: printed once to users of the command line. `new_markers`: `<SEG>` and
+    `<REJ>` are new embedding rows, which must be trained. `about`: how the model was made, for
+    people only. Raises `InputError` where components are missing.
     """
 
     decoder: Annotated[Kind, Room("decoders")]
     backbone: Annotated[Kind, Room("backbones")] | None = None
     prompter: Annotated[Kind, Room("prompters")] | None = None
     references: Annotated[Kind, Room("prompters")] | None = None
-    refiner: Annotated[Kind, Room("decoders")] | None = None  # sharpens masks where it is asked to
-    # None: embedding
+    refiner: Annotated[Kind, Room("decoders")] | None = None
     segmenter: Annotated[Kind, Room("segmenters")] | None = field(default=None, repr=False)
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     max_new_tokens: int = 64
-    memory: int = 8  # earlier turns of a conversation that the model reads
-    notice: str = ""  # said once to whoever uses the model from the command line
-    # `<SEG>` and `<REJ>` are fresh rows, which a training must teach
+    memory: int = 8
+    notice: str = ""
     new_markers: bool = field(default=False, repr=False)
-    # how it was made; for people, nothing reads it
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -54,6 +57,6 @@ class ModelSettings:
             )
         if self.backbone is None and self.references is None:
             raise InputError(
-                "a model needs a backbone with its prompter (for words), references (for "
-                "examples), or all of them"
+                "a model needs a backbone with its prompter (for text), references (for "
+                "reference images), or all of them"
             )

@@ -1,9 +1,9 @@
-"""Settings: frozen dataclasses filled from YAML and dotted overrides, with errors that name the
-place and the nearest name.
+"""Settings: frozen dataclasses filled from YAML and dotted overrides.
 
-A part with alternatives (a backbone, a decoder ...) is a `Kind`: `{"kind": <file in the room>,
-...}`, or its name alone. The `Config` in that file says what else may stand there. No library we
-tried finds kinds by file name and suggests the nearest key in YAML, so this is ours, and small.
+Errors name the place of the mistake and the most similar valid name. A component with alternatives
+(a backbone, a decoder ...) is a `Kind`: `{"kind": <name of the kind>, ...}`, or the name alone. The
+`Config` in the file of that kind defines the other keys. None of the libraries we tried finds kinds
+by file name and suggests the most similar key, so this small module does it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from reasonseg.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A choice of file in a room, with that file's `config`."""
+    """A selected kind of a room, with its settings (an instance of its `Config`)."""
 
     kind: str
     config: Any
 
     def tree(self) -> dict:
-        """As YAML shows it."""
+        """The plain values for YAML: the kind and its settings."""
         return {"kind": self.kind, **dump(self.config)}
 
 
@@ -42,16 +42,19 @@ class Room:
 
 @dataclasses.dataclass(frozen=True)
 class NameIn:
-    """Marks a field as the name of a kind whose settings stand elsewhere: `Annotated[str,
-    NameIn("training.objectives")]`.
+    """Marks a field as the name of a kind of this room, without its settings.
+
+    Example: `Annotated[str, NameIn("training.objectives")]`.
     """
 
     room: str
 
 
 def parse(cls: type, tree: dict, place: str = "") -> Any:
-    """An instance of a dataclass from plain values. Raises `InputError` naming the place of what
-    does not fit.
+    """An instance of the dataclass `cls` from plain values.
+
+    `place` is the prefix of names in errors. Raises `InputError` naming the place of an unknown
+    setting, a wrong type or a missing value.
     """
     if not isinstance(tree, dict):
         raise InputError(f"{place or 'settings'}: expected names and values, got {tree!r}")
@@ -112,7 +115,7 @@ def _kind(room: Room, value: Any, place: str) -> Kind:
 def _plain(hint: type, value: Any, place: str) -> Any:
     if hint is float and isinstance(value, str):
         try:
-            return float(value)  # YAML 1.1 reads 1e-4 as a word
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -123,7 +126,10 @@ def _plain(hint: type, value: Any, place: str) -> Any:
 
 
 def read(file: str | Path, overrides: Sequence[str] = ()) -> dict:
-    """The tree of a YAML file with `a.b=value` overrides laid over it."""
+    """The settings of a YAML file as nested dicts, with `a.b=value` overrides applied.
+
+    Raises `InputError` where the file is missing or not valid, or where an override is malformed.
+    """
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{file} does not exist; configs/ holds the ones that come with reasonseg")
@@ -135,7 +141,11 @@ def read(file: str | Path, overrides: Sequence[str] = ()) -> dict:
 
 
 def override(tree: dict, overrides: Sequence[str]) -> dict:
-    """Lays `a.b=value` over a tree; a new `kind` drops the settings of the old one."""
+    """Applies `a.b=value` overrides to nested dicts in place, and returns them.
+
+    A new `kind` drops the settings of the old kind. Raises `InputError` where an override is
+    malformed.
+    """
     for text in overrides:
         path, mark, value = text.partition("=")
         if not mark:
@@ -161,7 +171,7 @@ def _plain_of(value: Any) -> Any:
 
 
 def dump(config: Any) -> dict:
-    """A dataclass as plain values for YAML."""
+    """The settings of a dataclass as plain values for YAML."""
     plain = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)

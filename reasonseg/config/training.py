@@ -1,4 +1,4 @@
-"""The settings of a training run, read from YAML without loading torch."""
+"""The settings of a training run, read from YAML without importing torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from reasonseg.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. `train` lists prefixes of the parameters it changes (empty: all); `decay` is the
-    share of steps at the end over which the learning rate falls to `floor` of itself; `options` go
-    to the objective; `optimizer`: `muon` on matrices and AdamW on the rest, for training from
-    nothing, or `adamw` as LISA has it (betas 0.9 and 0.95, no weight decay).
+    """One stage of a training run.
 
-    `batch` is that of a whole step, over all processes and `accumulate` micro-batches of each: one
-    config trains the same model on one device or many. `lora`: rank of adapters on the language
-    model's q and v, trained beside `train` and folded into the weights when the stage ends, with
-    `dropout` before them. `tokens` trains the rows of the markers alone, in embeddings and head
-    (peft's trainable tokens).
+    `train` lists prefixes of the parameters to train (empty: all). `warmup` is in steps. `decay` is
+    the fraction of steps at the end (0..1) over which the learning rate falls to `floor` times its
+    value. `options` go to the objective. `optimizer`: `muon` for matrices with AdamW for the rest,
+    to train from scratch; or `adamw` as in LISA (betas 0.9 and 0.95, no weight decay).
+
+    `batch` is the size of a whole step, over all processes and the `accumulate` micro-batches of
+    each, so one config trains the same model on one device or many. `lora` is the rank of adapters
+    on q and v of the language model (0: none), with scale `alpha` and with `dropout` before them;
+    they are trained together with `train` and merged into the weights at the end of the stage.
+    `tokens` trains only the rows of the markers in embeddings and head (peft's trainable tokens).
+    Raises `InputError` where `batch` is not a multiple of `accumulate`.
     """
 
     objective: Annotated[str, NameIn("training.objectives")]
@@ -53,20 +56,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """A whole run: the model it starts from, its data, its stages in order and where it writes.
+    """A training run: its initial model, its data, its stages in order and its output folder.
 
-    `model` starts fresh, `start` goes on from a model folder (`embedded`: the one in the package);
-    a run has one of the two. `references` is a prompter for examples, given to a model that has
-    none yet. `examples`: from now on the language model reads references beside words (LLaVA
-    backbones). `validation` is scored at every checkpoint on its first `validation_limit` samples;
-    a stage ends with the weights of the checkpoint that is highest in `metric`. Without it, with
-    the last. `dtype`: of what is loaded and not trained, and of the result's files (float32: they
-    are float16); what is trained is float32. `features`: a folder in which what frozen encoders
-    make of each picture is kept, so that it is computed once (for small sets). `checkpointing`:
-    layers of the language model are computed again in the backward pass instead of kept (less
-    memory). `shard`: every process holds a part of each weight, gradient and optimizer state
-    (FSDP); for models that do not fit otherwise. `products`: attention as plain products, faster
-    for small transformers on CPU (`attention.py`).
+    `model` starts with new weights; `start` continues from a model folder (`embedded`: the one in
+    the package). A run has exactly one of the two. `references` is a prompter for reference images,
+    added to a model that has none. `examples`: from this run on, the language model reads reference
+    images together with text (LLaVA backbones). `validation` is scored at every checkpoint on its
+    first `validation_limit` samples; a stage ends with the weights of the checkpoint with the
+    highest `metric`, or without `validation` with the last. `dtype`: precision of loaded weights
+    that are not trained, and of the saved files (with float32 the files are float16); trained
+    weights are float32. `features`: a folder that stores the outputs of frozen encoders for each
+    image, so that they are computed once (for small sets). `checkpointing`: the layers of the
+    language model are computed again in the backward pass instead of stored, which saves memory.
+    `shard`: every process holds a part of each weight, gradient and optimizer state (FSDP), for
+    models that do not fit otherwise. `products`: attention as plain matrix products, faster for
+    small transformers on CPU (`attention.py`). Raises `InputError` where settings exclude each
+    other.
     """
 
     data: Annotated[Kind, Room("datasets")]
@@ -98,25 +103,26 @@ class TrainSettings:
             )
         if self.shard and (self.features or self.validation is not None):
             raise InputError(
-                "shard: true goes without features and validation; score the model when it is "
-                "whole again"
+                "shard: true goes without features and validation; score the model after the run, "
+                "when it is whole again"
             )
         if self.shard and (
             muon := [name for name, stage in self.stages.items() if stage.optimizer != "adamw"]
         ):
             raise InputError(
-                f"shard: true needs optimizer: adamw; stage {muon[0]} has muon, which works on "
+                f"shard: true needs optimizer: adamw; stage {muon[0]} has muon, which needs "
                 "whole matrices"
             )
         if self.dtype == "bfloat16" and not self.bf16:
             raise InputError(
-                "dtype: bfloat16 needs bf16: true, which lets float32 and bfloat16 weights work "
+                "dtype: bfloat16 needs bf16: true, which makes float32 and bfloat16 weights work "
                 "together"
             )
 
 
 def read_run(file: str | Path, overrides: Sequence[str] = ()) -> TrainSettings:
-    """A config file with overrides laid over it. Raises `InputError` with the place and the
-    nearest name.
+    """The settings of a config file, with `a.b=value` overrides applied.
+
+    Raises `InputError` with the place of the mistake and the most similar valid name.
     """
     return parse(TrainSettings, read(file, overrides))

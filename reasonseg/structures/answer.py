@@ -29,14 +29,14 @@ class Answer:
     Raises `InputError` where shapes, counts or the status do not agree.
 
     Attributes:
-        text: The answer as text, with one `<SEG>` per mask.
+        text: The answer as text, with its markers such as `<SEG>`.
         masks: bool `[n, h, w]`, in the size of the image. Other dtypes are converted.
         scores: float32 `[n]`, 0..1, one per mask.
         labels: n strings, one per mask.
         status: `found` (n >= 1), `absent` (the model answered that it is not in this image) or
             `no_seg` (the model answered in words only). The last two have n = 0.
         references: The reference images that were used, with `name`, `label` and `weight`.
-        meta: Further facts, such as the model's name; must be plain JSON values.
+        meta: Further facts, such as the name of the model; JSON values.
         image: uint8 RGB `[h, w, 3]`, or None. `overlay` needs it.
     """
 

@@ -1,4 +1,4 @@
-"""Draws answers: coloured masks with labels and scores. The library supervision does the drawing."""
+"""Draws answers: coloured masks with labels and scores, drawn with supervision."""
 
 from __future__ import annotations
 

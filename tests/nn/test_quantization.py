@@ -40,14 +40,21 @@ def test_a_released_checkpoint_alike(kind):
         model.save_pretrained("nowhere")
 
 
-def test_it_marks_what_the_full_model_marks(segmenter, small, kind, font):
+@pytest.fixture(scope="module")
+def answered(segmenter, font):
+    """Questions, and what the full model answers; asked once for both kinds."""
     from reasonseg.datasets.scenes import Config
-    from scripts.compare_quantization import compare
 
     data = Config("test", 210, size=168).build()
     samples = [data[i] for i in range(210)]
-    queries = [s.query for s in samples]
-    found = compare(samples, segmenter.batch(queries), small.batch(queries))
+    return samples, segmenter.batch([s.query for s in samples])
+
+
+def test_it_marks_what_the_full_model_marks(answered, small, kind):
+    from scripts.compare_quantization import compare
+
+    samples, full = answered
+    found = compare(samples, full, small.batch([s.query for s in samples]))
     assert found["giou_drop"] <= {"int8": 0.01, "nf4": 0.05}[kind]
     assert found["same_object"] >= {"int8": 0.95, "nf4": 0.85}[kind]
     assert found["blank"] == 0
