@@ -1,10 +1,9 @@
-"""What data sets share: how commands name them, endless training samples, and LISA's question
-templates.
+"""Shared parts of data sets: their names in commands, training streams, LISA's question templates.
 
-A file of this folder is a kind of data set. Its `Config` says where the files lie; `build()` gives
-samples by index (`IndexError` at the length), `training(length, seed)` samples to train on, a pure
-function of (seed, index). `eval KIND` and `data check KIND` find it by its file name, or by the
-names in its `NAMES`.
+Each file of this folder is a kind of data set. Its `Config` holds the settings, such as where the
+files are. `build()` returns samples by index (`IndexError` at the length); `training(length, seed)`
+returns training samples, a pure function of (seed, index). `eval KIND` and `data check KIND` find a
+data set by its file name, or by the names in its `NAMES`.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ from reasonseg.config.kinds import kind_module, kinds
 from reasonseg.errors import InputError
 from reasonseg.structures.sample import Sample
 
-PER_PICTURE = 3  # questions on one picture in a row, as LISA has them
-TRIES = 50  # pictures looked at for one with something to ask
+PER_PICTURE = 3  # consecutive questions about one image, as in LISA
+TRIES = 50  # images tried in a row before an image without questions is an error
 
 
 @dataclass(frozen=True)
 class Name:
-    """A name by which commands know a data set.
+    """What a name of a data set means in commands.
 
-    `fields` are settings of its `Config` that go with the name, `splits` those that `data check`
-    looks for. `evaluated` off keeps training data out of `eval`.
+    `fields` are the settings of its `Config` that the name implies; `splits` are the splits that
+    `data check` reads. `evaluated` is False for data sets that are only for training: `eval` does
+    not offer them.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -38,20 +38,22 @@ class Name:
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A data set as commands know it: its `Config`, and what goes with its name."""
+    """A data set with its name in commands: its class `Config` and the meaning of the name."""
 
     name: Name
     config: type
 
     def build(self, **given: Any) -> Any:
-        """Its settings with what was `given`, as far as it has such settings."""
+        """Its settings (a `Config`), with those of `given` that this data set has."""
         known = {field.name for field in fields(self.config)}
         return self.config(**self.name.fields, **{k: v for k, v in given.items() if k in known})
 
 
 def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:
-    """Every data set by its name; those of `words` that are dotted paths to a module are taken
-    too.
+    """All data sets by name.
+
+    Those of `words` that are dotted paths to a module are included. Raises `InputError` where a
+    module cannot be imported.
     """
     asked = (words,) if isinstance(words, str) else words
     dotted = [
@@ -66,7 +68,7 @@ def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:
 
 
 class TrainingData(Protocol):
-    """A data set that can be trained on."""
+    """A data set that `Stream` can draw training samples from."""
 
     @property
     def pictures(self) -> int:
@@ -74,14 +76,18 @@ class TrainingData(Protocol):
         ...
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """`count` samples about a picture, sharing its image (the very object); none where it
-        shows nothing to ask for.
+        """`count` samples about one image; an empty list where there is nothing to ask about it.
+
+        All of them share the same image array object, so that encoders run once.
         """
         ...
 
 
 class Stream:
-    """`length` samples: a picture at random, `PER_PICTURE` questions about it, the next."""
+    """`length` samples: `PER_PICTURE` questions about a random image, then about the next one.
+
+    Sample i is a pure function of (seed, i).
+    """
 
     def __init__(self, data: TrainingData, length: int, seed: int):
         self.data, self.length, self.seed = data, length, seed
@@ -106,13 +112,13 @@ class Stream:
             ):
                 return samples
         raise InputError(
-            f"{TRIES} pictures in a row show nothing to ask for; look at them with `reasonseg "
+            f"{TRIES} images in a row show nothing to ask for; look at them with `reasonseg "
             "data check`"
         )
 
 
 def sample_indices(rng: np.random.Generator, count: int, of: int) -> list[int]:
-    """`count` indices below `of`: all of them once before any comes again."""
+    """`count` random indices below `of`; every index comes once before any is repeated."""
     order = rng.permutation(of)
     return [int(order[k % of]) for k in range(count)]
 
@@ -142,8 +148,9 @@ ANSWERS = (
 
 
 def validation_question(text: str, is_sentence: bool) -> str:
-    """The question of a text in validation, with the space in front that the reference's prompt
-    has.
+    """The validation question about a text, from LISA's templates.
+
+    It starts with a space, as the prompt of the original code does.
     """
     return (SENTENCE if is_sentence else PHRASE).format(text)
 
@@ -151,7 +158,10 @@ def validation_question(text: str, is_sentence: bool) -> str:
 def training_turn(
     rng: np.random.Generator, text: str, is_sentence: bool = False, marker: str = "<SEG>"
 ) -> tuple[str, str]:
-    """(question, answer) of a text in training; `marker` `<REJ>` where nothing fits."""
+    """A random (question, answer) about a text for training, from LISA's templates.
+
+    `marker` is `<SEG>`, or `<REJ>` where nothing in the image matches.
+    """
     questions = SENTENCES if is_sentence else PHRASES
     question = questions[rng.integers(len(questions))].format(text if is_sentence else text.lower())
     return question, ANSWERS[rng.integers(len(ANSWERS))].format(marker)

@@ -1,9 +1,8 @@
-"""Few-shot episodes: a thing in a picture, and other pictures that show it marked.
+"""Few-shot episodes: segment an object in an image, given reference images with its masks.
 
-PASCAL-5i, COCO-20i and FSS-1000 in their usual layouts and folds, and drawn scenes. Episode i asks
-about the same picture and shows the same first references whatever the number of shots, so that
-differences between runs are paired. Classes seen in training and withheld ones are groups of their
-own and never mix.
+PASCAL-5i, COCO-20i and FSS-1000 in their usual layouts and folds, and drawn scenes. Episode i has
+the same query image and the same first references for every number of shots, so that differences
+between runs are paired. Classes seen in training and withheld classes are separate groups.
 
 Under `root`: `VOC2012/{JPEGImages,SegmentationClassAug}` or
 `COCO2014/{train2014,val2014,annotations}` (PNGs whose value is the class) with the class lists of
@@ -34,7 +33,7 @@ from reasonseg.structures.query import Query, Reference
 from reasonseg.structures.sample import Sample
 
 GROUPS = ("withheld", "seen")
-BOUNDARY = 255  # in PASCAL's masks: neither thing nor background
+BOUNDARY = 255  # in PASCAL's masks: neither object nor background
 FOLDS = 4
 MAX_TRIES = 20
 PASCAL = (
@@ -51,13 +50,17 @@ COCO = (
     "cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,"
     "hair drier,toothbrush"
 ).split(",")
-NAMES: dict[str, Name] = {}  # `eval episodes` has a report of its own
+NAMES: dict[str, Name] = {}  # `eval episodes` has its own report
 
 
 @dataclass(frozen=True)
 class Config:
-    """`prompt`: what an episode gives: `reference` alone, its `label` alone (as words), or
-    `both`. `group`: of classes.
+    """Settings of the episodes.
+
+    `prompt` is what the model gets: `reference` (reference images only), `label` (the class name as
+    text only) or `both`. `group` is the group of classes; `count` the number of episodes; `size`
+    the longer side of drawn scenes in pixels; `sprites` the folder of a sprite pack. Raises
+    `InputError` where `fold` or `shots` is out of range.
     """
 
     root: str = ""
@@ -78,21 +81,21 @@ class Config:
             raise InputError(f"shots: {self.shots} is not above 0")
 
     def build(self) -> Episodes:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Episodes(self)
 
     def training(self, length: int, seed: int) -> Episodes:
-        """`length` episodes of the group, a pure function of the seed."""
+        """`length` training episodes of the group, a pure function of the seed."""
         return replace(self, count=length, seed=seed).build()
 
     @classmethod
     def example(cls) -> Config:
-        """A small one, for tests."""
+        """A small data set, for tests."""
         return cls(count=4, shots=2, size=96)
 
 
 class Episodes:
-    """Samples by index; `labels` are the classes of the group. An empty group has length 0."""
+    """Episodes by index; `labels` are the classes of the group. An empty group has length 0."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -124,8 +127,9 @@ class Episodes:
 
 
 class DrawnEpisodes:
-    """Scenes in which the thing is one among others; every copy of it has a hue, a turn and a
-    size of its own.
+    """Episodes of drawn scenes, in which the object stands among others.
+
+    Every copy of the object has its own hue, rotation and size.
     """
 
     def __init__(self, config: Config):
@@ -140,7 +144,7 @@ class DrawnEpisodes:
         self.labels = [s.name for s in self.group]
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
-        """(label, (picture, mask), references); masks are uint8 with 1 the thing."""
+        """(label, (image, mask), references); masks are uint8 `[h, w]` with 1 on the object."""
         seeds = [self.config.seed, 91, GROUPS.index(self.config.group), i]
         sprite = self.group[np.random.default_rng(seeds).integers(len(self.group))]
         query = self._picture([*seeds, 0], sprite, copies=2)
@@ -165,13 +169,16 @@ class DrawnEpisodes:
             if mask.any():
                 return scene.image, mask.astype(np.uint8)
         raise InputError(
-            f"{sprite.name} was covered by others in {MAX_TRIES} scenes; is its cut-out empty?"
+            f"{sprite.name} was covered by others in {MAX_TRIES} scenes; check that its cut-out is not "
+            "empty"
         )
 
 
 class FoldEpisodes:
-    """PASCAL-5i and COCO-20i. Withheld: the validation classes of the fold; seen: the others,
-    from the training list.
+    """Episodes of PASCAL-5i and COCO-20i.
+
+    Withheld classes are the validation classes of the fold; seen classes are the others, from the
+    training list.
     """
 
     def __init__(self, config: Config):
@@ -219,8 +226,10 @@ class FoldEpisodes:
         )
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
-        """(label, (picture, mask), references); masks are uint8 with 1 the thing and 255 what is
-        not counted.
+        """(label, (image, mask), references).
+
+        Masks are uint8 `[h, w]` with 1 on the object and 255 on pixels that no score counts. Raises
+        `InputError` where a class has too few images.
         """
         rng = np.random.default_rng([self.config.seed, 92, GROUPS.index(self.config.group), i])
         label = self.labels[rng.integers(len(self.labels))]
@@ -242,13 +251,13 @@ class FoldEpisodes:
         picture = read_image(image)
         if values.shape != picture.shape[:2]:
             raise InputError(
-                f"{mask} is {list(values.shape)}, its picture {list(picture.shape[:2])}"
+                f"{mask} is {list(values.shape)}, its image {list(picture.shape[:2])}"
             )
         boundary = (values == BOUNDARY) & (self.config.benchmark == "pascal")
         return picture, np.where(boundary, BOUNDARY, values == value).astype(np.uint8)
 
     def _place(self, name: str) -> Path:
-        """A listed file under the root, wherever the lists were made."""
+        """The path of a listed file below the root; the lists may have another root."""
         parts = Path(name).parts
         names = {"VOC2012": "VOC2012", "COCO2014": "COCO2014", "MSCOCO2014": "COCO2014"}
         start = next((k for k, part in enumerate(parts) if part in names), 0)
@@ -258,12 +267,13 @@ class FoldEpisodes:
         for place in (self.root / inside, self.root / "Datasets_HSN" / inside):
             if place.is_file():
                 return place
-        raise InputError(f"{self.root / inside} does not exist, though a class list names it")
+        raise InputError(f"{self.root / inside} does not exist, but a class list names it")
 
 
 class FolderEpisodes:
-    """FSS-1000: a folder a class. Withheld: those of `splits/fss/test.txt` where that lies
-    beside them, else all.
+    """Episodes of FSS-1000, which has one folder per class.
+
+    Withheld classes are those of `splits/fss/test.txt` where that file exists, else all.
     """
 
     def __init__(self, config: Config):
@@ -271,7 +281,7 @@ class FolderEpisodes:
         root = Path(config.root)
         root = root / "FSS-1000" if (root / "FSS-1000").is_dir() else root
         if not root.is_dir():
-            raise InputError(f"{root} is no folder; FSS-1000 has a folder for each class")
+            raise InputError(f"{root} is no folder; FSS-1000 has one folder per class")
         listed = next(
             (
                 p
@@ -286,7 +296,7 @@ class FolderEpisodes:
         self.labels = [name for name in every if (name in test) == (config.group == "withheld")]
 
     def episode(self, i: int, shots: int) -> tuple[str, tuple, list[tuple]]:
-        """(label, (picture, mask), references); masks are uint8 with 1 the thing."""
+        """(label, (image, mask), references); masks are uint8 `[h, w]` with 1 on the object."""
         rng = np.random.default_rng([self.config.seed, 93, GROUPS.index(self.config.group), i])
         name = self.labels[rng.integers(len(self.labels))]
         files = sorted((self.root / name).glob("*.png"))
@@ -301,7 +311,7 @@ class FolderEpisodes:
         picture = read_image(file.with_suffix(".jpg"))
         mask = np.array(Image.open(file).convert("L")) > 127
         if mask.shape != picture.shape[:2]:
-            raise InputError(f"{file} is {list(mask.shape)}, its picture {list(picture.shape[:2])}")
+            raise InputError(f"{file} is {list(mask.shape)}, its image {list(picture.shape[:2])}")
         return picture, mask.astype(np.uint8)
 
 

@@ -1,6 +1,6 @@
-"""A folder of one's own images and masks, in any of the layouts of `layouts/`.
+"""Your own folder of images and masks, in any of the layouts of `layouts/`.
 
-One sample for each label of an image (all its shapes together), or for each text.
+There is one sample for each label of an image (all its shapes together), or for each text.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from reasonseg.structures.sample import Sample
 
 VALIDATION = "validation"
 SPLITS = ("all", "train", VALIDATION, "val")
-LAYOUTS = (jsonl, coco, pairs, labelme, tables)  # the first that finds entries is taken
+LAYOUTS = (jsonl, coco, pairs, labelme, tables)  # the first layout that finds entries is used
 NAMES = {"folder": Name(splits=("all",))}
 
 
 @dataclass(frozen=True)
 class Config:
-    """`split`: `all`, `train` or `validation`; a share of the images (never of the samples) is kept
-    for validation.
+    """Settings of the folder.
 
-    `absent`: chance of a question about a label of other images, with the true answer that it is
-    not there.
+    `split` is `all`, `train` or `validation`. The fraction `share` (0..1) of the images is kept for
+    validation; all samples of an image are in the same split. `absent` is the probability, in
+    training, of a question about a label of other images, whose true answer is that it is absent.
     """
 
     root: str = ""
@@ -39,24 +39,24 @@ class Config:
     share: float = 0.1
     absent: float = 0.0
     seed: int = 0
-    skipped: tuple[str, ...] = ()  # ids of samples to leave out
+    skipped: tuple[str, ...] = ()  # ids of samples that are left out
 
     def build(self) -> Folder:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Folder(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples in an order that is a pure function of the seed."""
+        """`length` training samples in an order that is a pure function of the seed."""
         return Stream(self.build(), length, seed, self.absent)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class Folder:
-    """Samples by index. `labels` are all the labels there are."""
+    """Samples by index. `labels` are all labels of the folder, sorted."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -71,11 +71,11 @@ class Folder:
         if not entries:
             raise InputError(
                 f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside "
-                "pictures, "
-                "images/ with masks/, samples.jsonl, or a table with columns image and mask"
+                "the images, images/ with masks/, samples.jsonl, or a table with columns image "
+                "and mask"
             )
         self.labels = sorted({label for e in entries for label in e.labels})
-        # the labels of each picture, those that cannot be read among them
+        # the labels of each image, including images that cannot be read
         self.present: dict[Path, set[str]] = {}
         for entry in entries:
             self.present.setdefault(entry.picture, set()).update(entry.labels)
@@ -97,21 +97,21 @@ class Folder:
         return len(self.entries)
 
     def id(self, i: int) -> str:
-        """The name of sample `i`: its picture and its text."""
+        """The name of sample `i`: its image and its text."""
         return self.name(self.entries[i])
 
     def name(self, entry: Entry) -> str:
-        """The name of a sample: its picture and its text."""
+        """The name of a sample: its image and its text."""
         inside = entry.picture.is_relative_to(self.config.root)
         place = entry.picture.relative_to(self.config.root) if inside else entry.picture
         return f"{place.as_posix()}: {entry.text}"
 
     def group(self, i: int) -> str:
-        """Samples on one image have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return str(self.entries[i].picture)
 
     def image(self, i: int) -> np.ndarray:
-        """The picture of sample `i`; samples on one picture in a row share it, the very object."""
+        """The image of sample `i`; consecutive samples about one image share the same array object."""
         path = self.entries[i].picture
         if self._latest is None or self._latest[0] != path:
             data = self.entries[i].data
@@ -131,9 +131,8 @@ class Folder:
                 raise InputError(f"{where} is empty")
         if entry.answer and entry.answer.count("<SEG>") != len(masks):
             raise InputError(
-                f"{entry.picture}: the answer to {entry.text!r} says <SEG> "
-                f"{entry.answer.count('<SEG>')} times "
-                f"and has {len(masks)} masks"
+                f"{entry.picture}: the answer to {entry.text!r} has "
+                f"{entry.answer.count('<SEG>')} times <SEG> but {len(masks)} masks"
             )
         labels = (
             list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
@@ -144,8 +143,9 @@ class Folder:
         return Sample(Query(image, entry.text), truth, self.id(i), "")
 
     def refused(self, i: int, rng: np.random.Generator) -> Sample | None:
-        """A question about the picture of sample `i` for a label it does not have; None where it
-        has all.
+        """A sample that asks for a label which the image of sample `i` does not have.
+
+        None where the image has all labels.
         """
         others = [
             label for label in self.labels if label not in self.present[self.entries[i].picture]
@@ -162,8 +162,10 @@ class Folder:
 
 
 class Stream:
-    """Samples in epochs of their own order, with questions about what is not there mixed in; a
-    pure function of the seed.
+    """`length` training samples: each epoch has its own order.
+
+    With probability `absent` a sample is replaced by a question about an absent label. Sample i is
+    a pure function of (seed, i). Raises `InputError` where there is no sample.
     """
 
     def __init__(self, samples: Folder, length: int, seed: int, absent: float):
@@ -188,14 +190,14 @@ class Stream:
 
 
 def said(labels: list[str]) -> str:
-    """The true answer: each label with its `<SEG>`."""
+    """The true answer: each label followed by `<SEG>`."""
     return (
         ", ".join(f"{'the' if i else 'The'} {label} <SEG>" for i, label in enumerate(labels)) + "."
     )
 
 
 def check(samples: Folder) -> list[tuple[str, str]]:
-    """(id, what is wrong) of each sample that cannot be used, by reading them all."""
+    """(id, error) of each sample that cannot be used. Reads all samples."""
     problems = []
     for i in range(len(samples)):
         try:

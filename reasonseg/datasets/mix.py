@@ -1,6 +1,4 @@
-"""Several data sets at once, in given shares; which one comes when is a pure function of (seed,
-index).
-"""
+"""Several data sets mixed in given shares; the order is a pure function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -21,8 +19,10 @@ NAMES: dict[str, Name] = {}  # for training only
 
 @dataclass(frozen=True)
 class Config:
-    """`sets` by name, `weights` their shares (1 where none is given). `root` is given to the
-    sets that have none of their own.
+    """Settings of the mix.
+
+    `sets` are data sets by name; `weights` are their relative shares (1 where none is given).
+    `root` is used for the sets whose own `root` is empty.
     """
 
     sets: dict[str, Annotated[Kind, Room("datasets")]] = field(default_factory=dict)
@@ -30,16 +30,16 @@ class Config:
     root: str = ""
 
     def build(self) -> Mix:
-        """All of them, one after another."""
+        """All samples of all sets, one set after another."""
         return Mix(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples in the given shares."""
+        """`length` training samples in the given shares."""
         return Stream(self, length, seed)
 
     @classmethod
     def example(cls) -> Config:
-        """A small one, for tests."""
+        """A small data set, for tests."""
         scenes = config_class("datasets", "scenes")
         small = {
             "things": scenes("val", count=3, size=96),
@@ -48,11 +48,12 @@ class Config:
         return cls({name: Kind("scenes", config) for name, config in small.items()}, {"more": 2.0})
 
     def parts(self) -> dict[str, Any]:
-        """The configs of the sets, with their root. Raises `InputError` where shares and sets do
-        not go together.
+        """The settings of the sets by name, with their root.
+
+        Raises `InputError` where there is no set, a weight names no set, or a share is not valid.
         """
         if not self.sets:
-            raise InputError("sets: a mix needs one data set at least")
+            raise InputError("sets: a mix needs at least one data set")
         if unknown := [name for name in self.weights if name not in self.sets]:
             raise InputError(f"weights: no set {unknown[0]!r}; there are {', '.join(self.sets)}")
         shares = [self.weights.get(name, 1.0) for name in self.sets]
@@ -77,7 +78,7 @@ class Mix:
         return len(self.places)
 
     def id(self, i: int) -> str:
-        """The name of sample `i`, its set in front."""
+        """The name of sample `i`, with the name of its set in front."""
         name, k = self.places[i]
         data = self.sets[name]
         return f"{name}: {data.id(k)}"
@@ -88,7 +89,7 @@ class Mix:
 
 
 class Stream:
-    """`length` samples; the questions on one picture (`PER_PICTURE` in a row) come from one set."""
+    """`length` samples; each `PER_PICTURE` in a row, which share an image, come from one set."""
 
     def __init__(self, config: Config, length: int, seed: int):
         parts = config.parts()
@@ -102,7 +103,7 @@ class Stream:
         return self.length
 
     def of(self, i: int) -> str:
-        """The set that sample `i` comes from."""
+        """The name of the set that sample `i` comes from."""
         return self.names[
             np.random.default_rng([self.seed, 7, i // PER_PICTURE]).choice(
                 len(self.names), p=self.shares

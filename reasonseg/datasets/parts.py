@@ -1,6 +1,4 @@
-"""PACO-LVIS and PASCAL-Part: COCO files of objects and of parts; a question asks for one
-annotation.
-"""
+"""PACO-LVIS and PASCAL-Part: COCO files of objects and their parts; a question asks for one."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from reasonseg.structures.polygons import coco_mask
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-LAYOUTS = {  # annotations, pictures, below LISA's dataset folder
+LAYOUTS = {  # (annotations, images) below LISA's dataset folder
     "paco_lvis": ("vlpart/paco/annotations/paco_lvis_v1_train.json", "coco"),
     "pascal_part": (
         "vlpart/pascal_part/train.json",
@@ -32,28 +30,29 @@ NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAY
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder."""
+    """Settings: `root` is LISA's dataset folder, `name` the data set in it."""
 
     root: str = ""
     name: Literal["paco_lvis", "pascal_part"] = "paco_lvis"
 
     def build(self) -> Parts:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Parts(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class Parts:
-    """One sample an annotation, pictures in the order of the file; pictures without annotations
-    are left out.
+    """One sample per annotation, images in the order of the file.
+
+    Images without annotations are left out.
     """
 
     def __init__(self, config: Config):
@@ -79,7 +78,7 @@ class Parts:
 
     @property
     def pictures(self) -> int:
-        """How many."""
+        """Number of images with annotations."""
         return len(self.shown)
 
     def __len__(self) -> int:
@@ -90,7 +89,7 @@ class Parts:
         return f"{self.config.name}-{self.entries[i][1].get('id', i)}"
 
     def group(self, i: int) -> int:
-        """Samples on one picture have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return self.entries[i][0]
 
     def __getitem__(self, i: int) -> Sample:
@@ -101,8 +100,9 @@ class Parts:
         )
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions for annotations of a picture; a part is `cup handle` or `the handle of the
-        cup`.
+        """Training samples about annotations of one image.
+
+        A part is called `cup handle` or `the handle of the cup`, at random.
         """
         mine, samples = self.shown[picture][1], []
         for k in sample_indices(rng, count, len(mine)):
@@ -131,12 +131,12 @@ class Parts:
 
 
 def spelled(name: str) -> tuple[str, ...]:
-    """(object,) or (object, part) of a category such as `mug_(cup):handle`."""
+    """(object,) or (object, part) in words, from a category such as `mug_(cup):handle`."""
     return tuple(piece.split("_(")[0].replace("_", " ").strip() for piece in name.split(":"))
 
 
 def said(names: tuple[str, ...], long: bool) -> str:
-    """Words for an object or a part of one."""
+    """The words for an object, or for a part: `cup handle`, or long `the handle of the cup`."""
     if len(names) == 1:
         return names[0]
     return f"the {names[1]} of the {names[0]}" if long else f"{names[0]} {names[1]}"

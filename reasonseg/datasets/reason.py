@@ -1,4 +1,4 @@
-"""ReasonSeg: a folder a split, with X.jpg beside X.json (texts, is_sentence, LabelMe shapes)."""
+"""ReasonSeg: one folder per split, X.jpg beside X.json (texts, is_sentence, LabelMe shapes)."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from reasonseg.structures.polygons import IGNORED, THING, paint
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits lie below a root
+PLACES = ("reason_seg/ReasonSeg", "ReasonSeg", "")  # where the splits are, below a root
 PICTURES = (".jpg", ".jpeg", ".png")
 NAMES = {"reasonseg": Name()}
 
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder, or the one that holds the splits; several splits are joined
-    with `_`.
+    """Settings of ReasonSeg.
 
-    `sentences`: the first text of each image, as LISA validates, or all of them. `explained`
-    (training): for images with an explanation (`explanatory/train.json`), the chance of words
-    alone; otherwise half of the answers go on to explain.
+    `root` is LISA's dataset folder, or the folder that holds the splits. Several splits are joined
+    with `_`. `sentences`: `first` text of each image, as LISA validates, or `all` texts.
+    `explained` (training): for images with an explanation (`explanatory/train.json`), the
+    probability of an answer in words only; of the other answers half add the explanation.
     """
 
     root: str = ""
@@ -46,22 +46,24 @@ class Config:
     explained: float = 0.1
 
     def build(self) -> ReasonSeg:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return ReasonSeg(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class ReasonSeg:
-    """Samples by index. `level` is `long` for sentences and `short` for phrases; `ignored` holds
-    what no score counts.
+    """Samples by index.
+
+    `level` is `long` for sentences and `short` for phrases; `ignored` marks the pixels that no
+    score counts.
     """
 
     def __init__(self, config: Config):
@@ -83,11 +85,11 @@ class ReasonSeg:
             try:
                 count = len(read_annotation(file)["text"])
             except InputError:
-                count = 1  # said when the sample is read
+                count = 1  # the error is raised when the sample is read
             self.entries += [
                 (file, t) for t in range(count if config.sentences == "all" else min(count, 1))
             ]
-        # those that ask for something
+        # the files with at least one text
         self.files = list(dict.fromkeys(file for file, _ in self.entries))
         self._latest: tuple[Path, tuple] | None = None
         if not self.entries:
@@ -97,24 +99,23 @@ class ReasonSeg:
         return len(self.entries)
 
     def id(self, i: int) -> str:
-        """The name of sample `i`: its file, and the number of its text where it is not the
-        first.
-        """
+        """The name of sample `i`: its file, and the index of its text where that is not 0."""
         file, text = self.entries[i]
         return f"{file.parent.name}/{file.stem}" + (f"#{text}" if text else "")
 
     def group(self, i: int) -> str:
-        """Samples on one image have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return str(self.entries[i][0])
 
     @property
     def pictures(self) -> int:
-        """How many."""
+        """Number of images with at least one text."""
         return len(self.files)
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions in any of a picture's wordings; what is to be ignored counts as background,
-        as LISA trains.
+        """Training samples about one image, with any of its texts.
+
+        Ignored pixels count as background, as in LISA's training.
         """
         file = self.files[picture]
         image, values, texts, is_sentence = read_pair(file)
@@ -140,7 +141,7 @@ class ReasonSeg:
 
     def __getitem__(self, i: int) -> Sample:
         file, number = self.entries[i]
-        # questions on one image share it, the very object
+        # samples about one image share the same array object, so that it is encoded once
         if self._latest is None or self._latest[0] != file:
             self._latest = file, read_pair(file)
         image, values, texts, is_sentence = self._latest[1]
@@ -157,7 +158,10 @@ def _splits(base: Path, split: str) -> bool:
 
 
 def read_explanations(file: Path) -> dict[str, str]:
-    """Explanations by the name of their picture; none where there is no such file."""
+    """Explanations by the file name of their image; empty where there is no such file.
+
+    Raises `InputError` where the file is malformed.
+    """
     if not file.is_file():
         return {}
     try:
@@ -172,8 +176,10 @@ def read_explanations(file: Path) -> dict[str, str]:
 
 
 def read_annotation(file: Path) -> dict:
-    """The JSON of an image, read as UTF-8, else as Windows wrote it. Raises `InputError` naming
-    the file and what it lacks.
+    """The annotation of an image, as in its JSON file.
+
+    The file is read as UTF-8, or as Windows-1252 where that fails. Raises `InputError` naming the
+    file and what is missing.
     """
     data = file.read_bytes()
     try:
@@ -197,8 +203,9 @@ def read_annotation(file: Path) -> dict:
 
 
 def read_pair(file: Path) -> tuple[np.ndarray, np.ndarray, list[str], bool]:
-    """(image, values uint8 `[h, w]` of 0, 1 and 255, texts, is_sentence) of an annotation and
-    the picture beside it.
+    """(image, values, texts, is_sentence) of an annotation file and the image beside it.
+
+    `values` is uint8 `[h, w]`: 1 object, 255 ignored, 0 rest.
     """
     annotation = read_annotation(file)
     picture = next((p for p in (file.with_suffix(s) for s in PICTURES) if p.is_file()), None)

@@ -1,5 +1,6 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and RefCLEF: refs and instances in the layout of the
-REFER API.
+"""RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO and RefCLEF, in the layout of the REFER API.
+
+A *ref* is the REFER name for an object with the sentences that refer to it.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
 NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
-PLACES = ("refer_seg", "")  # where the data sets lie below a root
+PLACES = ("refer_seg", "")  # where the data sets are, below a root
 PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
-CLEF = ("images/saiapr_tc-12",)  # RefCLEF's pictures
+CLEF = ("images/saiapr_tc-12",)  # RefCLEF's images
 UNC = ("train", "val", "testA", "testB")
 NAMES = {
     "refcoco": Name({"name": "refcoco"}, UNC),
@@ -38,8 +39,9 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder, or the one that holds the data sets. `split_by` empty:
-    `umd` for RefCOCOg, else `unc`.
+    """Settings: `root` is LISA's dataset folder, or the folder that holds the data sets.
+
+    An empty `split_by` means `umd` for RefCOCOg, else `unc`.
     """
 
     root: str = ""
@@ -48,23 +50,21 @@ class Config:
     split_by: str = ""
 
     def build(self) -> Refer:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Refer(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class Refer:
-    """One sample a sentence, images in ascending order of their id, sentences in the order of
-    the file.
-    """
+    """One sample per sentence; images in ascending order of their id, sentences as in the file."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -83,14 +83,14 @@ class Refer:
             raise InputError(
                 f"{self.folder} has no split {config.split!r}; there are {', '.join(there)}"
             )
-        # stable: sentences stay in the order of the file
+        # sort is stable: sentences stay in the order of the file
         chosen.sort(key=lambda ref: ref["image_id"])
         self._latest: tuple[int, np.ndarray] | None = None
         self.entries = [(ref, s) for ref in chosen for s in range(len(ref["sentences"]))]
 
     @cached_property
     def instances(self) -> tuple[dict[int, dict], dict[int, dict]]:
-        """(images, annotations) by id."""
+        """(images, annotations) of `instances.json`, each by id."""
         file = self.folder / "instances.json"
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -104,17 +104,17 @@ class Refer:
         return len(self.entries)
 
     def id(self, i: int) -> str:
-        """The name of sample `i`: reference and sentence."""
+        """The name of sample `i`: the ids of its ref and its sentence."""
         ref, s = self.entries[i]
         return f"{self.config.name}-{ref['ref_id']}-{ref['sentences'][s].get('sent_id', s)}"
 
     def group(self, i: int) -> int:
-        """Samples on one image have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return self.entries[i][0]["image_id"]
 
     @cached_property
     def shown(self) -> list[list[dict]]:
-        """The refs of each picture."""
+        """The refs of each image."""
         of: dict[int, list[dict]] = {}
         for ref, s in self.entries:
             if s == 0:
@@ -123,12 +123,13 @@ class Refer:
 
     @property
     def pictures(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.shown)
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions about sentences of a picture; where nothing fits (gRefCOCO) the answer
-        refuses.
+        """Training samples about sentences of one image.
+
+        Where nothing in the image matches a sentence (gRefCOCO), the answer is `<REJ>`.
         """
         there = [(ref, s) for ref in self.shown[picture] for s in range(len(ref["sentences"]))]
         chosen = [there[k] for k in sample_indices(rng, count, len(there))]
@@ -138,7 +139,7 @@ class Refer:
         return self._sample(*self.entries[i])
 
     def _sample(self, ref: dict, s: int, rng: np.random.Generator | None = None) -> Sample:
-        """As validation asks, or with an `rng` as training does."""
+        """A sample with the question of validation, or with an `rng` with one of training."""
         image = self._image(ref)
         mask, wanted = self._mask(ref, image.shape[:2])
         text = ref["sentences"][s]["sent"].strip().lower()
@@ -160,7 +161,7 @@ class Refer:
                 f"{self.folder / 'instances.json'}: no image {number}, which ref {ref['ref_id']} "
                 "names"
             )
-        # questions on one image share it, the very object
+        # samples about one image share the same array object, so that it is encoded once
         if self._latest is None or self._latest[0] != number:
             self._latest = number, read_image(self._picture(images[number]["file_name"]))
         return self._latest[1]
@@ -169,7 +170,7 @@ class Refer:
         mask, annotations = np.zeros(size, bool), self.instances[1]
         wanted = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
         for number in wanted:
-            if number == -1:  # gRefCOCO: nothing here fits
+            if number == -1:  # gRefCOCO: nothing in the image matches
                 continue
             if number not in annotations:
                 raise InputError(
@@ -193,16 +194,17 @@ class Refer:
             if (base / name).is_file():
                 return base / name
         whose = (
-            "RefCLEF's pictures are saiapr_tc-12"
+            "RefCLEF's images are those of saiapr_tc-12"
             if self.config.name == "refclef"
-            else "RefCOCO's are COCO's train2014"
+            else "RefCOCO's images are those of COCO train2014"
         )
         raise InputError(f"{name} is not in {bases[0]}; {whose}")
 
 
 def belongs(split: str, wanted: str) -> bool:
-    """Whether a ref's split is the wanted one: testA and testB by their letter, `test` by the
-    word, others exactly (REFER).
+    """Whether a ref's split is the wanted one, by the rules of the REFER API.
+
+    testA and testB are matched by their letter, `test` by the word, others exactly.
     """
     if wanted in ("testA", "testB"):
         return wanted[-1] in split
@@ -210,16 +212,17 @@ def belongs(split: str, wanted: str) -> bool:
 
 
 class Plain(pickle.Unpickler):
-    """Reads lists, dicts, words and numbers, and nothing that names code."""
+    """An unpickler for lists, dicts, strings and numbers only: it never imports code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Refuses whatever a file asks to import."""
+        """Raises `UnpicklingError` for every class that a file wants to import."""
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 def read_refs(folder: Path, by: str) -> list[dict]:
-    """The refs of `refs(by).p` (`grefs(by)` for gRefCOCO; .json too). Raises `InputError` for
-    anything but plain data.
+    """The refs of a data set, from `refs(by).p` or `refs(by).json` (gRefCOCO: `grefs(by)`).
+
+    Raises `InputError` where the file is missing, malformed, or holds more than plain data.
     """
     stems = [f"{lead}({by})" for lead in ("refs", "grefs")]
     file = next(
@@ -238,7 +241,7 @@ def read_refs(folder: Path, by: str) -> list[dict]:
         return list(refs)
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"{file} holds more than plain data: {error}; only lists, dicts, words and numbers "
+            f"{file} holds more than plain data: {error}; only lists, dicts, strings and numbers "
             "are read"
         ) from None
     except (
