@@ -1,1 +1,3 @@
-"""Who reads and speaks: multimodal language models from transformers. One file a kind."""
+"""Vision-language models from transformers that say `<SEG>`. One file a kind; `base.py` says what
+one is.
+"""

@@ -41,7 +41,7 @@ class Config:
     system: str = ""  # a system turn, if the chat template knows one
 
     def build(self) -> ChatVlm:
-        """The source's weights (or fresh ones), taught to say `<SEG>` and `<REJ>` as single
+        """The source's weights (or fresh ones), with `<SEG>` and `<REJ>` added as single
         tokens.
         """
         processor = AutoProcessor.from_pretrained(self.source)

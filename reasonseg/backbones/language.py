@@ -92,7 +92,7 @@ class LanguageBackbone(nn.Module):
         return ()
 
     def encode(self, images: list) -> Tensor | None:
-        """What the language model sees of each image, `[b, ...]`, where there are encoders."""
+        """Encodes images for the language model, `[b, ...]`, where there are encoders."""
         return None
 
     def length(self, query: Query) -> int:

@@ -37,7 +37,7 @@ from reasonseg.structures.query import Query
 from reasonseg.structures.reference_masks import region
 from reasonseg.structures.sample import Sample
 
-# stands for the image where the vocabulary has no `<image>`; the embedding never sees it
+# the id of the image where the vocabulary has no `<image>`; it is replaced before embedding
 SPLICED = -200
 
 
@@ -46,7 +46,7 @@ class Config:
     """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
     `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious
-    user"), or `plain` without a system text. `examples`: the model was taught to read references
+    user"), or `plain` without a system text. `examples`: the model was trained to read references
     beside words, each as one visual token, the tower's features averaged under its mask; where it
     was not, references only reach the decoder.
     """
@@ -133,7 +133,7 @@ class Llava(LanguageBackbone):
 
     @property
     def reads_references(self) -> bool:
-        """Whether the language model was taught to read references beside words."""
+        """Whether the language model was trained to read references beside words."""
         return self.config.examples
 
     @property
@@ -154,7 +154,7 @@ class Llava(LanguageBackbone):
         return states[:, states.shape[1] - self.grid**2 :]  # without a class token
 
     def encode(self, images: list[np.ndarray]) -> Float[Tensor, "b p width"]:
-        """What the language model sees of each image: `[b, patches, width]`."""
+        """Encodes uint8 `[h, w, 3]` images for the language model: `[b, patches, width]`."""
         weight = self.model.model.multi_modal_projector.linear_1.weight
         features = self.model.get_image_features(
             pixel_values=self.pixels.batch(images, weight.device, weight.dtype)
@@ -165,10 +165,10 @@ class Llava(LanguageBackbone):
     def regions(
         self, queries: list[Query], patch_features: Callable | None = None
     ) -> list[torch.Tensor]:
-        """What the language model sees of each query's references: `[r, width]`, none where it was
-        not taught to.
+        """Features of each query's references for the language model: `[r, width]` a query, the
+        tower's features averaged under the mask; r = 0 where the model does not read references.
 
-        `patch_features` may stand for the method of that name, with a cache.
+        `patch_features` may replace the method of that name, with a cache.
         """
         projector = self.model.model.multi_modal_projector
         marked = [
@@ -274,7 +274,7 @@ class Llava(LanguageBackbone):
         """Keyword arguments of `generate`; `features` are `encode` of the images, and like
         `regions` computed where absent.
 
-        With `prefixes` (a row of `prefix` each) the rest alone is read; padding then stands behind
+        With `prefixes` (a row of `prefix` each) the rest alone is read; padding then comes after
         the image.
         """
         features = self.encode([q.image for q in queries]) if features is None else features
@@ -320,7 +320,8 @@ class Llava(LanguageBackbone):
         packed row.
 
         `features` are `encode` of the images in the order in which they first appear, `regions`
-        those of the samples. So many tokens of each answer as `given` says are read and not taught.
+        those of the samples. The first `given[i]` tokens of answer i are read, but not counted in
+        the loss.
         """
         images, rows = _groups(samples)
         features = self.encode(images) if features is None else features

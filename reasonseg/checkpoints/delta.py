@@ -69,7 +69,7 @@ class Changes:
     def save(self, folder: Path, origin: dict) -> None:
         """Writes the folder; `origin` is that of the model below (`Segmenter.origin`)."""
         base = {name: value for name, value in origin.items() if name != "holds"}
-        told = {
+        content = {
             "base": base,
             "holds": origin["holds"],
             "rows": self.rows,
@@ -80,7 +80,7 @@ class Changes:
         with atomic_folder(folder) as aside:
             save_file(tensors, aside / WEIGHTS, metadata={"format": "pt"})
             (aside / FILE).write_text(
-                yaml.safe_dump(told, sort_keys=False, allow_unicode=True), encoding="utf-8"
+                yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
             )
 
     def apply(self, segmenter: nn.Module, source: Path) -> None:
@@ -165,8 +165,8 @@ def read(folder: Path) -> tuple[dict, Changes]:
     model is gone or another one.
     """
     try:
-        told = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
-        base, rows, alpha, about = (told[name] for name in ("base", "rows", "alpha", "about"))
+        content = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+        base, rows, alpha, about = (content[name] for name in ("base", "rows", "alpha", "about"))
         if not isinstance(base, dict) or not set(base) <= set(LOADED_BY) or "source" not in base:
             raise ValueError(f"base is {base!r}, not source with any of {', '.join(LOADED_BY[1:])}")
         texts = [value for name, value in base.items() if name != "allow"]
@@ -193,7 +193,7 @@ def read(folder: Path) -> tuple[dict, Changes]:
         raise InputError(
             f"{folder} changes another model, and {error}; correct base in {FILE}"
         ) from None
-    if holds != told.get("holds"):
+    if holds != content.get("holds"):
         name = base["source"] or "in the package"
         raise InputError(
             f"{folder} changes the model {name}, whose weights are others now; name the right one "

@@ -1,1 +1,3 @@
-"""The commands, a file each group. Heavy libraries load only in the function that needs them."""
+"""The command line. One file a group of commands, found by walking this folder; `options.py` says
+what a command is.
+"""

@@ -1,1 +1,3 @@
-"""Where samples come from. One file a kind."""
+"""Data sets as samples. One file a kind; `layouts/` reads your own folders, `synthetic/` draws
+scenes.
+"""

@@ -169,8 +169,8 @@ class DrawnEpisodes:
             if mask.any():
                 return scene.image, mask.astype(np.uint8)
         raise InputError(
-            f"{sprite.name} was covered by others in {MAX_TRIES} scenes; check that its cut-out is not "
-            "empty"
+            f"{sprite.name} was covered by others in {MAX_TRIES} scenes; check that its "
+            "cut-out is not empty"
         )
 
 
@@ -250,9 +250,7 @@ class FoldEpisodes:
         values = np.array(Image.open(mask))
         picture = read_image(image)
         if values.shape != picture.shape[:2]:
-            raise InputError(
-                f"{mask} is {list(values.shape)}, its image {list(picture.shape[:2])}"
-            )
+            raise InputError(f"{mask} is {list(values.shape)}, its image {list(picture.shape[:2])}")
         boundary = (values == BOUNDARY) & (self.config.benchmark == "pascal")
         return picture, np.where(boundary, BOUNDARY, values == value).astype(np.uint8)
 

@@ -111,7 +111,7 @@ class Folder:
         return str(self.entries[i].picture)
 
     def image(self, i: int) -> np.ndarray:
-        """The image of sample `i`; consecutive samples about one image share the same array object."""
+        """The image of sample `i`; consecutive samples about one image share the array object."""
         path = self.entries[i].picture
         if self._latest is None or self._latest[0] != path:
             data = self.entries[i].data

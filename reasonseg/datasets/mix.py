@@ -53,7 +53,7 @@ class Config:
         Raises `InputError` where there is no set, a weight names no set, or a share is not valid.
         """
         if not self.sets:
-            raise InputError("sets: a mix needs at least one data set")
+            raise InputError("sets: a mix needs one data set at least")
         if unknown := [name for name in self.weights if name not in self.sets]:
             raise InputError(f"weights: no set {unknown[0]!r}; there are {', '.join(self.sets)}")
         shares = [self.weights.get(name, 1.0) for name in self.sets]

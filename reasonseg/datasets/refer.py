@@ -23,7 +23,6 @@ from reasonseg.structures.polygons import coco_mask
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
-NAMES = ("refcoco", "refcoco+", "refcocog", "grefcoco", "refclef")
 PLACES = ("refer_seg", "")  # where the data sets are, below a root
 PICTURES = ("images/mscoco/images/train2014", "images/train2014", "train2014")
 CLEF = ("images/saiapr_tc-12",)  # RefCLEF's images

@@ -1,5 +1,6 @@
-"""Drawn scenes as samples: seven levels of questions and `novel`, a pure function of (split,
-index, seed).
+"""Drawn scenes as samples, with seven levels of questions and more.
+
+A sample is a pure function of (split, index, seed).
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from reasonseg.structures.query import Query, Reference
 from reasonseg.structures.sample import Sample
 
 SPLITS = {"train": 1, "val": 2, "test": 3}
-SHOWN = ("alike", "shown")  # levels that come with references
+SHOWN = ("alike", "shown")  # levels with reference images
 SEVEN = tuple(level for level in LEVELS if level not in ("novel", "missing", *SHOWN))
 Drawn = tuple[Scene, list[Scene]]
-KEPT = 64
-MAX_TRIES = 400  # scenes looked at before a level is given up
-NAMES: dict[str, Name] = {}  # `eval scenes` has a report of its own
+KEPT = 64  # evaluation samples in memory
+MAX_TRIES = 400  # scenes tried for a question of a level before an error
+NAMES: dict[str, Name] = {}  # `eval scenes` has its own report
 
 
 @dataclass(frozen=True)
 class Config:
-    """`size` is the longer side in pixels; `sprites` a pack's folder (empty: the emoji of the
-    system).
+    """Settings of the scenes.
 
-    Training draws `per_scene` questions about each scene with the chances of `mix`; other splits
-    ask one question a scene and go through `levels` in turn. `same_shape` scenes in a row share a
-    canvas shape, so that batches need no grouping. Levels `alike` and `shown` need `shown` other
-    scenes that show the same things; a share `labelled` of their references says what it is.
-    `withheld` asks about withheld things only.
+    `size` is the longer side in pixels; `sprites` is the folder of a sprite pack (empty: the emoji
+    of the system). Training draws `per_scene` questions about each scene, with the relative
+    probabilities `mix` of the levels. Other splits have one question per scene and take `levels` in
+    turn. `same_shape` scenes in a row have one image shape, so that batches need no grouping.
+    Levels `alike` and `shown` need `shown` other scenes (1 or more) with the same objects; a
+    fraction `labelled` (0..1) of the samples gives their references a label. `withheld`: draw only
+    objects that are withheld from training.
     """
 
     split: str = "train"
@@ -54,22 +56,24 @@ class Config:
     withheld: bool = False
 
     def build(self) -> Scenes:
-        """The data set."""
+        """The data set. Raises `InputError` for an unknown split or level."""
         return Scenes(self)
 
     def training(self, length: int, seed: int) -> Scenes:
-        """`length` samples of the training split, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return replace(self, count=length, seed=seed).build()
 
     @classmethod
     def example(cls) -> Config:
-        """A small one, for tests."""
+        """A small data set, for tests."""
         return cls("val", count=14, size=96)
 
 
 def pack_of(sprites: str, withheld: bool = False) -> list[Sprite]:
-    """The things scenes show: the emoji pack without the withheld classes (or only those), or
-    all of a pack of one's own.
+    """The sprites of scenes.
+
+    The emoji pack without the withheld classes (or, with `withheld`, only those), or all sprites of
+    the pack in the folder `sprites`.
     """
     if sprites:
         return load_pack(sprites)
@@ -78,7 +82,7 @@ def pack_of(sprites: str, withheld: bool = False) -> list[Sprite]:
 
 
 class Scenes:
-    """Samples by index; `IndexError` at its length."""
+    """Samples by index; `IndexError` at the length."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -91,7 +95,7 @@ class Scenes:
         self.sprites = pack_of(config.sprites, config.withheld)
         self.asker = Asker(Knowledge.load(), self.sprites, config.split == "train")
         self._latest: tuple[int, Drawn] | None = None
-        # of `_examined`: an evaluation asks for each a few times
+        # cache of `_examined`: an evaluation reads each sample several times
         self._recent: dict[int, tuple[Drawn, Question]] = {}
 
     def __len__(self) -> int:
@@ -105,7 +109,7 @@ class Scenes:
         return self.known(i)[0]
 
     def known(self, i: int) -> tuple[Sample, Scene, Question]:
-        """Sample `i` with the scene and the question it was made of."""
+        """Sample `i` with the scene and the question that it is made of."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         (scene, others), question = (
@@ -137,7 +141,7 @@ class Scenes:
         ]
 
     def _drawn(self, rng: np.random.Generator, shape: tuple[float, float] | None = None) -> Drawn:
-        """A scene, and others that show the same things where the settings ask for them."""
+        """A scene, and the other scenes with the same objects where `shown` is above 0."""
         if not self.config.shown:
             return draw_scene(rng, self.sprites, self.config.size, shape=shape), []
         chosen = choose_sprites(rng, self.sprites)
@@ -146,8 +150,9 @@ class Scenes:
     def _asked(
         self, rng: np.random.Generator, drawn: Drawn, split: str, level: str
     ) -> Question | None:
-        """A question of a level; one that goes with references only where some scene shows its
-        thing.
+        """A question of a level about a scene, or None.
+
+        Levels with references need another scene that shows the object.
         """
         question = self.asker.ask(rng, drawn[0], split, level)
         if question is None or level not in SHOWN:
@@ -160,12 +165,13 @@ class Scenes:
         )
 
     def scene(self, i: int) -> Scene:
-        """The scene behind sample `i`."""
+        """The scene of sample `i`."""
         return (self._trained(i) if self.config.split == "train" else self._examined(i))[0][0]
 
     def askable(self, level: str, tries: int = 100) -> bool:
-        """Whether questions of a level come up at all; a small pack or one without properties
-        may give rise to none.
+        """Whether any of `tries` random scenes has a question of a level.
+
+        A small sprite pack, or one without properties, may have none.
         """
         for attempt in range(tries):
             rng = np.random.default_rng([self.config.seed, 4, attempt])
@@ -176,7 +182,7 @@ class Scenes:
     def _trained(self, i: int) -> tuple[Drawn, Question]:
         config = self.config
         number = i // config.per_scene
-        # questions on one scene share its image, the very object
+        # samples about one scene share the same array object, so that it is encoded once
         if self._latest is None or self._latest[0] != number:
             shape = draw_shape(
                 np.random.default_rng([config.seed, 1, 1, number // config.same_shape])
@@ -191,8 +197,7 @@ class Scenes:
             if question := self._asked(rng, drawn, "train", level):
                 return drawn, question
         raise InputError(
-            f"scene {number} gives rise to no question of {', '.join(config.levels)}; allow more "
-            "levels"
+            f"scene {number} has no question of {', '.join(config.levels)}; allow more levels"
         )
 
     def _examined(self, i: int) -> tuple[Drawn, Question]:
@@ -211,6 +216,6 @@ class Scenes:
             if question := self._asked(rng, drawn, config.split, level):
                 return drawn, question
         raise InputError(
-            f"no {level!r} question came up in {MAX_TRIES} scenes; does the sprite pack have "
-            "properties?"
+            f"no {level!r} question was found in {MAX_TRIES} scenes; check that the sprite pack "
+            "has properties"
         )

@@ -1,5 +1,6 @@
-"""ADE20K, COCO-Stuff and Mapillary Vistas: a map of classes beside every picture; a question
-asks for one class.
+"""ADE20K, COCO-Stuff and Mapillary Vistas: semantic segmentation; a question asks for one class.
+
+Each image has a label map, a PNG whose pixel value is the class.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
 UNLABELLED = 255
-LAYOUTS = {  # maps, pictures, below LISA's dataset folder
+LAYOUTS = {  # (label maps, images) below LISA's dataset folder
     "ade20k": ("ade20k/annotations/training", "ade20k/images/training"),
     "cocostuff": ("cocostuff/train2017", "coco/train2017"),
     "mapillary": ("mapillary/training/v2.0/labels", "mapillary/training/images"),
@@ -34,29 +35,30 @@ NAMES = {name: Name({"name": name}, ("train",), evaluated=False) for name in LAY
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder. COCO-Stuff's classes with a hyphen (`wall-brick`) are
-    left out, as LISA does.
+    """Settings: `root` is LISA's dataset folder, `name` the data set in it.
+
+    Classes of COCO-Stuff with a hyphen (`wall-brick`) are left out, as in LISA.
     """
 
     root: str = ""
     name: Literal["ade20k", "cocostuff", "mapillary"] = "ade20k"
 
     def build(self) -> Semantic:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Semantic(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class Semantic:
-    """One sample a picture, for its largest class; training asks for any."""
+    """One sample per image, about its largest class; training asks for any class."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -65,17 +67,17 @@ class Semantic:
         self.folder = pictures
         if not self.maps:
             raise InputError(
-                f"{config.root or '.'} has no {config.name}; expected maps (.png) in {maps}"
+                f"{config.root or '.'} has no {config.name}; expected label maps (.png) in {maps}"
             )
 
     @property
     def pictures(self) -> int:
-        """How many."""
+        """Number of images."""
         return len(self.maps)
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """Class names by pixel value."""
+        """Class names by pixel value. Raises `InputError` where Mapillary's list cannot be read."""
         if self.config.name == "mapillary":
             file = Path(self.config.root) / "mapillary" / "config_v2.0.json"
             try:
@@ -97,7 +99,7 @@ class Semantic:
         return f"{self.config.name}/{self.maps[i].stem}"
 
     def group(self, i: int) -> str:
-        """Samples on one picture have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return str(self.maps[i])
 
     def __getitem__(self, i: int) -> Sample:
@@ -110,7 +112,7 @@ class Semantic:
         )
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Questions for classes of a picture."""
+        """Training samples about classes of one image; empty where it has no named class."""
         image, values, present = self.read(picture)
         chosen = [present[k] for k in sample_indices(rng, count, len(present))] if present else []
         return [
@@ -126,7 +128,10 @@ class Semantic:
         return Sample(Query(image, question), truth, f"{self.id(i)}/{name}", "")
 
     def read(self, i: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """(picture, map `[h, w]`, the values of named classes in it)."""
+        """(image, label map `[h, w]`, pixel values of its named classes) of image `i`.
+
+        Raises `InputError` where a file is missing, unreadable or of another size.
+        """
         file = self.maps[i]
         picture = next(
             (p for p in (self.folder / f"{file.stem}{s}" for s in (".jpg", ".png")) if p.is_file()),
@@ -139,7 +144,7 @@ class Semantic:
             with Image.open(file) as opened:
                 values = np.asarray(opened)
         except (OSError, ValueError, SyntaxError) as error:
-            raise InputError(f"{file} is not a map of classes: {error}") from None
+            raise InputError(f"{file} is not a label map: {error}") from None
         if values.ndim != 2 or values.shape != image.shape[:2]:
             raise InputError(
                 f"{file} is {list(values.shape)}, its picture {list(image.shape[:2])}; a map has "

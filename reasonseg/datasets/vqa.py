@@ -1,5 +1,6 @@
-"""LLaVA-Instruct: conversations about COCO pictures, without masks; they keep a model's tongue
-while it learns to segment.
+"""LLaVA-Instruct: conversations about COCO images, without masks.
+
+They keep a model's ability to answer in words while it is trained to segment.
 """
 
 from __future__ import annotations
@@ -23,28 +24,29 @@ NAMES = {"vqa": Name(splits=("train",), evaluated=False)}
 
 @dataclass(frozen=True)
 class Config:
-    """`root` is LISA's dataset folder."""
+    """Settings: `root` is LISA's dataset folder, `file` the JSON file below it."""
 
     root: str = ""
     file: str = FILE
 
     def build(self) -> Conversations:
-        """The data set."""
+        """The data set. Raises `InputError` where files are missing or malformed."""
         return Conversations(self)
 
     def training(self, length: int, seed: int) -> Stream:
-        """`length` samples, a pure function of the seed."""
+        """`length` training samples, a pure function of the seed."""
         return Stream(self.build(), length, seed)
 
     @classmethod
     def example(cls) -> Config | None:
-        """It has none of its own: the files are the user's."""
+        """None: the data set needs the user's files, so it has no example."""
         return None
 
 
 class Conversations:
-    """One sample a conversation: its last turn, the earlier ones as history. Training takes
-    turns at random.
+    """One sample per conversation: its last turn, with the earlier turns as history.
+
+    Training takes turns at random.
     """
 
     def __init__(self, config: Config):
@@ -63,7 +65,7 @@ class Conversations:
 
     @property
     def pictures(self) -> int:
-        """How many conversations."""
+        """Number of conversations."""
         return len(self.entries)
 
     def __len__(self) -> int:
@@ -74,14 +76,14 @@ class Conversations:
         return f"vqa-{i}"
 
     def group(self, i: int) -> str:
-        """Samples on one picture have the same group."""
+        """The group of sample `i`: samples about one image have the same group."""
         return self.entries[i][0]
 
     def __getitem__(self, i: int) -> Sample:
         return self._sample(i, self._image(i), len(self.entries[i][1]) - 1)
 
     def training_samples(self, picture: int, count: int, rng: np.random.Generator) -> list[Sample]:
-        """Turns of a conversation, each with what was said before it."""
+        """Training samples: random turns of one conversation, each with the turns before it."""
         image = self._image(picture)
         return [
             self._sample(picture, image, int(rng.integers(len(self.entries[picture][1]))))
@@ -101,7 +103,7 @@ class Conversations:
 
 
 def rounds(said: list[dict]) -> list[tuple[str, str]]:
-    """(question, answer) pairs; the place of the image is taken out of the question."""
+    """The (question, answer) pairs of a conversation; `<image>` is removed from the questions."""
     turns = [str(t["value"]).replace("<image>", "").strip() for t in said]
     kinds = [t["from"] for t in said]
     pairs = zip(range(0, len(said), 2), range(1, len(said), 2), strict=False)

@@ -1,1 +1,1 @@
-"""Who draws: a decoder turns image features and a `Prompt` into mask logits. One file a kind."""
+"""Mask decoders. One file a kind; `base.py` says what one is."""

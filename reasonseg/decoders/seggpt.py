@@ -112,7 +112,7 @@ class SegGpt(BaseDecoder):
             raise InputError(
                 f"a SegGPT canvas is twice as high as wide; this one is {height}x{width}"
             )
-        # positions are resized to what comes; only this check stands against pictures of another
+        # positions are interpolated; only this check of transformers would refuse images of another
         # size than the config's
         model.model.embeddings.patch_embeddings.image_size = (2 * pixels.size, pixels.size)
         self.register_buffer("mean", torch.tensor(pixels.mean)[:, None, None], persistent=False)

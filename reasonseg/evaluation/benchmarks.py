@@ -116,7 +116,7 @@ def row(sample: Sample, answers: dict[str, Answer]) -> dict:
 
 def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """All masks `[n, h, w]` as one, bool `[h, w]`; blank where there are none."""
-    return masks.any(0) if len(masks) else np.zeros(size, bool)
+    return np.asarray(masks.any(0)) if len(masks) else np.zeros(size, bool)
 
 
 def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
+from reasonseg.evaluation.benchmarks import union
 from reasonseg.evaluation.metrics import IGNORE, Counts, count
 from reasonseg.evaluation.runner import Answerer, run_evaluation
 from reasonseg.segmenters.base import SegmenterProtocol
@@ -62,7 +63,7 @@ def evaluate_episodes(
 
 def _row(sample: Sample, answer: Answer) -> dict:
     """Every mask of the answer counts as one: the papers' masks are of a class, not of a thing."""
-    found = answer.masks.any(0) if len(answer.masks) else np.zeros(sample.query.size, bool)
+    found = union(answer.masks, sample.query.size)
     truth = sample.truth.masks[0].astype(np.uint8)
     if sample.ignored is not None:
         truth[sample.ignored] = IGNORE

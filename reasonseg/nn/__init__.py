@@ -1,1 +1,1 @@
-""" """
+"""Network blocks and helpers that two or more packages share."""

@@ -5,16 +5,16 @@ canvas.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from reasonseg.nn.attention import attend as plain
 
 
 def block(
-    layer: nn.Module,
+    layer: Any,
     states: torch.Tensor,
     grouped: tuple[int, int, int] | None,
     weights: torch.Tensor,
@@ -34,7 +34,7 @@ def block(
     return states + layer.drop_path(layer.mlp(layer.layernorm_after(states)))
 
 
-def attend(attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
+def attend(attention: Any, states: torch.Tensor) -> torch.Tensor:
     """What an attention module of transformers makes of `[r, h, w, d]`, by torch's fused kernels.
 
     Its relative positions add `q . R[row]` and `q . R[column]` to every product `q . k`: the same

@@ -8,17 +8,17 @@ patched. With `surgery`, the last blocks also carry CLIP Surgery's second path (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from reasonseg.errors import InputError
 
 TEMPLATE = "a photo of a {}"
 
 
-def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> torch.Tensor:
+def dense_features(model: Any, pixels: torch.Tensor, surgery: int = 0) -> torch.Tensor:
     """Unit features `[b, t, d]` of the patches of `pixels` `[b, 3, s, s]`, row by row, without the
     class token.
 
@@ -54,12 +54,12 @@ def dense_features(model: nn.Module, pixels: torch.Tensor, surgery: int = 0) -> 
     return F.normalize(states.float(), dim=-1)
 
 
-def _block(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+def _block(layer: Any, states: torch.Tensor) -> torch.Tensor:
     out = layer(states, attention_mask=None)
     return out[0] if isinstance(out, tuple) else out
 
 
-def value_attention(attention: nn.Module, read: torch.Tensor) -> torch.Tensor:
+def value_attention(attention: Any, read: torch.Tensor) -> torch.Tensor:
     """Attention `[b, t, d]` whose queries and keys are the values too, through the output
     projection.
     """
@@ -70,7 +70,7 @@ def value_attention(attention: nn.Module, read: torch.Tensor) -> torch.Tensor:
 
 
 def text_features(
-    model: nn.Module, tokenizer, labels: Sequence[str], template: str = TEMPLATE
+    model: Any, tokenizer, labels: Sequence[str], template: str = TEMPLATE
 ) -> torch.Tensor:
     """Unit features `[n, d]` of labels, put into `template` and cut where the text tower ends."""
     length = model.config.text_config.max_position_embeddings
@@ -81,7 +81,7 @@ def text_features(
     return text_features_of_ids(model, ids["input_ids"].to(model.logit_scale.device))
 
 
-def text_features_of_ids(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def text_features_of_ids(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Unit features `[n, d]` of token ids `[n, t]`."""
     features = model.get_text_features(input_ids=ids)
     features = features if isinstance(features, torch.Tensor) else features.pooler_output

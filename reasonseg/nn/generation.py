@@ -7,6 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from warnings import warn
 
 import torch
@@ -118,7 +119,7 @@ class Stepper:
     Where nothing can be compiled it warns and goes on without.
     """
 
-    def __init__(self, model: nn.Module, compiled: bool = False):
+    def __init__(self, model: Any, compiled: bool = False):
         self.model, self.compiled = model, compiled
         self.quick: Callable | None = None
         self.kept: list[StaticCache] = []  # the latest used last
@@ -195,7 +196,8 @@ class Stepper:
         `like` others in kind.
         """
         for kept in self.kept:
-            old = kept.layers[0].keys
+            first: Any = kept.layers[0]
+            old = first.keys
             fits = len(old) == rows and length <= old.shape[2] <= 2 * length
             if fits and (old.dtype, old.device) == (like.dtype, like.device):
                 self.kept.remove(kept)
@@ -211,11 +213,14 @@ class Stepper:
 
     def trim(self) -> None:
         """Gives up what was not used for longest, down to `BUDGET`; the latest stays."""
-        while (
-            len(self.kept) > 1
-            and sum(2 * x.keys.nbytes for k in self.kept for x in k.layers) > BUDGET
-        ):
+        while len(self.kept) > 1 and sum(map(_bytes_of, self.kept)) > BUDGET:
             self.kept.pop(0)
+
+
+def _bytes_of(cache: StaticCache) -> int:
+    """Bytes of the keys and values in a static cache."""
+    layers: Any = cache.layers
+    return sum(2 * layer.keys.nbytes for layer in layers)
 
 
 class _Steps:
@@ -242,17 +247,19 @@ class _QuickSteps(_Steps):
         self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int, plain: _Steps
     ):
         self.count, self.used = mask.shape
-        rows, like = 1 << (self.count - 1).bit_length(), read.layers[0].keys
+        layers: Any = read.layers  # filled by the prompts, so that all have keys and values
+        rows, like = 1 << (self.count - 1).bit_length(), layers[0].keys
         super().__init__(stepper, stepper.places(rows, self.used + limit, like), None)
         self.plain, self.more, self.begun, self.possible = plain, rows - self.count, False, True
-        for i, layer in enumerate(read.layers):
-            both = (
+        for i, layer in enumerate(layers):
+            keys, values = (
                 F.pad(x[..., : self.used, :], (0, 0, 0, 0, 0, 0, 0, self.more))
                 for x in (layer.keys, layer.values)
             )
-            self.cache.update(*both, i)
+            self.cache.update(keys, values, i)
         stepper.trim()
-        places = self.cache.layers[0].keys.shape[2]
+        first: Any = self.cache.layers[0]
+        places = first.keys.shape[2]
         self.there = torch.zeros(rows, 1, 1, places, dtype=torch.bool, device=mask.device)
         self.there[: self.count, 0, 0, : self.used] = mask.bool()
         if stepper.quick is None:
@@ -264,13 +271,14 @@ class _QuickSteps(_Steps):
         self, ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As above; where the first cannot be compiled, this and all others go on as they are."""
-        if not self.possible:
+        quick = self.stepper.quick
+        if not self.possible or quick is None:
             return self.plain(ids, positions)
         self.there[..., self.used] = True
         given = F.pad(ids, (0, self.more)), F.pad(positions, (0, 0, 0, self.more))
         try:
             torch.compiler.cudagraph_mark_step_begin()
-            state, scores = self.stepper.quick(*given, self.there, self.cache)
+            state, scores = quick(*given, self.there, self.cache)
         except RuntimeError as error:
             if self.begun:
                 raise

@@ -8,6 +8,7 @@ beside them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,10 +45,13 @@ def add_lora(
             "train.lora=0"
         )
     # peft asks
-    layers.is_loaded_in_4bit = any(type(m).__name__ == "Linear4bit" for m in layers.modules())
-    layers.is_loaded_in_8bit = any(type(m).__name__ == "Linear8bitLt" for m in layers.modules())
+    flags: Any = layers
+    flags.is_loaded_in_4bit = any(type(m).__name__ == "Linear4bit" for m in layers.modules())
+    flags.is_loaded_in_8bit = any(type(m).__name__ == "Linear8bitLt" for m in layers.modules())
+    # peft annotates an integer, and computes with any number
+    scale: Any = alpha
     inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),
+        LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=list(targets)),
         layers,
     )
     added = [p for name, p in layers.named_parameters() if ".lora_" in name]
@@ -58,7 +62,7 @@ def add_lora(
     return added
 
 
-def add_rows(model: nn.Module, ids: Sequence[int]) -> list[nn.Parameter]:
+def add_rows(model: Any, ids: Sequence[int]) -> list[nn.Parameter]:
     """Lets a transformers model learn the rows of some tokens, in its embeddings and, where that is
     not tied to them, its head.
 
@@ -89,7 +93,7 @@ def add_rows(model: nn.Module, ids: Sequence[int]) -> list[nn.Parameter]:
     return rows
 
 
-def adapters(module: nn.Module) -> dict[str, nn.Module]:
+def adapters(module: nn.Module) -> dict[str, Any]:
     """Every layer with something beside its weight, by name: peft's `LoraLayer` and
     `TrainableTokensLayer`.
     """

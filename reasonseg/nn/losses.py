@@ -58,7 +58,8 @@ def mask_losses(
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for m, owner in enumerate(sample_index):
-        by_size.setdefault(tuple(truths[owner].shape[-2:]), []).append(m)
+        height, width = truths[owner].shape[-2:]
+        by_size.setdefault((height, width), []).append(m)
     sums = {name: logits.sum() * 0.0 for name in ("bce", "dice", "iou")}
     for size, mine in by_size.items():
         full = restore(logits[mine], size)

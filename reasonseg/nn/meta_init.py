@@ -80,8 +80,9 @@ class WeightFiller:
         for name in self.parameters:
             place, _, last = name.rpartition(".")
             owner = self.module.get_submodule(place)
-            if owner._parameters[last].is_meta:
-                owner._parameters[last] = self._fresh(owner, last)
+            empty = owner._parameters[last]
+            if empty is not None and empty.is_meta:
+                owner._parameters[last] = self._fresh(last, empty.shape)
         for name, buffer in self.module.named_buffers():
             place, _, last = name.rpartition(".")
             # rotary angles stay float32
@@ -90,8 +91,7 @@ class WeightFiller:
                 self.device, self.dtype if floating else None
             )
 
-    def _fresh(self, owner: nn.Module, name: str) -> nn.Parameter:
-        shape = owner._parameters[name].shape
+    def _fresh(self, name: str, shape: torch.Size) -> nn.Parameter:
         value = torch.empty(shape, device=self.device, dtype=self.dtype)
         if name == "bias":
             value.zero_()

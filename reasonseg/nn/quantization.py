@@ -7,6 +7,7 @@ their precision: they are small, and masks suffer first.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from reasonseg.errors import InputError
 KINDS = ("int8", "nf4")
 
 
-def library():
+def library() -> Any:
     """bitsandbytes, or `InputError` saying how to get it."""
     try:
         import bitsandbytes
@@ -36,7 +37,7 @@ def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
         raise InputError(f"quantization {kind!r} is not one of {', '.join(KINDS)}")
     names = [name for name, module in layers.named_modules() if type(module) is nn.Linear]
     for name in names:
-        old = layers.get_submodule(name)
+        old: Any = layers.get_submodule(name)
         bias = old.bias is not None
         with torch.device("meta"):
             if kind == "int8":

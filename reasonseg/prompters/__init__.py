@@ -1,1 +1,1 @@
-"""Who decides what to segment: a prompter makes a `Prompt`. One file a kind."""
+"""What to segment, as a `Prompt` for the decoder. One file a kind; `base.py` says what one is."""

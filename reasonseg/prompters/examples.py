@@ -76,7 +76,7 @@ class Examples(nn.Module):
 
     @property
     def patch_encoder(self) -> PatchEncoder:
-        """The decoder's own: what it sees in an image read beside itself."""
+        """The decoder's patch features of an image read beside itself."""
         return self._encoder
 
     def patch_features(self, images: list[np.ndarray]) -> torch.Tensor:

@@ -44,7 +44,7 @@ class Config:
     (folder or hub id) holds a CLIP or SigLIP to start from instead.
 
     `surgery`: how many of the last blocks have CLIP Surgery's second path. `width_out`: of the
-    decoder's tokens (0 asks it). `tower`: `own` looks with the CLIP model's vision tower;
+    decoder's tokens (0 asks it). `tower`: `own` encodes images with the CLIP model's vision tower;
     `backbone` with that of the model's backbone, through a projection of `width_tower` to `joint`,
     and `network` is then a `CLIPTextConfig` alone. `masks`: `aligned` puts a reference's mask
     through the same frame as its image; `squash` resizes it whole, as released VLP-SAM does beside
@@ -56,7 +56,7 @@ class Config:
     tokenizer: str = ""
     source: str = ""
     tower: Literal["own", "backbone"] = "own"
-    width_tower: int = 0  # of the backbone's tower, where it is the one that looks
+    width_tower: int = 0  # of the backbone's tower, where `tower` is `backbone`
     joint: int = 128  # then the width that patches and labels share
     surgery: int = 0
     queries: int = 50
@@ -162,7 +162,7 @@ class Vlp(nn.Module):
 
     def bind(self, backbone: Any, decoder: Any) -> None:
         """Borrows the backbone's vision tower where that is the setting. Raises `InputError`
-        where it has none to lend.
+        where it has none that can be used alone.
         """
         if self.config.tower == "own":
             return

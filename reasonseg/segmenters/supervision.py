@@ -44,8 +44,8 @@ def sample_losses(
         InputError: Answers and masks do not go together.
     """
     samples = list(samples)
-    spoken = [s for s in samples if s.query.text.strip()]
-    output = teacher_forced(parts, spoken, store) if spoken else None
+    worded = [s for s in samples if s.query.text.strip()]
+    output = teacher_forced(parts, worded, store) if worded else None
     truths = [torch.from_numpy(s.truth.masks).to(parts.device) for s in samples]
     prompts, sample_index = target_prompts(parts, samples, output, ImageCache(0))
     if [sample_index.count(i) for i in range(len(samples))] != [len(t) for t in truths]:
@@ -62,7 +62,7 @@ def sample_losses(
     tokens, masks = (output.tokens if output else 0), len(sample_index)
     if counts:
         tokens, masks = counts["tokens"], counts["masks"]
-    # where nothing is spoken; named all the same, so that processes log alike
+    # where no sample has words; present all the same, so that all processes log the same
     silent = logits.sum() * 0.0
     losses: dict[str, torch.Tensor] = {}
     accuracy: dict[str, torch.Tensor] = {}
@@ -95,16 +95,16 @@ def target_prompts(
     `output` is of the samples with words: a token for each `<SEG>`, the tokens of references beside
     it. References without words are prompts of their own, one a label.
     """
-    spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
+    worded = [i for i, s in enumerate(samples) if s.query.text.strip()]
     shown = reference_prompts(parts, [s.query for s in samples], cache)
-    prompts = [(i, s.prompt) for i in shown if i not in spoken for s in shown[i]]
+    prompts = [(i, s.prompt) for i in shown if i not in worded for s in shown[i]]
     if output is not None:
         _, prompter = parts.language()
         tokens = prompter(output.states).tokens
         for m, k in enumerate(output.sample_index):
             prompt = Prompt(tokens[m : m + 1])
-            for s in shown.get(spoken[k], [])[:1]:
+            for s in shown.get(worded[k], [])[:1]:
                 prompt = prompt.beside(s.prompt)
-            prompts.append((spoken[k], prompt))
+            prompts.append((worded[k], prompt))
     prompts.sort(key=lambda pair: pair[0])  # stable: the order of an answer's text stays
     return [p for _, p in prompts], [i for i, _ in prompts]

@@ -1,1 +1,1 @@
-"""Using a model: conversations, HTTP, a page, and a fleet."""
+"""Using a model: conversations, the HTTP API, the web page, the reference bank, and Ray."""

@@ -1,32 +1,29 @@
-"""HTTP: one question, or a conversation, over the model's thread. Fields and keys are those of the
-README and of /openapi.json.
+"""The HTTP API: single questions and conversations. /openapi.json describes fields and keys.
 
-Every answer that is no success is `{"error": "..."}`: 401 no or a wrong token, 404 no such
-conversation, 408 too slow, 413 too large, 422 not understood, 503 too many wait (with Retry-After),
-504 not answered in time. No message holds a path or a traceback.
+Every error is answered as `{"error": "..."}`: 401 missing or wrong token, 404 no such conversation,
+408 the request took too long to send, 413 too large, 422 not valid, 503 too many requests wait
+(with Retry-After), 504 not answered in time. No message holds a path or a traceback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import io
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reasonseg import __version__
 from reasonseg.errors import InputError
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.guard import Failure, add_guard, add_status
 from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.openapi import (
     DEFINITIONS,
@@ -56,22 +53,7 @@ from reasonseg.serving.session import Session
 from reasonseg.structures.answer import Answer
 
 log = logging.getLogger("reasonseg.serving")
-GRACE = 1.0  # seconds a late answer is still waited for
-# answered with the token only; the page asks for it itself
-GUARDED = (
-    "/v1/",
-    "/metrics",
-    "/openapi.json",
-    "/docs",
-    "/redoc",
-)
-
-
-class Failure(Exception):
-    """An answer that is no success."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
-        self.response = JSONResponse({"error": message}, status, headers)
+GRACE = 1.0  # seconds to wait for an answer after its deadline
 
 
 def make_app(
@@ -83,10 +65,11 @@ def make_app(
     waiting: int = 64,
     engine: Any = None,
 ) -> FastAPI:
-    """The app around a segmenter, or around an `engine` that stands for several; it can be mounted,
-    or run with uvicorn.
+    """The HTTP app of a segmenter, to mount in another app or to run with uvicorn.
 
-    `token` is asked for as `Authorization: Bearer ...`; `batch` and `waiting` are the engine's.
+    With an `engine`, such as one that stands for several replicas, `segmenter` is not used. Clients
+    send `token` as `Authorization: Bearer ...`; None means no token. `batch` is the largest batch
+    and `waiting` the largest number of waiting queries of the engine.
     """
     limits, conversations = limits or Limits(), Conversations()
     metrics = Metrics(lambda: engine.depth, lambda: len(conversations))
@@ -106,88 +89,16 @@ def make_app(
         lifespan=lifespan,
     )
     app.state.engine, app.state.conversations, app.state.limits = engine, conversations, limits
-    _add_guard(app, metrics, limits, token)
-    _add_status(app, metrics, engine)
+    add_guard(app, metrics, token)
+    add_status(app, metrics, engine)
     _add_segment(app, engine, limits)
     _add_sessions(app, engine, conversations, limits)
     return app
 
 
-def _add_guard(app: FastAPI, metrics: Metrics, limits: Limits, token: str | None) -> None:
-    """Around every request: the token, errors in our words, and the metrics."""
-
-    @app.middleware("http")
-    async def guard(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        clock = asyncio.get_running_loop().time
-        began, route = clock(), request.scope
-        if (
-            token is not None
-            and _path(request).startswith(GUARDED)
-            and not _allowed(request, token)
-        ):
-            response: Response = JSONResponse(
-                {"error": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
-            )
-        else:
-            response = await handle(request)
-        path = getattr(route.get("route"), "path", "other")
-        metrics.requests.labels(path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(clock() - began)
-        return response
-
-    @app.exception_handler(Failure)
-    async def failed(_: Request, failure: Failure) -> Response:
-        return failure.response
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
-
-    @app.exception_handler(Exception)
-    async def broke(_: Request, error: Exception) -> Response:
-        log.error("a request failed", exc_info=error)
-        return JSONResponse({"error": "something went wrong here; the server's log says what"}, 500)
-
-
-def _path(request: Request) -> str:
-    """The path below the place where the app is mounted."""
-    path, root = request.scope["path"], request.scope.get("root_path", "")
-    return path.removeprefix(root) if root else path
-
-
-def _allowed(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
-
-
-def _add_status(app: FastAPI, metrics: Metrics, engine: Engine) -> None:
-    @app.get("/healthz", tags=["status"])
-    async def healthz() -> dict[str, str]:
-        """The process lives."""
-        return {"status": "ok"}
-
-    @app.get(
-        "/readyz",
-        tags=["status"],
-        responses={503: {"description": "stopping, or the model's thread is gone"}},
-    )
-    async def readyz() -> Response:
-        """Questions are taken."""
-        ready = engine.open and engine.alive
-        return JSONResponse(
-            {"status": "ready" if ready else "stopping", "waiting": engine.depth},
-            200 if ready else 503,
-        )
-
-    @app.get("/metrics", tags=["status"], response_class=Response)
-    async def shown() -> Response:
-        """For Prometheus."""
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
 @asynccontextmanager
 async def mistakes() -> AsyncIterator[None]:
-    """Turns what goes wrong while a request is read or answered into an answer."""
+    """Turns known errors, while a request is read or answered, into a `Failure`."""
     try:
         yield
     except InputError as error:
@@ -201,7 +112,10 @@ async def mistakes() -> AsyncIterator[None]:
 
 
 async def tree_of(request: Request, limits: Limits) -> Any:
-    """The plain values of a request, multipart or JSON, read within the time allowed."""
+    """The plain values of a multipart or JSON request.
+
+    Raises `Failure` 408 where the body takes more than `limits.seconds`.
+    """
     try:
         async with asyncio.timeout(limits.seconds):
             body = await body_of(request, limits)
@@ -215,7 +129,11 @@ async def tree_of(request: Request, limits: Limits) -> Any:
 async def answer_of(
     request: Request, engine: Engine, query, limits: Limits, options: dict, on_text=None
 ) -> Answer:
-    """The model's answer. A client that goes away takes its request out of the queue."""
+    """The answer of the model. A request whose client disconnects is removed from the queue.
+
+    Raises `Busy` where the queue is full, `Late` where the answer takes too long, and `Failure` 499
+    where the client disconnects.
+    """
     job = engine.submit(query, timeout=limits.seconds, on_text=on_text, **options)
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
@@ -223,7 +141,7 @@ async def answer_of(
         if not loop.is_closed():
             loop.call_soon_threadsafe(ready.set)
 
-    # asyncio.wrap_future would keep the answer until the garbage collector comes by
+    # asyncio.wrap_future would keep the answer in memory until the next garbage collection
     job.answer.add_done_callback(done)
     try:
         while True:
@@ -233,12 +151,12 @@ async def answer_of(
                 if time.monotonic() > job.deadline + GRACE:
                     raise Late("the answer took too long") from None
                 if await request.is_disconnected():
-                    raise Failure(499, "the client went away") from None
+                    raise Failure(499, "the client disconnected") from None
             else:
                 return job.answer.result()
     finally:
-        job.answer.cancel()  # does nothing to what is done
-        del job  # an error that is raised holds this frame, which would hold the error
+        job.answer.cancel()  # does nothing where the answer is done
+        del job  # a raised error holds this frame, which would hold the error: a cycle
 
 
 def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
@@ -262,8 +180,9 @@ def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
         response_class=Response,
     )
     async def segment(request: Request) -> Response:
-        """Masks of what is asked about a picture; with `Accept: image/png` the picture with its
-        masks drawn on it.
+        """Answers a question about an image with masks.
+
+        With `Accept: image/png` the response is the image with the masks drawn on it.
         """
         async with mistakes():
             asked = parsed(Segment, await tree_of(request, limits))
@@ -290,8 +209,10 @@ def _png(answer: Answer) -> bytes:
 
 
 class Asking(Ask):
-    """A question in a conversation; its places correct mask `correct` of the last answer,
-    `image` changes the picture.
+    """A question in a conversation.
+
+    With `correct`, its points and boxes correct that mask of the last answer. `image` changes the
+    image of the conversation.
     """
 
     image: str | bytes | None = None
@@ -316,7 +237,7 @@ def _add_sessions(
         response_class=Response,
     )
     async def opened(request: Request) -> Response:
-        """Starts a conversation about a picture."""
+        """Starts a conversation about an image and returns its id."""
         async with mistakes():
             tree = await tree_of(request, limits)
             if not isinstance(tree, dict) or not isinstance(tree.get("image"), str | bytes):
@@ -332,7 +253,11 @@ def _add_sessions(
         response_class=Response,
     )
     async def asked(name: str, request: Request) -> Response:
-        """The next question: server-sent events, `text` as it grows, then `answer` (or `error`)."""
+        """Asks the next question of a conversation.
+
+        The response is a stream of server-sent events: `text` with the text so far, then `answer`
+        (or `error`).
+        """
         found = conversations.find(name)
         if found is None:
             raise Failure(404, "there is no such conversation (any more)")
@@ -353,7 +278,7 @@ def _add_sessions(
         response_class=Response,
     )
     async def closed(name: str) -> Response:
-        """Ends a conversation."""
+        """Deletes a conversation."""
         if not conversations.close(name):
             raise Failure(404, "there is no such conversation (any more)")
         return Response(status_code=204)
@@ -362,14 +287,14 @@ def _add_sessions(
 async def _told(
     request: Request, engine: Engine, found, asking: Asking, image, shown, limits: Limits
 ) -> AsyncIterator[str]:
-    """The events of one turn; the turns of a conversation take place one after another."""
+    """The server-sent events of one turn; the turns of a conversation run one after another."""
     said: asyncio.Queue[str | None] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     async def turn() -> Answer:
         async with mistakes(), found.lock:
             session: Session = found.session
-            trial = session.copy()  # what cannot be answered changes nothing
+            trial = session.copy()  # a turn that fails changes nothing
             if image is not None:
                 trial.look(image)
             for reference in shown:
@@ -401,7 +326,7 @@ async def _told(
         yield _event("error", json.loads(bytes(failure.response.body)))
     except Exception as error:
         log.error("a turn failed", exc_info=error)
-        yield _event("error", {"error": "something went wrong here; the server's log says what"})
+        yield _event("error", {"error": "internal error; see the log of the server"})
     finally:
         task.cancel()
 

@@ -14,17 +14,19 @@ from reasonseg.serving.session import Session
 
 @dataclass
 class Conversation:
-    """A session and the lock that keeps its turns in order."""
+    """A session, the time of its last use, and the locks that keep its turns in order."""
 
     session: Session
     used: float
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # of the API's turns
-    turn: threading.Lock = field(default_factory=threading.Lock)  # of the page's
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # for turns of the API
+    turn: threading.Lock = field(default_factory=threading.Lock)  # for turns of the page
 
 
 class Conversations:
-    """At most `limit`, together of at most `budget` bytes: the one unused for longest goes first.
-    Those unused for `seconds` go anyway.
+    """The open conversations by id: at most `limit`, together at most `budget` bytes.
+
+    Beyond these limits, the conversation that was unused for longest is dropped first. A
+    conversation that is unused for `seconds` is always dropped.
     """
 
     def __init__(self, limit: int = 256, seconds: float = 3600.0, budget: int = 2 * 2**30):
@@ -36,7 +38,7 @@ class Conversations:
         return len(self.kept)
 
     def open(self, session: Session) -> str:
-        """Keeps a session; returns its id, which nobody can guess."""
+        """Stores a session and returns its id, a random string that cannot be guessed."""
         name = secrets.token_urlsafe(18)
         with self.guard:
             self.kept[name] = Conversation(session, time.monotonic())
@@ -44,7 +46,7 @@ class Conversations:
         return name
 
     def find(self, name: str) -> Conversation | None:
-        """The conversation of an id, None where there is none (any more)."""
+        """The conversation with an id; None where there is none, or it was dropped."""
         with self.guard:
             found = self.kept.get(name)
             if found is not None and time.monotonic() - found.used <= self.seconds:
@@ -54,7 +56,7 @@ class Conversations:
             return self.kept.get(name)
 
     def close(self, name: str) -> bool:
-        """Forgets one; False where there was none."""
+        """Drops a conversation; False where there is none."""
         with self.guard:
             return self.kept.pop(name, None) is not None
 

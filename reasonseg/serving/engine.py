@@ -1,4 +1,4 @@
-"""One model thread with a bounded queue: requests that wait together are answered as one batch."""
+"""One model thread with a bounded queue; requests that wait together are one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reasonseg.structures.query import Query
 
 
 class Busy(RuntimeError):
-    """The queue is full, or the engine is stopping. `retry` is in how many seconds to try again."""
+    """The queue is full, or the engine is stopping. Try again after `retry` seconds."""
 
     def __init__(self, retry: float):
         super().__init__(f"too many requests wait; try again in {retry:.0f} s")
@@ -24,13 +24,15 @@ class Busy(RuntimeError):
 
 
 class Late(RuntimeError):
-    """The deadline passed before the request came up."""
+    """The deadline passed before the request was answered."""
 
 
 @dataclass
 class Job:
-    """A request: its `query`, the `options` of `batch`, and where its answer goes. `on_text`
-    gets the text as it grows.
+    """A request: its `query`, the `options` of `Segmenter.batch`, and the future of its answer.
+
+    `deadline` and `queued` are times of `time.monotonic`. `on_text` is called with the text so far
+    during generation.
     """
 
     query: Query
@@ -42,24 +44,26 @@ class Job:
 
     @property
     def kind(self) -> tuple:
-        """Jobs of one kind can share a batch."""
+        """The options as a key: jobs with the same key can share a batch."""
         return tuple(sorted(self.options.items()))
 
 
 def renewed(error: Exception) -> Exception:
-    """A complaint about a query without the frames it came through: they hold the query, its future
-    and so the complaint, in a circle that keeps pictures and features alive until the garbage
-    collector comes by. Other errors keep theirs, for the log.
+    """A copy of an `InputError` without its traceback; any other error unchanged.
+
+    The frames of the traceback hold the query, its future and so the error: a reference cycle that
+    would keep images and features in memory until the next garbage collection. Other errors keep
+    their traceback for the log.
     """
     return InputError(*error.args) if isinstance(error, InputError) else error
 
 
 class Engine:
-    """Answers queries one batch at a time, on a thread of its own.
+    """Answers queries one batch at a time, on its own thread.
 
-    `batch` queries at most go through together; `waiting` at most wait (beyond them `submit` raises
-    `Busy`); a batch is closed after `linger` seconds. `observe(event, value)` is told what happens:
-    `batch` (its size), `wait` and `work` (seconds).
+    A batch has at most `batch` queries. At most `waiting` queries wait; beyond that `submit` raises
+    `Busy`. A batch waits at most `linger` seconds for more queries. `observe(event, value)` is
+    called for the events `batch` (its size), `wait` and `work` (seconds).
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Engine:
         self.segmenter, self.size, self.linger = segmenter, batch, linger
         self.jobs: queue.Queue[Job | None] = queue.Queue(waiting)
         self.observe = observe or (lambda event, value: None)
-        self.seconds = 0.1  # a query takes, smoothed
+        self.seconds = 0.1  # smoothed time per query
         self.open, self.alive = True, True
         self.thread = threading.Thread(target=self._run, name="model", daemon=True)
         self.thread.start()
@@ -87,8 +91,10 @@ class Engine:
         on_text: Callable[[str], None] | None = None,
         **options,
     ) -> Job:
-        """Queues a query; its `answer` is a future. Raises `Busy` where the queue is full or the
-        engine stops.
+        """Queues a query and returns its job, whose `answer` is a future.
+
+        The answer is a `Late` error where the job still waits after `timeout` seconds. `options`
+        are those of `Segmenter.batch`. Raises `Busy` where the queue is full or the engine stops.
         """
         job = Job(query, options, time.monotonic() + timeout, on_text)
         try:
@@ -101,11 +107,14 @@ class Engine:
 
     @property
     def depth(self) -> int:
-        """How many wait."""
+        """Number of waiting queries."""
         return self.jobs.qsize()
 
     def stop(self, timeout: float | None = 30.0) -> bool:
-        """Takes no more, finishes what was accepted; True where that was done in time."""
+        """Accepts no more queries and finishes those accepted; True where it ends within `timeout`.
+
+        `timeout` is in seconds; None waits without limit.
+        """
         self.open = False
         self.jobs.put(None)
         self.thread.join(timeout)
@@ -125,9 +134,7 @@ class Engine:
                 self.jobs.put(None)
 
     def _gather(self, first: Job) -> tuple[list[Job], Job | None, bool]:
-        """What can share the first job's batch, the job that could not and ended it, and whether
-        the engine is to stop.
-        """
+        """(jobs for one batch, the next job if it cannot share it, whether to stop)."""
         group, until = [first], time.monotonic() + self.linger
         while len(group) < self.size:
             try:
@@ -142,7 +149,7 @@ class Engine:
         return group, None, False
 
     def _wanted(self, job: Job) -> bool:
-        """Whether a job is still worth its time: not cancelled, not late."""
+        """Whether a job is still needed: not cancelled and not late."""
         if not job.answer.set_running_or_notify_cancel():
             return False
         if time.monotonic() > job.deadline:
@@ -163,7 +170,7 @@ class Engine:
             if len(group) == 1:
                 group[0].answer.set_exception(renewed(error))
                 return
-            for job in group:  # one of them is at fault: the others are answered without it
+            for job in group:  # one of them failed: answer each alone
                 self._answer([job])
             return
         for job, answer in zip(group, answers, strict=True):

@@ -1,4 +1,4 @@
-"""How /openapi.json describes requests and answers."""
+"""Schemas and examples of requests and answers for /openapi.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORM = {
 }
 SCHEMA = Segment.model_json_schema(ref_template="#/components/schemas/{model}")
 DEFINITIONS = SCHEMA.pop("$defs", {})
-PIXEL = (  # a PNG of 8 x 8
+PIXEL = (  # a PNG of 8 x 8 pixels
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFklEQVR4nGP8//8/AzbAhFV0EEsAAJ1gAw/C5sI"
     "0AAAAAElFTkSuQmCC"
 )
@@ -43,18 +43,18 @@ FOUND = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text}
     for code, text in {
-        401: "token",
-        408: "too slow",
-        413: "too large",
-        422: "not understood",
-        503: "busy",
-        504: "late",
+        401: "the token is missing or wrong",
+        408: "the request took too long to send",
+        413: "the request is too large",
+        422: "the request is not valid",
+        503: "too many requests wait",
+        504: "the answer took too long",
     }.items()
 }
 
 
 def json_body(schema: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAPI says of a JSON body."""
+    """The OpenAPI description of a JSON body."""
     return {
         "requestBody": {
             "required": True,

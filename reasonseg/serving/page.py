@@ -1,5 +1,6 @@
-"""The page: upload, ask, look at coloured layers, click to correct, brush an example, go on; on
-the same model thread.
+"""The web page: upload an image, ask, view coloured masks, correct by clicks, add reference images.
+
+It uses the same engine as the HTTP API.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from reasonseg.structures.query import Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 NOTHING: list[str] = []
-KEPT = 512  # folders of files to download
+KEPT = 512  # folders with files to download that are kept
 
 
 class Page:
-    """What the widgets call. Conversations are found by their id, which is all a browser holds."""
+    """The functions that the widgets call. A browser only holds the id of its conversation."""
 
     def __init__(self, engine: Engine, conversations: Conversations, limits: Limits):
         self.engine, self.conversations = engine, conversations
@@ -42,22 +43,25 @@ class Page:
 
     @contextmanager
     def session(self, name: str | None) -> Iterator[Session]:
-        """The conversation of a browser, one turn at a time."""
+        """The session of a conversation, for one turn at a time.
+
+        Raises `gr.Error` where there is none, or for a mistake of the user in the block.
+        """
         found = self.conversations.find(name) if name else None
         if found is None:
             raise gr.Error(
-                "Give a picture first (a conversation is forgotten after an hour).",
+                "Give an image first (a conversation is deleted after an hour).",
                 print_exception=False,
             )
         with found.turn, told():
             yield found.session
 
     def start(self, file: str | None, name: str | None):
-        """A new picture: a new conversation, or the same one about another picture."""
+        """Starts a conversation about an image, or changes the image of the conversation."""
         if file is None:
             return name, None, gr.update(choices=NOTHING, value=NOTHING), []
         with told():
-            image = read_image(file, self.pixels, "the picture")
+            image = read_image(file, self.pixels, "the image")
         found = self.conversations.find(name) if name else None
         if found is None:
             name = self.conversations.open(Session(self.engine.segmenter, image))
@@ -66,7 +70,7 @@ class Page:
         return name, plain(image), gr.update(choices=NOTHING, value=NOTHING), []
 
     def ask(self, text: str, name: str | None, chat: list[dict]) -> Iterator[tuple]:
-        """The next question: the text as it grows, then the masks."""
+        """Asks the next question; yields the text so far, then the masks."""
         with self.session(name) as session:
             yield from self._turn(session, text, chat)
 
@@ -77,7 +81,7 @@ class Page:
         job.answer.add_done_callback(lambda _: said.put(None))
         chat = [
             *chat,
-            {"role": "user", "content": text or "(like the examples)"},
+            {"role": "user", "content": text or "(like the references)"},
             {"role": "assistant", "content": "..."},
         ]
         while (grown := said.get()) is not None:
@@ -95,7 +99,10 @@ class Page:
         name: str | None,
         chat: list[dict],
     ):
-        """A click on the picture: the first layer that is switched on is drawn again."""
+        """Corrects the first visible mask by a click on the image.
+
+        Where the last answer has no mask, the click is a new question.
+        """
         on = int(belongs == BELONGS)
         with self.session(name) as session:
             last = self.latest(session)
@@ -120,12 +127,12 @@ class Page:
         return chat, *self.shown(answer)
 
     def latest(self, session: Session) -> Answer | None:
-        """The last answer about this picture."""
+        """The last answer, if it is about the current image."""
         about = session.turns and session.turns[-1].query.image is session.image
         return session.turns[-1].answer if about else None
 
     def shown(self, answer: Answer) -> tuple[Any, Any, str, str]:
-        """(picture, layers, PNG file, COCO file) of an answer."""
+        """(image, layers, PNG file, COCO file) of an answer."""
         names = names_of(answer)
         for old in sorted(self.files.iterdir(), key=lambda f: f.stat().st_mtime)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -136,13 +143,13 @@ class Page:
         return np.asarray(drawn_on(answer, names)), gr.update(choices=names, value=names), *files
 
     def switch(self, layers: list[str], name: str | None):
-        """The picture with some of its layers."""
+        """The image with the masks of the selected layers."""
         with self.session(name) as session:
             last = self.latest(session)
             return gr.skip() if last is None else np.asarray(drawn_on(last, layers))
 
     def undo(self, name: str | None, chat: list[dict]):
-        """Takes the last turn back."""
+        """Removes the last turn."""
         with self.session(name) as session:
             if session.undo() is None:
                 return chat, gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -157,20 +164,20 @@ class Page:
             return chat[:-2], *self.shown(last)
 
     def example(self, drawing: dict | None, label: str, name: str | None):
-        """Adds what was brushed on another picture as a reference."""
+        """Adds a reference image, on which the object was painted."""
         with self.session(name) as session:
             session.show(brushed(drawing, label, self.pixels))
-            return f"{len(session.references)} examples are shown with every question.", None, ""
+            return f"Every question uses {len(session.references)} reference images.", None, ""
 
     def forget(self, name: str | None) -> str:
-        """Takes all examples back."""
+        """Removes all reference images."""
         with self.session(name) as session:
             session.references.clear()
-        return "No examples are shown."
+        return "No reference images."
 
 
-class told:  # noqa: N801  reads as a clause
-    """Shows a user's mistakes, and a busy server, as a message on the page."""
+class told:  # noqa: N801  used as `with told():`
+    """Shows mistakes of the user, and a busy server, as a message on the page."""
 
     def __enter__(self):
         return self
@@ -185,20 +192,20 @@ BELONGS, FOREIGN = "belongs to it", "does not belong to it"
 
 
 def spoken(answer: Answer) -> str:
-    """An answer in the conversation."""
+    """The text of an answer in the conversation."""
     if answer.status == "absent":
-        return f"{answer.text} (not in this picture)"
+        return f"{answer.text} (not in this image)"
     return answer.text or f"{len(answer.masks)} mask{'s' * (len(answer.masks) != 1)}"
 
 
 def names_of(answer: Answer) -> list[str]:
-    """Layers by number, name and score."""
+    """Names of the layers: number, label and score of each mask."""
     pairs = zip(answer.labels, answer.scores, strict=True)
     return [f"{k}. {label or 'mask'} ({score:.2f})" for k, (label, score) in enumerate(pairs, 1)]
 
 
 def drawn_on(answer: Answer, layers: list[str]):
-    """The picture with the masks of the layers that are on, each in its own colour."""
+    """The image with the masks of the selected layers, each in its own colour."""
     if answer.image is None:
         raise InputError("this answer does not carry its image")
     on = [k for k, name in enumerate(names_of(answer)) if name in layers]
@@ -215,33 +222,35 @@ def _image_of(session: Session) -> np.ndarray:
 
 
 def plain(image: np.ndarray) -> np.ndarray:
-    """A picture as it is shown without masks, in the size of one with masks."""
+    """An image without masks, enlarged as one with masks is."""
     return np.asarray(draw_overlay(image, np.zeros((0, *image.shape[:2]), bool), [], []))
 
 
 def brushed(drawing: dict | None, label: str, pixels: int = MAX_PIXELS) -> Reference:
-    """A reference from an image editor: its background, and whatever was painted over it;
-    `InputError` for an empty one.
+    """A reference from an image editor: its background image, and the painted pixels as mask.
+
+    Raises `InputError` where there is no image, nothing is painted, or the image has more than
+    `pixels` pixels.
     """
     if not drawing or drawing.get("background") is None:
         raise InputError("give a picture to brush on")
     image = np.asarray(drawing["background"])[..., :3].astype(np.uint8)
     if image.shape[0] * image.shape[1] > pixels:
         raise InputError(
-            f"the picture has more than the {pixels / 1e6:g} million pixels read; make it smaller"
+            f"the image has more than the {pixels / 1e6:g} million pixels read; make it smaller"
         )
     mask = np.zeros(image.shape[:2], bool)
     for layer in drawing.get("layers") or []:
         mask |= np.asarray(layer)[..., -1] > 0
     if not mask.any():
-        raise InputError("nothing is brushed; paint over the thing")
+        raise InputError("nothing is brushed; paint over the object")
     return Reference(
         np.ascontiguousarray(image), mask=mask, label=label.strip() or None, name="brushed"
     )
 
 
 class Widgets:
-    """The page's widgets, laid out in two columns; make it inside `gr.Blocks`."""
+    """The widgets of the page in two columns; made inside `gr.Blocks`."""
 
     def __init__(self, notice: str):
         self.name = gr.State(None)
@@ -256,9 +265,9 @@ class Widgets:
         self.shown = [self.result, self.layers, self.png, self.coco]
 
     def _picture(self) -> None:
-        """What is asked about, and examples."""
+        """The image to ask about, and the reference images."""
         self.image = gr.Image(
-            label="Picture",
+            label="Image",
             type="filepath",
             sources=["upload", "clipboard"],
             elem_id="picture",
@@ -266,14 +275,14 @@ class Widgets:
         )
         pictures = [[str(f)] for f in sorted(PICTURES.glob("*.png"))]
         gr.Examples(pictures, [self.image], label="Or one of these")
-        with gr.Accordion("Show an example", open=False):
+        with gr.Accordion("Add a reference image", open=False):
             self.editor = gr.ImageEditor(
-                label="Brush over the thing", type="numpy", elem_id="editor", height=320
+                label="Brush over the object", type="numpy", elem_id="editor", height=320
             )
-            self.label = gr.Textbox(label="Its name, if you like", elem_id="label")
-            self.add = gr.Button("Add the example", elem_id="add")
-            self.forget = gr.Button("Forget all examples")
-            self.examples = gr.Markdown("No examples are shown.")
+            self.label = gr.Textbox(label="Its label (optional)", elem_id="label")
+            self.add = gr.Button("Add the reference", elem_id="add")
+            self.forget = gr.Button("Remove all references")
+            self.examples = gr.Markdown("No reference images.")
 
     def _answer(self) -> None:
         """The masks, the question, and the conversation."""
@@ -301,8 +310,9 @@ class Widgets:
 
 
 def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> gr.Blocks:
-    """The page's widgets and what they do. Files it made for a browser are removed after an
-    hour.
+    """The page with its widgets and their events.
+
+    Files made for a browser are removed after an hour.
     """
     page = Page(engine, conversations, limits)
     with gr.Blocks(title="reasonseg", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
@@ -323,8 +333,9 @@ def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> g
 
 
 def mount(app: FastAPI, token: str | None = None) -> FastAPI:
-    """The app with the page at `/`; with a token it is asked for as the password of user
-    `reasonseg`.
+    """The app with the page at `/`.
+
+    With a token, the page asks for it as the password of the user `reasonseg`.
     """
     state = app.state
     blocks = make_page(state.engine, state.conversations, state.limits)

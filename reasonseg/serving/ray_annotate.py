@@ -1,10 +1,9 @@
-"""Many pictures at once, on Ray Data: a pool of models, one shard of pictures after another, each
-written whole or not at all.
+"""Annotates many images on Ray Data: a pool of models works on shards of images.
 
-OUTPUT holds `part-00000.parquet` ... (columns `image`, `status`, `text`, `objects`, `error`; a row
-a picture), `listing.jsonl` (which pictures make up which shard), `run.json` (the settings) and in
-the end `annotations.json` (COCO). A killed run goes on with the shards that are missing; pictures
-that came since become further shards.
+A shard is written as a whole or not at all. OUTPUT holds `part-00000.parquet` ... (columns `image`,
+`status`, `text`, `objects`, `error`; one row per image), `listing.jsonl` (the images of each
+shard), `run.json` (the settings) and at the end `annotations.json` (COCO). A run that was killed
+resumes with the missing shards; new images become further shards.
 """
 
 from __future__ import annotations
@@ -56,15 +55,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked about every picture: `questions`, or the nearest `shots` references of a
-    `bank`, or both.
+    """The questions about each image.
+
+    These are `questions`, or the `shots` nearest references of the `bank` (a folder), or both. `by`
+    is how the bank compares. `model` holds the keywords of `Segmenter.from_pretrained`, `source`
+    included. `batch` is the number of images per batch. Raises `InputError` where there is neither
+    a question nor a bank.
     """
 
     questions: tuple[str, ...] = ()
     bank: str = ""
     shots: int = 1
     by: By = "pixel"
-    # keywords of Segmenter.from_pretrained; `source` among them
     model: dict[str, Any] = field(default_factory=dict)
     batch: int = 16
 
@@ -74,18 +76,20 @@ class Task:
 
 
 def questions_in(file: str | Path) -> tuple[str, ...]:
-    """Questions of a text file, one a line."""
+    """The questions of a text file, one per line. Raises `InputError` where there is none."""
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist")
     lines = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
     if not lines:
-        raise InputError(f"{file} holds no question; write one a line")
+        raise InputError(f"{file} holds no question; write one per line")
     return lines
 
 
 def pictures_of(source: str | Path) -> list[str]:
-    """Paths of the pictures of a folder (and all below it), of a COCO file, or of a parquet's
-    column `image`.
+    """The paths of the images of a source, each once.
+
+    The source is a folder (searched with all folders below it), a COCO file, or a parquet file with
+    a column `image`. Raises `InputError` for anything else, or where there is no image.
     """
     source = Path(source)
     if source.is_dir():
@@ -123,7 +127,7 @@ def _coco_pictures(source: Path) -> list[str]:
 
 
 class Annotator:
-    """One model of the pool."""
+    """One model of the pool. Raises `InputError` where it cannot use the bank of the task."""
 
     def __init__(self, task: Task, out: str, threads: int):
         import torch
@@ -139,10 +143,12 @@ class Annotator:
         self.segmenter = Segmenter.from_pretrained(model.pop("source", None), **model)
         self.bank = Bank(task.bank) if task.bank else None
         if self.bank is not None and self.segmenter.references is None:
-            raise InputError("this model was not taught references; a bank needs one that was")
+            raise InputError(
+                "this model was not trained with references; a bank needs one that was"
+            )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Annotates shards, each to its file; returns how many pictures were done."""
+        """Annotates shards, each to its own file; returns the number of images of each."""
         counts = [
             self.shard(int(number), list(paths))
             for number, paths in zip(batch["shard"], batch["images"], strict=True)
@@ -150,7 +156,7 @@ class Annotator:
         return {"done": np.array(counts)}
 
     def shard(self, number: int, paths: list[str]) -> int:
-        """One shard."""
+        """Annotates one shard, writes its file and returns the number of its images."""
         sizes: dict[str, tuple[int, int]] = {}
         rows = list(self.rows(paths, sizes))
         told = {"sizes": json.dumps([sizes.get(path, (0, 0)) for path in paths])}
@@ -159,8 +165,9 @@ class Annotator:
         return len(rows)
 
     def rows(self, paths: list[str], sizes: dict[str, tuple[int, int]]) -> Iterator[dict]:
-        """A row a picture, in order; what cannot be read is a row with its error. Notes `sizes`
-        (height, width) on the way.
+        """One row per image, in order; an image that cannot be read is a row with its error.
+
+        Adds the (height, width) of each image that can be read to `sizes`.
         """
         for start in range(0, len(paths), self.task.batch):
             part, queries, errors = paths[start : start + self.task.batch], {}, {}
@@ -187,7 +194,7 @@ class Annotator:
                     yield row_of(path, queries[path], [next(answers) for _ in queries[path]])
 
     def queries(self, image: np.ndarray) -> list[Query]:
-        """What is asked about a picture."""
+        """The queries about one image, uint8 `[h, w, 3]`: one per question."""
         shown = (
             self.bank.select(self.segmenter, image, self.task.shots, by=self.task.by)
             if self.bank
@@ -198,7 +205,7 @@ class Annotator:
 
 
 def row_of(path: str, queries: Sequence[Query], answers: Sequence[Answer]) -> dict:
-    """The row of a picture: every object with the question it answers."""
+    """The row of one image: every object with the question that it answers."""
     objects = [
         {**o, "question": q.text}
         for q, a in zip(queries, answers, strict=True)
@@ -216,13 +223,14 @@ def row_of(path: str, queries: Sequence[Query], answers: Sequence[Answer]) -> di
 
 
 def part(out: Path, number: int) -> Path:
-    """The file of a shard."""
+    """The path of the file of a shard."""
     return out / f"part-{number:05d}.parquet"
 
 
 def listing(out: Path, found: list[str], size: int) -> list[list[str]]:
-    """The pictures of each shard, kept in `listing.jsonl`: as they were first listed, and new
-    ones in shards of their own.
+    """The images of each shard, also written to `listing.jsonl`.
+
+    Listed images keep their shard; new ones become further shards of `size` images.
     """
     file = out / "listing.jsonl"
     shards = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
@@ -244,12 +252,12 @@ def annotate(
     shard: int = 64,
     progress: bool = True,
 ) -> dict[str, int]:
-    """Annotates every picture of `source` once and returns counts by status. Killed, it goes on
-    where it stopped.
+    """Annotates every image of `source` once and returns the number of images by status.
 
-    `address` is a Ray cluster's (None: this machine); `models` how many work at a time (None: one a
-    GPU, or one for two cores); `shard` pictures are one unit of work. Raises `InputError` where
-    `out` holds a run with other settings.
+    A run that was killed resumes where it stopped. `address` is the address of a Ray cluster (None:
+    this machine); `models` is the number of models that work in parallel (None: one per GPU, or
+    without a GPU one per two cores); `shard` is the number of images per shard. Raises `InputError`
+    where `out` holds a run with other settings.
     """
     out = Path(out).absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -260,7 +268,7 @@ def annotate(
         and json.loads(run.read_text()) != settings
     ):
         raise InputError(f"{out} holds annotations made with other settings; choose another folder")
-    for left in out.glob(".part-*"):  # of a killed run
+    for left in out.glob(".part-*"):  # temporary files of a killed run
         left.unlink(missing_ok=True)
     with atomic_write(run) as aside:
         aside.write_text(json.dumps(settings, indent=1) + "\n")
@@ -286,7 +294,7 @@ def annotate(
 def _worked(
     todo: list[dict], task: Task, out: Path, address: str | None, models: int | None
 ) -> Iterator[int]:
-    """Runs shards on the pool; yields how many pictures each had."""
+    """Annotates shards on the pool; yields the number of images of each finished shard."""
     if not todo:
         return
     started = not ray.is_initialized()
@@ -325,9 +333,7 @@ def _worked(
 
 
 def mistake_in(error: BaseException | None) -> BaseException:
-    """The user's mistake behind a failure on the pool, as an `InputError`; the failure itself
-    where it is none.
-    """
+    """The `InputError` behind a failure on the pool; the failure itself where there is none."""
     told = " ".join(str(error).split())
     inside = error
     while inside is not None:
@@ -341,7 +347,7 @@ def mistake_in(error: BaseException | None) -> BaseException:
 
 
 def finish(out: Path, shards: int) -> dict[str, int]:
-    """Writes `annotations.json` from the parts, one at a time; returns counts by status."""
+    """Writes `annotations.json` from the parts; returns the number of images by status."""
     counts: dict[str, int] = {}
     labels: set[str] = set()
     for k in range(shards):
@@ -355,7 +361,7 @@ def finish(out: Path, shards: int) -> dict[str, int]:
 
 
 def _write_coco(file, out: Path, shards: int, names: dict[str, int]) -> None:
-    """Images, then annotations, streamed: nothing but one part is ever in memory."""
+    """Writes images, then annotations; only one part at a time is in memory."""
     file.write('{"images": [')
     number, first = 0, True
     for k in range(shards):

@@ -1,8 +1,7 @@
-"""The same app on Ray Serve: one door that reads requests and keeps conversations, and replicas of
-the model behind it.
+"""The HTTP app on Ray Serve: one front end (`Door`) and replicas of the model (`Model`).
 
-Replicas come and go with the load (Serve's autoscaling) and answer what waits together (Serve's
-batching).
+The front end reads requests and holds conversations. The number of replicas follows the load
+(Serve's autoscaling), and a replica answers waiting requests as a batch (Serve's batching).
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from reasonseg.serving.requests import Limits
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.query import Query
 
-LINGER = 0.01  # seconds a batch waits for more
-PER_REPLICA = 2  # batches that a replica has at hand before another is started
+LINGER = 0.01  # seconds that a batch waits for more requests
+PER_REPLICA = 2  # batches in the queue of a replica before another replica is started
 
 
 class Model:
-    """A replica: one segmenter."""
+    """One replica, with one segmenter."""
 
     def __init__(self, keywords: dict[str, Any], threads: int):
         import torch
@@ -45,12 +44,12 @@ class Model:
         self.lock = threading.Lock()
 
     async def about(self) -> dict[str, Any]:
-        """What the door says of the model."""
+        """The facts about the model that the front end needs."""
         settings = self.segmenter.settings
         return {"notice": settings.notice, "memory": settings.memory, "about": settings.about}
 
     async def answer(self, query: Query, options: dict[str, Any]) -> Answer:
-        """One answer, out of a batch."""
+        """The answer to one query; it is computed in a batch with others."""
         found = await self.batched((query, options))
         if isinstance(found, Exception):
             raise found
@@ -58,11 +57,14 @@ class Model:
 
     @serve.batch(max_batch_size=16, batch_wait_timeout_s=LINGER)
     async def batched(self, items: list[tuple[Query, dict]]) -> list[Answer | Exception]:
-        """Answers, or what went wrong, in order."""
+        """The answers, or the errors, of a batch in order."""
         return await asyncio.to_thread(self.answers, items)
 
     def answers(self, items: list[tuple[Query, dict]]) -> list[Answer | Exception]:
-        """Items of the same options go through together; where that fails, each alone."""
+        """The answers or errors in order. Items with equal options share a batch.
+
+        Where a batch fails, each of its items is answered alone.
+        """
         groups: dict[tuple, list[int]] = {}
         for i, (_, options) in enumerate(items):
             groups.setdefault(tuple(sorted(options.items())), []).append(i)
@@ -83,9 +85,7 @@ class Model:
 
 
 class Remote:
-    """Stands for an `Engine` where the models are replicas: the same `submit`, a bounded number
-    under way.
-    """
+    """An `Engine` whose models are replicas; at most `waiting` queries are open."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Remote:
 
     @property
     def depth(self) -> int:
-        """How many are under way."""
+        """Number of open queries."""
         return self.under_way
 
     def submit(
@@ -114,7 +114,10 @@ class Remote:
         on_text: Callable[[str], None] | None = None,
         **options,
     ) -> Job:
-        """Sends a query to a replica; its `answer` is a future. Raises `Busy` beyond `waiting`."""
+        """Sends a query to a replica and returns its job, whose `answer` is a future.
+
+        Raises `Busy` where `waiting` queries are open already.
+        """
         with self.lock:
             if not self.open or self.under_way >= self.waiting:
                 raise Busy(1.0)
@@ -143,14 +146,14 @@ class Remote:
             self.observe("work", time.monotonic() - began)
 
     def stop(self, timeout: float | None = 30.0) -> bool:
-        """Takes no more and finishes what was accepted."""
+        """Accepts no more queries, and finishes those accepted."""
         self.open = False
         self.pool.shutdown(wait=True)
         return True
 
 
 class Door:
-    """Reads requests, keeps conversations, and asks the replicas."""
+    """The front end: reads requests, holds conversations, and sends queries to the replicas."""
 
     def __init__(self, model, limits: Limits, token: str | None, waiting: int, page: bool):
         self.model, self.limits, self.token, self.waiting, self.page = (
@@ -162,7 +165,7 @@ class Door:
         )
 
     async def __serve_build_asgi_app__(self):
-        """The app of `serve/api.py`, with the page."""
+        """The app of `serving/api.py`, with the page."""
         from reasonseg.serving.api import make_app
 
         about = await self.model.about.remote()
@@ -192,10 +195,11 @@ def run(
     address: str | None = None,
     blocking: bool = True,
 ) -> None:
-    """Serves the model of `keywords` (those of `Segmenter.from_pretrained`) with one to `replicas`
-    replicas.
+    """Serves a model with one to `replicas` replicas.
 
-    `address` is a Ray cluster's (None: this machine). Returns at once where `blocking` is off.
+    `keywords` are those of `Segmenter.from_pretrained`, with `source`. `waiting` is the largest
+    number of open queries. `address` is the address of a Ray cluster (None: this machine). Returns
+    at once where `blocking` is False.
     """
     if not ray.is_initialized():
         ray.init(

@@ -1,10 +1,10 @@
-"""A reference bank: annotated images to choose examples from, by how much they resemble the picture
-asked about.
+"""A reference bank: annotated images, from which the most similar to a query image are selected.
 
-A bank is a folder in any layout that `finetune` reads; our own is `images/` with `masks/LABEL/`.
-What the model's eye sees of each reference is kept beside them in `.features/`, and made anew where
-a file or the model has changed. Selection follows prompt-SelF: the nearest by one vector a picture
-(`global`), or by all of its patches (`pixel`).
+A bank is a folder in any layout that `finetune` reads; its default layout is `images/` with
+`masks/LABEL/`. The encoder features of each reference are cached in `.features/`, and computed
+again where a file or the model has changed. The selection follows prompt-SelF ("Exploring Effective
+Factors for Improving Visual In-Context Learning"): the nearest by one vector per image (`global`)
+or by all patches (`pixel`).
 """
 
 from __future__ import annotations
@@ -39,14 +39,21 @@ By = Literal["pixel", "global", "thing"]
 
 @dataclass(frozen=True)
 class Choice:
-    """A reference that was chosen, and its similarity (-1..1) to the picture."""
+    """A selected reference, and its similarity (-1..1) to the query image."""
 
     reference: Reference
     similarity: float
 
 
 class Bank:
-    """References of a folder. `problems` names what could not be read; the rest is used."""
+    """The references of a folder.
+
+    `problems` lists the references that could not be read; the others are used. Raises `InputError`
+    where the folder holds no annotated images.
+
+    Args:
+        folder: The bank, in any layout that `finetune` reads.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -58,19 +65,27 @@ class Bank:
 
     @property
     def labels(self) -> list[str]:
-        """Every label of the bank."""
+        """All labels of the bank, sorted."""
         return self.data.labels
 
     def id(self, i: int) -> str:
-        """The name of reference `i`: its picture and its label."""
+        """The id of reference `i`: its image and its labels."""
         entry = self.data.entries[i]
         inside = entry.picture.is_relative_to(self.folder)
         place = entry.picture.relative_to(self.folder) if inside else entry.picture
         return f"{place.as_posix()}: {', '.join(dict.fromkeys(entry.labels))}"
 
     def reference(self, i: int, label: str | None = None) -> Reference:
-        """Reference `i`, read from its files; of several labels only what has `label`, if one is
-        given.
+        """Reads a reference from its files.
+
+        Raises `InputError` where a file cannot be read.
+
+        Args:
+            i: The index of the reference.
+            label: Use only the masks with this label; None for all masks.
+
+        Returns:
+            The reference; its mask is the union of the masks.
         """
         sample = self.data[i]
         labels = sample.truth.labels
@@ -92,12 +107,24 @@ class Bank:
         by: By = "pixel",
         progress: bool = False,
     ) -> list[Choice]:
-        """The `shots` references nearest to an image, the nearest first, weighted by their
-        similarity.
+        """Selects the references most similar to an image.
 
-        `label` leaves only references of that label; `by` compares one vector a picture (`global`),
-        patch with patch at the same place (`pixel`, prompt-SelF's), or looks for the marked patches
-        anywhere in the image (`thing`). Raises `InputError` where nothing is left to choose from.
+        Args:
+            segmenter: A model that was trained with references.
+            image: uint8 RGB `[h, w, 3]`, the query image.
+            shots: The number of references to select.
+            label: Select only references with this label; None for all.
+            by: The similarity. `global`: one mean vector per image. `pixel`: patches at the same
+                place, as in prompt-SelF. `thing`: the marked patches, anywhere in the image.
+            progress: Show a progress bar while features are computed.
+
+        Returns:
+            At most `shots` choices, the most similar first. The weights of the references are a
+            softmax of their similarities with temperature 0.1.
+
+        Raises:
+            InputError: No reference has the label, none can be read, or the model was not trained
+                with references.
         """
         mine = [i for i, e in enumerate(self.data.entries) if label is None or label in e.labels]
         if not mine:
@@ -126,13 +153,26 @@ class Bank:
     def features(
         self, segmenter, which: Sequence[int], progress: bool = False
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-        """(unit patch features `[t, c]`, share of each patch that is marked `[t]`) of references,
-        from the disk where they are.
+        """Computes the features of references, or reads them from the cache on disk.
 
-        One that cannot be read is left out and named in `problems`.
+        A reference that cannot be read is left out and listed in `problems`.
+
+        Args:
+            segmenter: A model that was trained with references.
+            which: The indices of the references.
+            progress: Show a progress bar.
+
+        Returns:
+            By index: (float32 unit patch features `[t, c]`, the fraction 0..1 of each patch that is
+            marked `[t]`).
+
+        Raises:
+            InputError: The model was not trained with references.
         """
         if segmenter.references is None:
-            raise InputError("this model was not taught references; a bank needs one that was")
+            raise InputError(
+                "this model was not trained with references; a bank needs one that was"
+            )
         kept = self._kept(segmenter)
         stamps = {i: _stamp(self.data.entries[i].picture, f"{i} {self.id(i)}") for i in which}
         missing = [i for i in which if stamps[i] not in kept]
@@ -177,7 +217,7 @@ class Bank:
             return {}
         try:
             stored = load_file(file)
-        except Exception:  # a cache that cannot be read is made anew
+        except Exception:  # a cache that cannot be read is computed again
             return {}
         return {
             k: (v, stored["share:" + k])
@@ -186,8 +226,9 @@ class Bank:
         }
 
     def _keep(self, segmenter, kept: dict) -> None:
-        """Writes what belongs to a file that is still there; a folder that cannot be written to
-        is used without a cache.
+        """Writes the cache, without the features of changed or removed files.
+
+        A folder that cannot be written to is used without a cache.
         """
         here = {_stamp(e.picture, f"{i} {self.id(i)}") for i, e in enumerate(self.data.entries)}
         stored = {k: v[0].contiguous() for k, v in kept.items() if k in here}
@@ -203,8 +244,19 @@ class Bank:
 def similarity(
     query: torch.Tensor, patches: torch.Tensor, shares: torch.Tensor, by: By
 ) -> torch.Tensor:
-    """Cosine similarity of a picture's unit patches `[t, c]` to a reference's, of whose patches
-    `shares` `[t]` are marked.
+    """Computes the cosine similarity of an image and a reference.
+
+    Args:
+        query: Unit patch features of the image, `[t, c]`.
+        patches: Unit patch features of the reference, `[t, c]`.
+        shares: The fraction 0..1 of each patch of the reference that is marked, `[t]`.
+        by: `global`, `pixel` or `thing`, as in `Bank.select`.
+
+    Returns:
+        A scalar tensor, -1..1.
+
+    Raises:
+        InputError: `by` is none of these.
     """
     if by == "global":
         return F.cosine_similarity(query.mean(0), patches.mean(0), dim=0)
@@ -217,16 +269,24 @@ def similarity(
 
 
 def marked_shares(prompter, mask: np.ndarray, patches: int) -> torch.Tensor:
-    """How much of each of a number of patches of a prompter's frame a mask covers, 0..1
-    `[patches]`.
+    """Computes the fraction of each patch that a mask covers.
+
+    Args:
+        prompter: The prompter for references, whose `frame` resizes a mask as its image.
+        mask: bool `[h, w]`.
+        patches: The number of patches, a square number.
+
+    Returns:
+        float32 `[patches]`, 0..1.
     """
     framed, grid = prompter.frame(mask), round(patches**0.5)
     return F.adaptive_avg_pool2d(framed[None, None].float(), grid).flatten().cpu()
 
 
 def _stamp(picture: Path, name: str) -> str:
-    """Changes with the files behind a reference: the picture's size and time, and those of masks
-    and annotations beside it.
+    """A hash that changes with the files of a reference.
+
+    It covers the size and modification time of the image, and of masks and annotations beside it.
     """
     stem, root = glob.escape(picture.stem), picture.parent.parent
     beside = [picture, *picture.parent.glob(stem + ".*"), *picture.parent.glob("*.json*")]
@@ -243,21 +303,31 @@ def _stamp(picture: Path, name: str) -> str:
 
 
 def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "thing") -> str:
-    """Copies an image and its mask into a bank of our own layout, made where there is none; returns
-    the reference's id.
+    """Copies an image and its mask into a bank of the default layout.
 
-    Raises `InputError` where a file cannot be read, the mask is empty or of another size, or the
-    label cannot name a folder.
+    Args:
+        folder: The bank; it is made if it does not exist.
+        image: Path of the image file.
+        mask: Path of the mask file, in the size of the image. Every pixel that is not black belongs
+            to the object.
+        label: The label, which becomes the name of a folder.
+
+    Returns:
+        The id of the reference.
+
+    Raises:
+        InputError: A file cannot be read, the mask is empty or of another size, or the label cannot
+            be the name of a folder.
     """
     folder, picture, marked = Path(folder), read_image(image), read_mask(mask)
     if marked.shape != picture.shape[:2]:
         raise InputError(
-            f"{mask} is {list(marked.shape)}, its picture {list(picture.shape[:2])}; resize one"
+            f"{mask} is {list(marked.shape)}, its image {list(picture.shape[:2])}; resize one"
         )
     if not marked.any():
-        raise InputError(f"{mask} is empty; mark at least one pixel of the thing")
+        raise InputError(f"{mask} is empty; mark at least one pixel of the object")
     if not label.strip() or Path(label).name != label or label.startswith("."):
-        raise InputError(f"{label!r} cannot be a label here: it names a folder")
+        raise InputError(f"{label!r} cannot be a label here: it must be the name of a folder")
     stem = Path(image).stem
     for name in (folder / "images", folder / "masks" / label):
         name.mkdir(parents=True, exist_ok=True)
@@ -271,7 +341,7 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
         with atomic_write(existing) as aside:
             if suffix in PICTURES:
                 shutil.copyfile(image, aside)
-            else:  # a GIF, or a name without an ending
+            else:  # a GIF, or a name without a suffix
                 Image.fromarray(picture).save(aside, format="PNG")
     with atomic_write(folder / "masks" / label / f"{stem}.png") as aside:
         Image.fromarray(marked.astype(np.uint8) * 255).save(aside, format="PNG")
@@ -279,10 +349,16 @@ def add(folder: str | Path, image: str | Path, mask: str | Path, label: str = "t
 
 
 def remove(folder: str | Path, name: str) -> None:
-    """Takes the reference of an id (`images/x.jpg: label`) out of a bank of our own layout, and its
-    picture if no other marks it.
+    """Removes a reference from a bank of the default layout.
 
-    Raises `InputError` where there is none.
+    Its image is removed too, if no other mask belongs to it.
+
+    Args:
+        folder: The bank.
+        name: The id of the reference, such as `images/x.jpg: label`.
+
+    Raises:
+        InputError: There is no such reference.
     """
     folder = Path(folder)
     picture, _, label = name.rpartition(": ")

@@ -1,5 +1,6 @@
-"""From a request to a query: multipart or JSON, with limits before anything is decoded. No
-paths, no URLs, no pickles.
+"""Reads queries from multipart and JSON requests.
+
+Limits are checked before anything is decoded. Paths, URLs and pickles are never read.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ T = TypeVar("T")
 MAX_REFERENCES = 16
 MAX_PLACES = 256  # points or boxes
 PART = 64 * 2**10  # bytes of a form field that is no file
-READERS = anyio.CapacityLimiter(4)  # bodies and pictures decoded at once; memory is bounded by it
+READERS = anyio.CapacityLimiter(4)  # bodies and images decoded in parallel; bounds the memory
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a request: `body` bytes, `pixels` of a picture, `seconds` to send it and to answer it."""
+    """Limits of a request: bytes of the `body`, `pixels` of an image, and `seconds`.
+
+    `seconds` holds for sending the request and again for answering it.
+    """
 
     body: int = 32 * 2**20
     pixels: int = 40_000_000
@@ -38,42 +42,45 @@ class Limits:
 
 
 class TooLarge(Exception):
-    """A body beyond the limit."""
+    """The body of a request is larger than the limit."""
 
 
-# bytes come from forms
+# base64 text in JSON, bytes in forms
 File = Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 
 
 class ReferenceIn(BaseModel):
-    """An example: a picture and its mask (anything not black is the thing), base64 of image
-    files.
+    """A reference image and its mask, as base64 of image files.
+
+    Every pixel of the mask that is not black belongs to the object.
     """
 
     model_config = ConfigDict(extra="forbid")
     image: File = Field(description="base64 of an image file")
-    mask: File = Field(description="base64 of a mask of the picture's size")
+    mask: File = Field(description="base64 of a mask file, in the size of the image")
     label: str | None = Field(None, max_length=200)
 
 
 class Ask(BaseModel):
-    """What is asked, besides the picture."""
+    """A question without its image."""
 
     model_config = ConfigDict(extra="forbid")
     text: str = Field(
         "",
         max_length=20_000,
-        description="the question; may be empty where places or references are given",
+        description="the question; may be empty with points, boxes or references",
     )
     points: list[tuple[float, float] | tuple[float, float, int]] = Field(
-        [], max_length=MAX_PLACES, description="x, y, and 1 on the thing or 0 off it"
+        [], max_length=MAX_PLACES, description="x, y in pixels, and 1 on the object or 0 off it"
     )
     boxes: list[tuple[float, float, float, float]] = Field(
-        [], max_length=MAX_PLACES, description="x0, y0, x1, y1 pixels"
+        [], max_length=MAX_PLACES, description="x0, y0, x1, y1 in pixels"
     )
     references: list[ReferenceIn] = Field([], max_length=MAX_REFERENCES)
-    force_seg: bool = Field(False, description="a mask in any case")
-    absent_threshold: float = Field(0.5, ge=0, le=1, description="share of <REJ> that means absent")
+    force_seg: bool = Field(False, description="always draw a mask")
+    absent_threshold: float = Field(
+        0.5, ge=0, le=1, description="share of <REJ> from which the answer is absent"
+    )
     max_new_tokens: int | None = Field(None, ge=1, le=1024)
 
     def clicks(self) -> list[Point]:
@@ -81,7 +88,7 @@ class Ask(BaseModel):
         return [(p[0], p[1], p[2] if len(p) == 3 else 1) for p in self.points]
 
     def options(self) -> dict[str, Any]:
-        """Those of `Segmenter.batch`."""
+        """The options for `Segmenter.batch`."""
         return {
             "force_seg": self.force_seg,
             "absent_threshold": self.absent_threshold,
@@ -90,18 +97,18 @@ class Ask(BaseModel):
 
 
 class Segment(Ask):
-    """A question about a picture."""
+    """A question about an image."""
 
     image: File = Field(description="base64 of an image file")
 
 
 async def aside(function: Callable[..., T], *values: Any) -> T:
-    """What a function gives that would hold up the event loop; few run at once."""
+    """The result of a function, run in a thread so that it does not block the event loop."""
     return await anyio.to_thread.run_sync(function, *values, limiter=READERS)
 
 
 async def body_of(request: Request, limits: Limits) -> bytes:
-    """The body, refused (`TooLarge`) as soon as it is known to be too large."""
+    """The body of a request. Raises `TooLarge` as soon as it is known to be too large."""
     told = request.headers.get("content-length", "")
     if told.isdigit() and int(told) > limits.body:
         raise TooLarge
@@ -115,7 +122,10 @@ async def body_of(request: Request, limits: Limits) -> bytes:
 
 
 def parsed(cls: type[BaseModel], tree: Any) -> Any:
-    """A model from plain values; `InputError` names the first field that does not fit."""
+    """A pydantic model from plain values.
+
+    Raises `InputError` naming the first field that is not valid.
+    """
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -125,7 +135,7 @@ def parsed(cls: type[BaseModel], tree: Any) -> Any:
 
 
 def from_json(body: bytes) -> Any:
-    """Plain values of a JSON body."""
+    """The values of a JSON body. Raises `InputError` where it is not valid."""
     try:
         return json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
@@ -133,8 +143,10 @@ def from_json(body: bytes) -> Any:
 
 
 async def form_of(request: Request, body: bytes) -> dict[str, Any]:
-    """A multipart body as the JSON one would be, files as bytes; `ref_image`, `ref_mask`,
-    `ref_label` pair up in order.
+    """A multipart body as the values of an equal JSON body, with files as bytes.
+
+    `ref_image`, `ref_mask` and `ref_label` are paired in order. Raises `InputError` where the body
+    is malformed.
     """
     from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -197,7 +209,10 @@ def _files(files: dict[str, list[bytes]], labels: list[str]) -> dict[str, Any]:
 
 
 def decoded(value: str | bytes, name: str) -> bytes:
-    """The bytes of a file that came as base64 (a data URL's head is allowed), or as they are."""
+    """The bytes of a file from base64 (a data URL is allowed) or bytes.
+
+    Raises `InputError` naming the field `name` where it is not base64.
+    """
     if isinstance(value, bytes):
         return value
     head, comma, rest = value[:200].partition(",")
@@ -210,12 +225,12 @@ def decoded(value: str | bytes, name: str) -> bytes:
 
 
 def picture_of(value: str | bytes, limits: Limits, name: str = "image") -> np.ndarray:
-    """The picture in a field."""
+    """The image of a field, uint8 RGB `[h, w, 3]`. Raises `InputError` where it is not valid."""
     return read_image(decoded(value, name), limits.pixels, name)
 
 
 def references_of(references: list, limits: Limits) -> list[Reference]:
-    """The examples of a request. Raises `InputError` naming the one that does not fit."""
+    """The references of a request. Raises `InputError` naming the one that is not valid."""
     read = []
     for i, one in enumerate(references):
         name = f"references.{i}"
@@ -231,7 +246,7 @@ def references_of(references: list, limits: Limits) -> list[Reference]:
 
 
 def query_of(asked: Segment, limits: Limits) -> Query:
-    """The query of a request; decodes its pictures."""
+    """The query of a request; its images are decoded. Raises `InputError` where not valid."""
     image = picture_of(asked.image, limits)
     return Query(
         image, asked.text, references_of(asked.references, limits), asked.clicks(), asked.boxes

@@ -1,8 +1,7 @@
-"""A conversation about pictures: follow-up questions, corrections by a click or a box, references
-shown on the way.
+"""A conversation about images: follow-up questions, corrections by points or boxes, references.
 
-What encoders make of a picture is kept by the model (`segmenter.cache`), so that only a picture's
-first question pays for it.
+The model caches the features of an image (`segmenter.cache`), so only the first question about an
+image runs the encoders.
 """
 
 from __future__ import annotations
@@ -19,25 +18,34 @@ from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import atomic_write
 from reasonseg.structures.query import Box, Point, Query, Reference
 
-MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # kept of a conversation; earlier turns go
+MAX_TURNS, MAX_BYTES = 100, 512 * 2**20  # of a conversation; beyond them old turns are dropped
 MAX_REFERENCES = 16
 
 
 @dataclass
 class Turn:
-    """What was asked of which picture, and the answer; `clicks` are the corrections of each mask
-    so far.
+    """One question of a conversation and its answer.
+
+    Attributes:
+        query: The question, with its image.
+        answer: The answer.
+        clicks: All correction points so far, by the index of their mask.
+        corrected: Whether this turn is a correction of the turn before.
     """
 
     query: Query
     answer: Answer
     clicks: dict[int, list[Point]] = field(default_factory=dict)
-    corrected: bool = False  # a correction of the turn before, not a question of its own
+    corrected: bool = False
 
 
 class Session:
-    """Turns about one picture after another. `memory`: how many earlier turns the model reads
-    (None: its own setting).
+    """A conversation: its turns, its current image and its references.
+
+    Args:
+        segmenter: The model, a `Segmenter`.
+        image: uint8 RGB `[h, w, 3]`, the first image, or None to give one later with `look`.
+        memory: The number of earlier turns that the model reads; None for the model's setting.
     """
 
     def __init__(self, segmenter, image: np.ndarray | None = None, memory: int | None = None):
@@ -50,13 +58,21 @@ class Session:
             self.look(image)
 
     def look(self, image: np.ndarray) -> None:
-        """Talks about another picture from now on: earlier turns are not read with it.
-        References stay.
+        """Changes the image. The model does not read turns about earlier images; references stay.
+
+        Raises `InputError` where the image is not valid.
+
+        Args:
+            image: uint8 RGB `[h, w, 3]`.
         """
         self.image = Query(image, text="?").image
 
     def copy(self) -> Session:
-        """The same conversation, to try what it would ask; `take` makes it so."""
+        """Copies the conversation, to try a turn that may fail. `take` adopts the copy.
+
+        Returns:
+            A session with the same turns, image and references.
+        """
         trial = Session(self.segmenter, memory=self.memory)
         trial.image, trial.turns, trial.references = (
             self.image,
@@ -66,18 +82,25 @@ class Session:
         return trial
 
     def take(self, trial: Session) -> None:
-        """The picture and the examples of a trial."""
+        """Adopts the image and the references of a copy."""
         self.image, self.references = trial.image, trial.references
 
     def show(self, reference: Reference) -> None:
-        """Adds an example to every question from now on."""
+        """Adds a reference to all following questions.
+
+        Args:
+            reference: An annotated reference image.
+
+        Raises:
+            InputError: There are `MAX_REFERENCES` references already.
+        """
         if len(self.references) >= MAX_REFERENCES:
-            raise InputError(f"{MAX_REFERENCES} examples are shown already; forget some first")
+            raise InputError(f"there are {MAX_REFERENCES} references already; remove some first")
         self.references.append(reference)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pictures and masks it holds."""
+        """Size in bytes of the images and masks of the conversation; shared arrays count once."""
         references = [*self.references, *(r for t in self.turns for r in t.query.references)]
         arrays = [
             self.image,
@@ -89,8 +112,11 @@ class Session:
 
     @property
     def history(self) -> tuple[tuple[str, str], ...]:
-        """(question, answer text) of the turns about this picture that the next question is read
-        with.
+        """The turns that the model reads with the next question.
+
+        Returns:
+            (question, answer text) of the last `memory` turns with text about the current image,
+            the oldest first. Corrections are left out.
         """
         if not self.memory:
             return ()
@@ -104,8 +130,18 @@ class Session:
     def query(
         self, text: str = "", points: Sequence[Point] = (), boxes: Sequence[Box] = ()
     ) -> Query:
-        """The next question as the model gets it. Raises `InputError` where there is no picture
-        or nothing is asked.
+        """Builds the query of the next question, with references and history.
+
+        Args:
+            text: The question.
+            points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+            boxes: `(x0, y0, x1, y1)` in pixels.
+
+        Returns:
+            The query. Its history is empty where there is no text.
+
+        Raises:
+            InputError: There is no image, a field is not valid, or all fields are empty.
         """
         if self.image is None:
             raise InputError("there is no picture yet; give one first")
@@ -127,8 +163,19 @@ class Session:
         on_text: Callable[[str], None] | None = None,
         **options,
     ) -> Answer:
-        """An answer to the next question; `on_text` gets the text as it grows, before the masks.
-        Options are those of `batch`.
+        """Asks the next question and adds the turn to the conversation.
+
+        Raises `InputError` as `query` does.
+
+        Args:
+            text: The question.
+            points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+            boxes: `(x0, y0, x1, y1)` in pixels.
+            on_text: Called with the text so far during generation, before the masks exist.
+            **options: The options of `Segmenter.batch`.
+
+        Returns:
+            The answer.
         """
         query = self.query(text, points, boxes)
         given = {} if on_text is None else {"on_text": lambda _, so_far: on_text(so_far)}
@@ -136,7 +183,17 @@ class Session:
         return self.keep(query, answer)
 
     def keep(self, query: Query, answer: Answer) -> Answer:
-        """Adds a turn that was answered elsewhere."""
+        """Adds a turn whose answer was computed elsewhere.
+
+        Old turns are dropped beyond `MAX_TURNS` turns or `MAX_BYTES` bytes.
+
+        Args:
+            query: The question.
+            answer: Its answer.
+
+        Returns:
+            The answer.
+        """
         self.turns.append(Turn(query, answer))
         while len(self.turns) > MAX_TURNS or (len(self.turns) > 1 and self.nbytes > MAX_BYTES):
             del self.turns[0]
@@ -145,10 +202,22 @@ class Session:
     def correction(
         self, points: Sequence[Point] = (), boxes: Sequence[Box] = (), mask: int = 0
     ) -> tuple[Query, list[Point]]:
-        """The question that corrects a mask of the last answer, and all clicks on that mask so far.
+        """Builds the query that corrects a mask of the last answer.
 
-        The words come along where the answer has this mask alone. Raises `InputError` where there
-        is no such mask.
+        The text, references, points and boxes of the last query are used again only where its
+        answer has exactly one mask. New boxes replace old ones.
+
+        Args:
+            points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+            boxes: `(x0, y0, x1, y1)` in pixels.
+            mask: The index of the mask, from 0.
+
+        Returns:
+            (query, all correction points on that mask so far).
+
+        Raises:
+            InputError: There is no answer about the current image, it has no such mask, or points
+                and boxes are both empty.
         """
         if not self.turns or self.turns[-1].query.image is not self.image:
             raise InputError("there is no mask to correct yet; ask first")
@@ -175,14 +244,34 @@ class Session:
     def correct(
         self, points: Sequence[Point] = (), boxes: Sequence[Box] = (), mask: int = 0
     ) -> Answer:
-        """The last answer with one mask drawn again; becomes a turn of its own, so that `undo`
-        takes it back.
+        """Corrects one mask of the last answer.
+
+        The correction is its own turn, so `undo` removes it. Raises `InputError` as `correction`
+        does.
+
+        Args:
+            points: `(x, y, 1 or 0)` in pixels, 1 on the object and 0 off it.
+            boxes: `(x0, y0, x1, y1)` in pixels.
+            mask: The index of the mask, from 0.
+
+        Returns:
+            The last answer with the new mask and its score.
         """
         query, clicks = self.correction(points, boxes, mask)
         return self.corrected(query, clicks, mask, self.segmenter.batch([query])[0])
 
     def corrected(self, query: Query, clicks: list[Point], mask: int, drawn: Answer) -> Answer:
-        """Puts a mask that was drawn again into the last answer."""
+        """Adds a turn: the last answer with one mask replaced.
+
+        Args:
+            query: The query of the correction.
+            clicks: All correction points on that mask so far.
+            mask: The index of the mask, from 0.
+            drawn: The answer to the query; its first mask is used, if it has one.
+
+        Returns:
+            The last answer with the new mask and its score.
+        """
         last = self.turns[-1]
         masks, scores = last.answer.masks.copy(), last.answer.scores.copy()
         if len(drawn.masks):
@@ -193,11 +282,18 @@ class Session:
         return answer
 
     def undo(self) -> Turn | None:
-        """Forgets the last turn and returns it; None where there is none."""
+        """Removes the last turn and returns it; None where there is none."""
         return self.turns.pop() if self.turns else None
 
     def save(self, folder: str | Path) -> Path:
-        """Writes every turn to `turn-N/` and the whole conversation to `session.json`."""
+        """Writes every turn to `turn-N/` and the whole conversation to `session.json`.
+
+        Args:
+            folder: The folder to write to; it is made if it does not exist.
+
+        Returns:
+            The path of the folder.
+        """
         folder = Path(folder)
         for number, turn in enumerate(self.turns, 1):
             turn.answer.save(folder / f"turn-{number}")

@@ -1,1 +1,3 @@
-""" """
+"""Training: stages of a run, fine-tuning on a folder, sharding, validation; `objectives/` has the
+losses.
+"""

@@ -209,15 +209,16 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
         bf16=dtype != torch.float32,
         features=str(out / "training" / "features"),
     )
+    backbone, _ = segmenter.language()
     set_seed(steps.seed)  # adapters begin at random
     objective = Language(segmenter)
     for parameter in choose(objective, steps):
         parameter.data = parameter.data.float()
     if steps.checkpointing:
-        segmenter.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     run_stage(objective, stage, run, out / "training")
     if steps.checkpointing:
-        segmenter.backbone.model.gradient_checkpointing_disable()
+        backbone.model.gradient_checkpointing_disable()
     for parameter in segmenter.parameters():
         if parameter.is_floating_point() and parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
@@ -262,7 +263,7 @@ def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
     A model whose markers are new (LLaVA with a SAM beside it) has their rows in embeddings and head
     trained too.
     """
-    backbone = objective.segmenter.backbone
+    backbone, _ = objective.segmenter.language()
     objective.requires_grad_(False)
     chosen = [p for name, p in objective.named_parameters() if name.startswith(DRAWS)]
     chosen += (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +37,7 @@ def shard(objective: Objective) -> None:
             "shard: true needs several processes; start with accelerate launch or torchrun, or "
             "leave it out"
         )
-    state = processes()
+    state: Any = processes()  # its device is annotated as optional
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     segmenter = objective.segmenter
     layers = list(segmenter.backbone.layers) if segmenter.backbone is not None else []
@@ -101,7 +102,7 @@ class ShardedTrainer(StageTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Writes what training changes."""
-        folder, kept = Path(output_dir or self.args.output_dir), whole(changing(self.model))
+        folder, kept = self.folder_of(output_dir), whole(changing(self.model))
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(kept, folder / WEIGHTS)

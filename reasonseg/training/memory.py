@@ -152,9 +152,9 @@ class Parts:
     """
 
     name: str
-    backbone: nn.Module
+    backbone: Any
     layers: nn.Module
-    decoder: nn.Module
+    decoder: Any
     patches: int  # tokens of a picture
 
     def weights(self, stored: float) -> float:
@@ -185,7 +185,7 @@ def parts_of(model: str) -> Parts:
     return Parts(model, backbone, backbone.get_decoder().layers, decoder, patches)
 
 
-def _from_folder(place: Path) -> tuple[nn.Module, nn.Module]:
+def _from_folder(place: Path) -> tuple[Any, Any]:
     if (place / FILE).is_file():
         base, _ = read_changes(place)
         return _from_folder(model_path(base["source"], base.get("revision")))
@@ -197,7 +197,7 @@ def _from_folder(place: Path) -> tuple[nn.Module, nn.Module]:
     return AutoModelForImageTextToText.from_config(configs[0]), AutoModel.from_config(configs[1])
 
 
-def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
+def lisa_network(sizes: dict) -> tuple[Any, Any]:
     """LISA's LLaVA, its language model of these `sizes` (see `LISA`), and its SAM ViT-H, with
     fresh weights.
     """
@@ -220,7 +220,7 @@ def lisa_network(sizes: dict) -> tuple[nn.Module, nn.Module]:
     ), SamModel(SamConfig(vision_config=huge))
 
 
-def _released(place: Path) -> tuple[nn.Module, nn.Module]:
+def _released(place: Path) -> tuple[Any, Any]:
     from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import recognise
 

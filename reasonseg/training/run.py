@@ -136,9 +136,9 @@ def _beginning(settings: TrainSettings) -> Segmenter:
         segmenter = segmenter.reading_examples()
     segmenter.to(processes().device if torch.cuda.is_available() else "cpu")
     if settings.checkpointing:
-        segmenter.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        segmenter.language()[0].model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.products:
-        use_products(segmenter.backbone.model)
+        use_products(segmenter.language()[0].model)
     return segmenter
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -52,6 +53,10 @@ class StageTrainer(Trainer):
     """Trainer with our optimizer, data in the order of their index, and every part of the loss
     in the log.
     """
+
+    model: Any  # the objective
+    accelerator: Any
+    train_dataset: Any
 
     def __init__(self, stage: Stage, **arguments):
         super().__init__(**arguments)
@@ -142,8 +147,13 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict=None):
         if not self.args.should_save:
             return
-        os.makedirs(output_dir, exist_ok=True)
-        save_file(changing(self.model), os.path.join(output_dir, WEIGHTS))
+        folder = self.folder_of(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(changing(self.model), folder / WEIGHTS)
+
+    def folder_of(self, output_dir: str | None) -> Path:
+        """The folder of a checkpoint: `output_dir`, or the stage's folder where it is None."""
+        return Path(output_dir or str(self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         restore(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
@@ -184,5 +194,6 @@ def like(place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     if hasattr(place, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value.to(place.device), place.device_mesh, place.placements)
+        sharded: Any = place  # a DTensor
+        return distribute_tensor(value.to(place.device), sharded.device_mesh, sharded.placements)
     return value.to(place.device)

@@ -1,3 +1,1 @@
-"""Released weights of other projects, recognised by what their files hold and read into our
-parts.
-"""
+"""Released formats of other projects. One file a format, recognised by what its files hold."""

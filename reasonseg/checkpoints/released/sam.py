@@ -107,7 +107,7 @@ def config_of(names: list[str], shape: Callable[[str], tuple[int, ...]]) -> SamC
             f"image_encoder.blocks.0.attn.rel_pos_h is {tables[0][1]} wide, which does not divide "
             f"the width {width}"
         )
-    everywhere = 2 * grid - 1  # the table of a block that looks everywhere
+    everywhere = 2 * grid - 1  # the table of a block with global attention
     windows = {(length + 1) // 2 for length, _ in tables if length != everywhere}
     if len(windows) > 1:
         raise InputError(

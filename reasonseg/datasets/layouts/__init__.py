@@ -1,3 +1,1 @@
-"""How people lay out their own images and masks on disk. One file a layout, each with
-`entries(root)`.
-"""
+"""Layouts of your own images and masks on disk. One file a layout, each with `entries(root)`."""

@@ -1,4 +1,4 @@
-"""What a layout gives: entries, which are samples that are not read yet."""
+"""The entries that a layout returns: samples whose files are not read yet."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample to be: its picture, what is asked, and how its masks are read in the picture's
-    size.
+    """One sample before its files are read.
+
+    `picture` is the path of the image and `data` its bytes, where it is not a file of its own.
+    `masks(size)` reads the masks, bool `[h, w]` each, for an image of `size` (height, width).
+    `answer` is the true answer; empty where the data has none.
     """
 
     picture: Path
@@ -27,10 +30,11 @@ class Entry:
     labels: tuple[str, ...]
     masks: Callable[[tuple[int, int]], list[np.ndarray]]
     answer: str = ""
-    data: bytes | None = None  # of the picture, where it is no file of its own
+    data: bytes | None = None
 
 
 def read_json(file: Path) -> Any:
+    """The values of a JSON file. Raises `InputError` where it is not valid."""
     try:
         return json.loads(file.read_text(encoding="utf-8", errors="replace"))
     except ValueError as error:
@@ -38,11 +42,11 @@ def read_json(file: Path) -> Any:
 
 
 def indexed_classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
-    """The classes in each of a data set's masks (paths or open files, by any key) where they are
-    indexed; nothing where binary.
+    """The classes (pixel values) in each mask of a data set, by its key; empty for binary masks.
 
-    They are indexed if `labels.json` names them, or if they have palettes or few and small values,
-    more than one in all.
+    `files` are paths or open files; `named` is whether `labels.json` names the classes. The masks
+    count as indexed (pixel value = class) if they are named, or if together they have more than
+    one value besides 0 and 255 and either palettes or few small values.
     """
     found: dict[Any, list[int]] = {}
     palettes = False
@@ -55,7 +59,7 @@ def indexed_classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
                         int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)
                     ]
         except OSError:
-            continue  # it is named when it is read
+            continue  # the error is raised when the mask is read
     values = {v for each in found.values() for v in each}
     indexed = named or (len(values) > 1 and (palettes or (len(values) <= 32 and max(values) < 64)))
     return {key: each for key, each in found.items() if each} if indexed else {}

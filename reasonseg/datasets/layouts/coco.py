@@ -12,7 +12,10 @@ from reasonseg.structures.polygons import coco_mask
 
 
 def entries(root: Path) -> list[Entry]:
-    """One for each category of each image; its annotations together are the mask."""
+    """One entry for each category of each image; its annotations together are the mask.
+
+    Raises `InputError` where an annotation names an image or category that does not exist.
+    """
     found = []
     for file in sorted(root.glob("*.json")) + sorted((root / "annotations").glob("*.json")):
         tree = read_json(file)

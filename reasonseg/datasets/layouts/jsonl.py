@@ -1,5 +1,7 @@
-"""`samples.jsonl`: a line `{"image", "text", "answer"?, "masks": [png or COCO RLE, ...],
-"labels"?}` each.
+"""`samples.jsonl`: one sample per line.
+
+A line is `{"image", "text", "masks": [PNG or COCO RLE, ...], "answer"?, "labels"?}`; a question
+mark means optional.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from reasonseg.structures.masks import from_rle
 
 
 def entries(root: Path) -> list[Entry]:
-    """One for each line."""
+    """One entry for each line. Raises `InputError` naming the line that is malformed."""
     file = root / "samples.jsonl"
     if not file.is_file():
         return []

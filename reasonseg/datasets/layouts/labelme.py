@@ -1,4 +1,4 @@
-"""LabelMe or ReasonSeg: X.json beside X.jpg."""
+"""LabelMe or ReasonSeg: X.json beside the image X.jpg."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reasonseg.structures.polygons import paint
 
 
 def entries(root: Path) -> list[Entry]:
-    """One for each label of each image, or for each of its texts."""
+    """One entry for each label of each image, or for each of its texts where it has texts."""
     found = []
     for file in sorted(root.rglob("*.json")):
         tree = read_json(file)
@@ -42,8 +42,9 @@ def entries(root: Path) -> list[Entry]:
 
 
 def as_polygon(shape: dict, place: str) -> dict:
-    """A LabelMe shape as the polygon it stands for. Raises `InputError` for lines, points and
-    painted masks.
+    """A LabelMe shape as a polygon: a polygon, a rectangle or a circle (64 points).
+
+    Raises `InputError` naming `place` for lines, points and painted masks.
     """
     kind, points = shape.get("shape_type") or "polygon", shape.get("points")
     if kind == "polygon":

@@ -1,5 +1,7 @@
-"""Pairs: `images/` and `masks/`, the masks PNGs of the same name (binary or indexed), or a
-folder of them for each label.
+"""Pairs: `images/` and `masks/`.
+
+A mask is a PNG with the name of its image, binary or indexed; or there is one folder of masks per
+label.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from reasonseg.structures.images import read_mask
 
 
 def entries(root: Path) -> list[Entry]:
-    """One for each class of each mask."""
+    """One entry for each class of each mask. Raises `InputError` for a mask without an image."""
     pictures = {
         p.stem: p for p in sorted((root / "images").glob("*")) if p.suffix.lower() in PICTURES
     }
@@ -25,7 +27,7 @@ def entries(root: Path) -> list[Entry]:
     found = []
     for file in sorted((root / "masks").rglob("*.png")):
         if file.stem not in pictures:
-            raise InputError(f"{file} has no picture of its name in {root / 'images'}")
+            raise InputError(f"{file} has no image of its name in {root / 'images'}")
         label = "" if file.parent == root / "masks" else file.parent.name
         for value in classes.get(file, [None]):
             name = (
@@ -40,7 +42,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def _marked(file: Path) -> np.ndarray:
-    """A binary mask: what is at least half bright, or not 0 where its values are 0 and 1."""
+    """A binary mask: True from half of its largest value on, or where not 0 for values 0 and 1."""
     with Image.open(file) as picture:
         values = np.asarray(picture) if picture.mode in ("L", "I", "I;16") else None
     return (

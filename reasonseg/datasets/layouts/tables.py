@@ -1,7 +1,7 @@
-"""Hugging Face `datasets`: parquet (a hub repository's) or arrow files (`save_to_disk`) with
-columns `image` and `mask`.
+"""Hugging Face `datasets`: parquet files (of a hub repository) or arrow files (`save_to_disk`).
 
-Words are in one of the columns `WORDS`; without them every mask shows "the thing".
+They have the columns `image` and `mask`. The text is in one of the columns `WORDS`; without it
+the text of every mask is "the thing".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reasonseg.datasets.layouts.base import Entry, indexed_classes, read_json
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_mask
 
-# columns of a table that say what its mask shows
+# columns that may hold the text or label of a mask
 WORDS = (
     "text",
     "sentence",
@@ -29,16 +29,19 @@ WORDS = (
 
 
 def entries(root: Path) -> list[Entry]:
-    """One for each text or class of each image."""
+    """One entry for each text or class of each image.
+
+    Raises `InputError` where pyarrow is missing or a table cannot be read.
+    """
     files = sorted(f for pattern in ("*.parquet", "*.arrow") for f in root.rglob(pattern))
     names = read_json(root / "labels.json") if files and (root / "labels.json").is_file() else {}
     return [entry for file in files for entry in _rows(file, names)]
 
 
 def _rows(file: Path, names: dict) -> list[Entry]:
-    """Entries of a table with pictures and masks; none where it has no such columns.
+    """Entries of a table with images and masks; none where it has no such columns.
 
-    Without a column of words, masks may be indexed; `names` are those of the classes.
+    Without a column of text, masks may be indexed; `names` are the names of the classes.
     """
     try:
         import pyarrow as pa
@@ -56,7 +59,7 @@ def _rows(file: Path, names: dict) -> list[Entry]:
     if not {"image", "mask"} <= set(table.column_names):
         return []
     words = next((name for name in WORDS if name in table.column_names), None)
-    shown: dict[bytes, Path] = {}  # questions on one picture share it
+    shown: dict[bytes, Path] = {}  # rows with the same image share one path
     found: dict[tuple[Path, str], list[tuple[bytes, int | None]]] = {}
     data: dict[Path, bytes] = {}
     rows = [
@@ -79,16 +82,17 @@ def _rows(file: Path, names: dict) -> list[Entry]:
 
     def entry(name: Path, label: str, given: list[tuple[bytes, int | None]]) -> Entry:
         asked = label if len(label.split()) > 3 else f"the {label}"
-        masks = lambda _: [
-            np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)
-        ]  # noqa: E731
+
+        def masks(_: tuple[int, int]) -> list[np.ndarray]:
+            return [np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)]
+
         return Entry(name, asked, (label,), masks, data=data[name])
 
     return [entry(name, label, given) for (name, label), given in found.items()]
 
 
 def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
-    """Where a mask is one class of several, or (None) anything."""
+    """bool `[h, w]`: where a mask has the class `value`, or (None) where it is not black."""
     return (
         read_mask(mask, name=name)
         if value is None
@@ -97,7 +101,7 @@ def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
 
 
 def _bytes(cell: Any, place: str) -> bytes:
-    """The bytes of an image as `datasets` keeps it: itself, or under `bytes`."""
+    """The bytes of an image in a cell of `datasets`: the cell itself, or its key `bytes`."""
     found = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(found, bytes):
         raise InputError(

@@ -1,5 +1,5 @@
-"""Drawn scenes: cut-outs on backgrounds, with exact masks and sentences about them.
+"""Drawn scenes: cut-outs of objects on backgrounds, with exact masks and questions about them.
 
-`sprites` holds the cut-outs, `knowledge` what is known of the things they show, `drawing` places
-them, `questions` asks about them. `datasets/scenes.py` makes samples of it all.
+`sprites` loads the cut-outs, `knowledge` holds facts about their objects, `drawing` places them and
+`questions` makes questions. `datasets/scenes.py` makes samples from these.
 """

@@ -1,4 +1,4 @@
-"""What tells the things of a drawn scene apart: names, colours, sizes, places."""
+"""What distinguishes the objects of a drawn scene: names, colours, sizes and places."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from reasonseg.datasets.synthetic.wordings import PLACES
 
 
 def by_name(scene: Scene) -> dict[str, list[int]]:
+    """Indices of the objects by name."""
     groups: dict[str, list[int]] = {}
     for i, thing in enumerate(scene.objects):
         groups.setdefault(thing.name, []).append(i)
@@ -19,7 +20,7 @@ def by_name(scene: Scene) -> dict[str, list[int]]:
 
 
 def by_noun(scene: Scene) -> dict[str, list[int]]:
-    """Indices by name and by category (a category only where it holds several kinds)."""
+    """Indices of the objects by name and by category."""
     groups = by_name(scene)
     for i, thing in enumerate(scene.objects):
         groups.setdefault(thing.sprite.category, []).append(i)
@@ -27,7 +28,7 @@ def by_noun(scene: Scene) -> dict[str, list[int]]:
 
 
 def telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
-    """(index, words) of attributes that exactly one of several things of a kind has."""
+    """(index, words) of each attribute that exactly one of several objects has."""
     colors = [t.color for t in things if t.color is not None]
     if len(colors) == len(things):
         yield from ((k, c) for k, c in enumerate(colors) if colors.count(c) == 1)
@@ -47,15 +48,19 @@ def telling(things: list[SceneObject]) -> Iterator[tuple[int, str]]:
 
 
 def clear_winner(values: np.ndarray, gap: float = 0.0, ratio: float = 0.0) -> int | None:
-    """Index of the largest value where it leads the next by `gap` or by the factor `ratio`."""
+    """Index of the largest value of `[n]`, or None where its lead is too small.
+
+    It must exceed the second value by `gap`, or by the factor `ratio` where that is given.
+    """
     order = np.argsort(values)
     best, second = values[order[-1]], values[order[-2]]
     return int(order[-1]) if (best >= second * ratio if ratio else best >= second + gap) else None
 
 
 def related(points: np.ndarray, anchor: np.ndarray) -> Iterator[tuple[str, int]]:
-    """(relation, index) wherever exactly one point stands in the relation to the anchor,
-    clearly.
+    """(relation, index) for each relation to the anchor that clearly holds for one point only.
+
+    `points` is `[n, 2]` and `anchor` `[2]`, (x, y) as fractions of the longer side of the image.
     """
     dx, dy = (points - anchor).T
     for relation, lead in (("left", -dx), ("right", dx), ("above", -dy), ("below", dy)):
@@ -69,7 +74,7 @@ def related(points: np.ndarray, anchor: np.ndarray) -> Iterator[tuple[str, int]]
 
 
 def extremes(things: list[SceneObject]) -> dict[str, int | None]:
-    """Which thing is clearly the largest, the leftmost ... of several."""
+    """The index of the clearly largest, smallest, leftmost ... object; None where there is none."""
     areas = np.array([t.area for t in things])
     x, y = np.array([t.center for t in things]).T
     winners = {
@@ -81,5 +86,5 @@ def extremes(things: list[SceneObject]) -> dict[str, int | None]:
 
 
 def close(a: str, b: str) -> bool:
-    """Whether two colour words could be said of the same thing."""
+    """Whether two colour words may mean the same colour: hues less than 40 degrees apart."""
     return abs((HUES.get(a, 999.0) - HUES.get(b, -999.0) + 180) % 360 - 180) < 40

@@ -1,8 +1,7 @@
-"""Draws a scene: sprites with chosen colour, size, turn and place, pasted on a background, with
-exact masks.
+"""Draws a scene: sprites of given colour, size, rotation and place on a background, with masks.
 
-All lengths of a layout are fractions of the picture's longer side, so the same layout can be drawn
-at any size.
+All lengths of a layout are fractions of the longer side of the image, so the same layout can be
+drawn at any size.
 """
 
 from __future__ import annotations
@@ -15,37 +14,39 @@ from PIL import Image, ImageEnhance
 
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
-SCALES = (0.22, 0.46)  # the longer side of a sprite
-MIN_VISIBLE = 0.6  # of a sprite's pixels; one more covered is left out
+SCALES = (0.22, 0.46)  # range of the longer side of a sprite
+MIN_VISIBLE = 0.6  # visible fraction; sprites that are covered more are left out
 MAX_TRIES = 12
 
 
 @dataclass
 class SceneObject:
-    """One thing in a scene. `mask` bool `[h, w]` is its visible part; `area` (0..1) its whole
-    extent, covered or not.
+    """One object in a scene.
+
+    `mask` is bool `[h, w]`, its visible part; `area` is the fraction (0..1) of the image that it
+    takes, covered parts included. `color` is the word for its drawn colour, or None.
     """
 
     sprite: Sprite
-    color: str | None  # the word for its drawn colour, None where no word fits
+    color: str | None
     upside_down: bool
     area: float
     mask: np.ndarray
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The name of the object."""
         return self.sprite.name
 
     @cached_property
     def box(self) -> tuple[int, int, int, int]:
-        """`(x0, y0, x1, y1)` pixels of the visible part."""
+        """`(x0, y0, x1, y1)` in pixels around the visible part."""
         ys, xs = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
         return int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1
 
     @property
     def center(self) -> tuple[float, float]:
-        """`(x, y)` of the box's middle, as fractions of the picture's longer side."""
+        """`(x, y)` of the centre of the box, as fractions of the longer side of the image."""
         x0, y0, x1, y1 = self.box
         side = max(self.mask.shape)
         return (x0 + x1) / 2 / side, (y0 + y1) / 2 / side
@@ -53,7 +54,7 @@ class SceneObject:
 
 @dataclass
 class Scene:
-    """`image` uint8 `[h, w, 3]` and what is in it, from the back to the front."""
+    """An image, uint8 RGB `[h, w, 3]`, and its objects from back to front."""
 
     image: np.ndarray
     objects: list[SceneObject]
@@ -61,8 +62,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and how one sprite stands: `x`, `y` its middle, `scale` its longer side, `angle`
-    degrees.
+    """Where and how one sprite is drawn.
+
+    `x` and `y` are its centre and `scale` its longer side, as fractions of the longer side of the
+    image; `angle` is its rotation in degrees. `degrees` is the shift of its hues where it has no
+    `color`.
     """
 
     sprite: Sprite
@@ -72,7 +76,7 @@ class Placement:
     y: float
     scale: float
     angle: float
-    degrees: float = 0.0  # by which its hues are turned where it has no `color`
+    degrees: float = 0.0
 
 
 def draw_scene(
@@ -82,11 +86,11 @@ def draw_scene(
     crowd: int = 0,
     shape: tuple[float, float] | None = None,
 ) -> Scene:
-    """A scene of things chosen from `sprites`, its longer side `size` pixels. Equal generators give
-    equal layouts.
+    """A scene of objects from `sprites`; its longer side is `size` pixels.
 
-    `crowd` asks for that many things at random instead of a few chosen to be talked about. `shape`
-    is (height, width) as fractions of `size`, drawn where it is not given.
+    Equal states of `rng` give equal layouts. `crowd` above 0 draws that many random objects instead
+    of a few that suit questions. `shape` is (height, width) as fractions of `size`; it is random
+    where it is None.
     """
     height, width = (round(size * side) for side in shape or draw_shape(rng))
     chosen = (
@@ -100,23 +104,25 @@ def draw_scene(
 def paint_scene(
     rng: np.random.Generator, layout: list[Placement], size: int, height: int, width: int
 ) -> Scene:
-    """A layout on a background of `height` x `width` pixels, in some light."""
+    """A layout drawn on a random background of `height` x `width` pixels, with random light."""
     light = rng.uniform(0.75, 1.15), rng.uniform(0.85, 1.1)
     canvas = _background(rng, height, width)
     return _paint(canvas, layout, size, light)
 
 
 def draw_shape(rng: np.random.Generator) -> tuple[float, float]:
-    """(height, width) of a canvas as fractions of its longer side: half are square, of the rest
-    more lie than stand.
+    """A random (height, width) as fractions of the longer side, 0.65..1.
+
+    Half of them are square; of the others more are landscape than portrait.
     """
     aspect = 1.0 if rng.random() < 0.5 else float(rng.uniform(0.65, 1.0))
     return (1.0, aspect) if rng.random() < 0.4 else (aspect, 1.0)
 
 
 def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Sprite]:
-    """Two to six sprites; often several of one kind or of one category, so that a sentence has
-    something to tell apart.
+    """Two to six random sprites.
+
+    Often several have the same name or category, so that a question must distinguish them.
     """
     count = min(int(rng.choice([2, 3, 4, 5, 6], p=[0.15, 0.25, 0.3, 0.2, 0.1])), len(sprites))
     chosen: list[Sprite] = []
@@ -139,8 +145,10 @@ def choose_sprites(rng: np.random.Generator, sprites: list[Sprite]) -> list[Spri
 def lay_out(
     rng: np.random.Generator, chosen: list[Sprite], height: float, width: float
 ) -> list[Placement]:
-    """Places things on a canvas, apart where there is room, in colours, sizes and turns of their
-    own.
+    """Random placements of sprites, apart from each other where there is room.
+
+    Each has its own colour, size and rotation. `height` and `width` are fractions of the longer
+    side of the image.
     """
     placed: list[Placement] = []
     shrink = 1.0 if len(chosen) <= 4 else 0.85
@@ -208,7 +216,7 @@ def _cutout(place: Placement, size: int) -> Image.Image:
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """uint8 `[height, width, 3]`: a gradient with stripes, checks, blobs or grain over it."""
     low, high = rng.integers(30, 256, (2, 3))
-    if rng.random() < 0.5:  # muted, as most rooms and skies are
+    if rng.random() < 0.5:  # less saturated, as in most photos
         low, high = (0.4 * c + 0.6 * c.mean() for c in (low, high))
     y, x = np.mgrid[:height, :width].astype(np.float32) / max(height, width)
     turn = rng.uniform(0, 2 * np.pi)

@@ -1,8 +1,7 @@
-"""Scenes that belong together: one that is asked about, and others that show the same things
-looking otherwise.
+"""Scenes with common objects: one to ask about, and others that show the same objects.
 
-Every copy of a thing has a hue, a turn and a size of its own, so that comparing pixels does not
-find it again.
+Every copy of an object has its own hue, rotation and size, so that a comparison of pixels does not
+find it.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import numpy as np
 from reasonseg.datasets.synthetic.drawing import Placement, Scene, draw_shape, lay_out, paint_scene
 from reasonseg.datasets.synthetic.sprites import HUES, Sprite
 
-TURN = 75.0  # degrees to either side
-# of hues, where a thing has no colour of its own to change
+TURN = 75.0  # largest rotation in degrees, to either side
+# hue shifts in degrees, for objects that have no main hue
 TURNS = (
     60.0,
     120.0,
@@ -23,7 +22,7 @@ TURNS = (
     240.0,
     300.0,
 )
-SHOWN = 4  # things of the asked scene that each other scene shows again, at most
+SHOWN = 4  # at most so many objects of the first scene are repeated in each other scene
 
 
 def draw_alike(
@@ -33,8 +32,9 @@ def draw_alike(
     shape: tuple[float, float] | None = None,
     turn: float = TURN,
 ) -> Scene:
-    """A scene of the `chosen` things, each turned by up to `turn` degrees and hue-shifted;
-    `size` its longer side in pixels.
+    """A scene of the `chosen` sprites, each rotated by up to `turn` degrees and with shifted hue.
+
+    `size` is its longer side in pixels; `shape` is (height, width) as fractions of it.
     """
     height, width = (round(size * side) for side in shape or draw_shape(rng))
     layout = [
@@ -58,8 +58,9 @@ def draw_family(
     chosen: list[Sprite],
     shape: tuple[float, float] | None = None,
 ) -> tuple[Scene, list[Scene]]:
-    """A scene of the `chosen` things, and `shown` others that show up to four of them again
-    among other things.
+    """(scene of the `chosen` sprites, `shown` other scenes).
+
+    Each other scene repeats up to `SHOWN` of the objects, among other objects.
     """
     asked = draw_alike(rng, chosen, size, shape)
     kinds = list(dict.fromkeys(t.sprite for t in asked.objects))
@@ -72,7 +73,7 @@ def draw_family(
 
 
 def union_of(scene: Scene, sprite: Sprite) -> np.ndarray:
-    """bool `[h, w]`: every pixel of every copy of a thing; empty where it is not there."""
+    """bool `[h, w]`: the pixels of all copies of a sprite; all False where there is none."""
     mask = np.zeros(scene.image.shape[:2], bool)
     for thing in scene.objects:
         if thing.sprite is sprite:
@@ -83,8 +84,9 @@ def union_of(scene: Scene, sprite: Sprite) -> np.ndarray:
 def company(
     rng: np.random.Generator, sprite: Sprite, sprites: list[Sprite], low: int, high: int
 ) -> list[Sprite]:
-    """`low` to `high` other things to stand beside one; half of the time the first is of its
-    category.
+    """`low` to `high` other sprites to draw beside `sprite`.
+
+    With probability 0.5 the first has the same category.
     """
     kin = [s for s in sprites if s.category == sprite.category and s is not sprite]
     chosen = [kin[rng.integers(len(kin))]] if kin and rng.random() < 0.5 else []

@@ -1,6 +1,4 @@
-"""What is known of the things in scenes: names, synonyms, categories and what they are for
-(`knowledge.yaml`).
-"""
+"""Facts about the objects in scenes, from `knowledge.yaml`: names, synonyms, categories, uses."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ FILE = Path(__file__).with_name("knowledge.yaml")
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of thing: its emoji, category, other names and the properties it shares with
-    others.
-    """
+    """A kind of object: its emoji, category, synonyms and the ids of its properties."""
 
     name: str
     emoji: str
@@ -29,10 +25,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Property:
-    """What many things share; `because` ("it ...") explains an answer.
+    """A property that many objects share; `because` ("it ...") explains an answer.
 
-    `wordings` are asked in training and, of other things, in evaluation; `novel` in evaluation
-    alone; `more`, and hints made of `keywords`, in training alone.
+    `wordings` are used in training and, for other objects, in evaluation; `novel` only in
+    evaluation; `more`, and hints made of `keywords`, only in training.
     """
 
     because: str
@@ -43,15 +39,13 @@ class Property:
 
     @classmethod
     def spoken(cls, words: str) -> Property:
-        """A property brought by a foreign sprite pack, given as a verb phrase such as "keeps
-        rain off".
-        """
+        """A property of a user's sprite pack, from a verb phrase such as "keeps rain off"."""
         return cls(f"it {words}", (f"something that {words}", f"the thing that {words}"))
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The knowledge file, read."""
+    """The content of the knowledge file. `fingerprint` is a hash of the file."""
 
     things: dict[str, Thing]
     properties: dict[str, Property]
@@ -61,7 +55,7 @@ class Knowledge:
     @classmethod
     @cache
     def load(cls, file: Path = FILE) -> Knowledge:
-        """Reads and caches the file."""
+        """The content of the file; cached after the first call."""
         raw = file.read_bytes()
         tree = yaml.load(raw, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         things = {
@@ -85,8 +79,9 @@ class Knowledge:
         return cls(things, properties, plurals, hashlib.blake2b(raw, digest_size=6).hexdigest())
 
     def withheld(self, name: str) -> bool:
-        """Whether a thing is kept out of training altogether: one in five, and every thing not
-        listed here.
+        """Whether an object is never used in training.
+
+        That is every fifth of the file, and every object that is not in the file.
         """
         if name not in self.things:
             return True
@@ -94,8 +89,9 @@ class Knowledge:
 
     @cached_property
     def orphans(self) -> frozenset[str]:
-        """Wordings whose every pairing fell to the other splits; training keeps them, or it
-        would never meet the words.
+        """Wordings whose pairings all belong to the splits for evaluation.
+
+        Training owns these too, because it would otherwise never contain the words.
         """
         holders: dict[str, list[str]] = {}
         for name, thing in self.things.items():
@@ -109,7 +105,7 @@ class Knowledge:
         )
 
     def owner(self, thing: str, wording: str) -> str:
-        """The split that may ask for a thing by a wording."""
+        """The split that owns the pairing of an object and a wording."""
         return "train" if wording in self.orphans else pairing_split(thing, wording)
 
     def plural(self, noun: str) -> str:
@@ -123,8 +119,9 @@ def _rank(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def pairing_split(thing: str, wording: str) -> str:
-    """The split in which a thing may be asked for by a wording: "train" (8 in 10), "val" or
-    "test".
+    """The split of the pairing of an object and a wording: "train" (8 of 10), "val" or "test".
+
+    It is a hash of both, so it never changes.
     """
     draw = hashlib.blake2b(f"{thing}|{wording}".encode(), digest_size=4).digest()
     return {0: "test", 1: "val"}.get(int.from_bytes(draw) % 10, "train")

@@ -1,11 +1,11 @@
-"""Asks about a scene: seven levels of questions with their true answers, and four special ones.
+"""Makes questions about a scene: seven levels with their true answers, and four special levels.
 
-`novel` is the function level in unseen words; `missing` the part of `absent` that asks for
-properties, for training more of it; `alike` and `shown` go with references: words beside an
-example, and an example alone.
+`novel` is the function level in unseen wordings. `missing` is the part of `absent` that asks for
+properties, to train more of it. `alike` and `shown` come with references: text together with a
+reference image, and a reference image alone.
 
-Every question is a candidate with the pairing (thing, wording) it exercises; a split only asks the
-pairings it owns, so test questions never repeat what training paired.
+Every question is a candidate with a pairing (object, wording). A split only uses the pairings that
+it owns, so test questions never repeat a pairing of training.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from reasonseg.structures.markers import REJ, SEG
 
 @dataclass(frozen=True)
 class Question:
-    """`targets` are indices into `scene.objects` in the order of the answer's `<SEG>`; `()` where
-    the thing is absent.
+    """A question of a level, with its true answer.
 
-    `about` is the property that is asked about, by its id in the knowledge file, where one is.
+    `targets` are indices into `scene.objects` in the order of the `<SEG>` of the answer; `()` where
+    the object is absent. `about` is the id of the property that the question is about, or empty.
     """
 
     level: str
@@ -56,8 +56,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A noun phrase, its answer and the pairing it exercises; `because` is said first, as what a
-    property question means.
+    """A noun phrase, its answer and its pairing.
+
+    `because` is the property of a property question; the answer starts with it. `frame_counts`:
+    the frame around the phrase is part of the wording.
     """
 
     phrase: str
@@ -65,16 +67,16 @@ class Candidate:
     targets: tuple[int, ...]
     pairing: tuple[str, str]
     because: str = ""
-    frame_counts: bool = False  # the frame is part of the wording
+    frame_counts: bool = False
     about: str = ""
 
 
 @dataclass
 class Asker:
-    """Knows the things, and who of `absentees` (the sprites one may ask for in vain) is not there.
+    """Makes questions about scenes.
 
-    `training` asks for properties in those wordings too that are for training alone, and by
-    keywords.
+    `absentees` are the sprites that questions about absent objects may name. `training` adds the
+    wordings of properties that are only for training, and hints by keywords.
     """
 
     knowledge: Knowledge
@@ -84,7 +86,7 @@ class Asker:
     def ask(
         self, rng: np.random.Generator, scene: Scene, split: str, level: str
     ) -> Question | None:
-        """A question of `level` that `split` owns, or None where the scene gives rise to none."""
+        """A random question of `level` that `split` owns, or None where the scene has none."""
         candidates = LEVELS[level](self, scene, rng)
         owned = []
         for candidate in candidates:
@@ -114,15 +116,16 @@ class Asker:
         return Question(level, text, answer + ".", candidate.targets, candidate.about)
 
     def wordings(self, prop: Property, rng: np.random.Generator) -> tuple[str, ...]:
-        """How a property is asked for."""
+        """The wordings of questions about a property."""
         if not self.training:
             return prop.wordings
         count = HINTED if prop.keywords else 0
         return (*prop.wordings, *prop.more, *(_hint(prop.keywords, rng) for _ in range(count)))
 
     def properties_of(self, sprite: Sprite) -> dict[str, Property]:
-        """The sprite's properties by id, or by its own words where the knowledge file does not
-        have them.
+        """The properties of a sprite by id.
+
+        A property that is not in the knowledge file has its own verb phrase as id.
         """
         return {
             key: self.knowledge.properties.get(key) or Property.spoken(key)
@@ -131,8 +134,9 @@ class Asker:
 
 
 def _hint(keywords: tuple[str, ...], rng: np.random.Generator) -> str:
-    """One to three keywords in a phrase: seldom the same twice, so that it is the words that
-    have to be learnt.
+    """One to three keywords in a phrase.
+
+    The same phrase is rarely repeated, so that a model learns the keywords and not the phrases.
     """
     *before, last = (
         keywords[i] for i in rng.choice(len(keywords), rng.integers(1, 4), replace=False)
@@ -175,7 +179,7 @@ def _attributes(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterato
 
 
 def _named(phrase: str, noun: str, thing: str) -> str:
-    """The answer to a description: it says what the thing is called where the question did not."""
+    """The answer to a description; it names the object where the question does not."""
     return f"The {phrase} {SEG}" if thing == noun else f"The {phrase}, the {thing} {SEG}"
 
 
@@ -218,8 +222,9 @@ def _comparisons(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterat
 
 
 def _alike(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Words beside an example: which of several copies of the thing it shows, which is never
-    named.
+    """Text together with a reference image: which of several copies of its object is meant.
+
+    The text never names the object.
     """
     for name, group in by_name(scene).items():
         things = [scene.objects[i] for i in group]
@@ -248,7 +253,7 @@ def _alike(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Can
 
 
 def _shown(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """No words at all: everything the example shows, as one mask."""
+    """No text: all copies of the object of the reference image, as one mask."""
     for name, group in by_name(scene).items():
         yield Candidate("", "", tuple(group), (name, "shown"))
 
@@ -279,9 +284,9 @@ def _functions(
 
 
 def _reasoned(because: str, answer: str, why: bool = False) -> str:
-    """An answer after the property that was asked for, as the knowledge file says it.
+    """An answer that starts with the property, in the words of the knowledge file.
 
-    Said first, it takes every wording to the same words, and the thing is found by those.
+    All wordings of a property thus lead to the same words before the object is named.
     """
     meant = because if why else because.replace("it ", "what ", 1)
     return f"{meant[0].upper()}{meant[1:]}: {answer[0].lower()}{answer[1:]}"
@@ -361,7 +366,7 @@ def _absent(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Ca
 
 
 def _missing(asker: Asker, scene: Scene, rng: np.random.Generator) -> Iterator[Candidate]:
-    """Properties that nothing in the scene has."""
+    """Properties that no object of the scene has."""
     held = {key for t in scene.objects for key in t.sprite.properties}
     missing = [key for key in asker.knowledge.properties if key not in held]
     for i in rng.permutation(len(missing))[:8]:

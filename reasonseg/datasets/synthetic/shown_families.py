@@ -1,5 +1,6 @@
-"""Families of drawn scenes: images that show the same things, with references to them in all but
-the first.
+"""Families of drawn scenes: images with common objects.
+
+All images but the first give references to these objects.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ MARK_CHANCES = (0.7, 0.1, 0.1, 0.1)
 
 
 class Families:
-    """Family `i` of a seed: pictures (the first is asked about), and for each thing its mask
-    there and some references.
+    """Families by index; family `i` is a pure function of (seed, i).
+
+    A family is a dict with `pictures` (images, uint8 `[h, w, 3]`; the first is the query image) and
+    `things`: for each object its `name`, its `label`, its `mask` in the first image and its
+    `references`, (index of the other image, `Reference`) each.
     """
 
     def __init__(
@@ -76,7 +80,10 @@ class Families:
 def mark(
     rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, marks: tuple = MARKS
 ) -> Reference:
-    """A reference to what `mask` covers, as a mask or as something quicker to draw."""
+    """A reference to the object of `mask`, with a random annotation out of `marks`.
+
+    `image` is uint8 `[h, w, 3]`, `mask` bool `[h, w]`.
+    """
     kind = MARKS[rng.choice(len(MARKS), p=MARK_CHANCES)]
     kind = kind if kind in marks else "mask"
     if kind == "mask":

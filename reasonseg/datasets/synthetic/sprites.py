@@ -1,6 +1,6 @@
-"""Sprite packs: a folder of RGBA cut-outs and an `index.json` that says what each one shows.
+"""Sprite packs: a folder of RGBA cut-outs, and an `index.json` that describes each of them.
 
-The default pack is rendered from the colour-emoji font of the system; any folder of the same format
+The default pack is rendered from the colour-emoji font of the system. Any folder of the same format
 works.
 """
 
@@ -22,10 +22,9 @@ FONT_PLACES = (
     "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
     "/usr/share/fonts/noto/NotoColorEmoji.ttf",
 )
-FONT_SIZE = 109  # the only size at which the font holds bitmaps (136 x 128)
+FONT_SIZE = 109  # the only size at which the font has bitmaps (136 x 128)
 
-# Hue in degrees at which a person says the word; "brown", "black" ... are not reached by turning
-# hues.
+# Hue in degrees of each colour word. A shift of hue cannot give "brown", "black" ...
 HUES = {
     "red": 0.0,
     "orange": 30.0,
@@ -39,10 +38,10 @@ HUES = {
 
 @dataclass(eq=False)
 class Sprite:
-    """One cut-out. `image` is uint8 RGBA `[h, w, 4]`, cropped to its opaque part.
+    """One cut-out of an object. `image` is uint8 RGBA `[h, w, 4]`, cropped to its opaque part.
 
-    `hue` is the main hue in degrees where turning it gives the thing another nameable colour, else
-    None.
+    `hue` is its main hue in degrees, or None where it has none; only sprites with a main hue can
+    get another named colour.
     """
 
     name: str
@@ -55,8 +54,9 @@ class Sprite:
     _tinted: dict[str, Image.Image] = field(default_factory=dict, repr=False)
 
     def tinted(self, color: str | None, degrees: float = 0.0) -> Image.Image:
-        """The cut-out with its main hue turned to `color` (a key of `HUES`), or its hues turned
-        by `degrees` for None.
+        """The cut-out with its main hue shifted to `color` (a key of `HUES`).
+
+        For None, its hues are shifted by `degrees`. The result is cached.
         """
         key = color or str(degrees)
         if key not in self._tinted:
@@ -66,8 +66,9 @@ class Sprite:
 
 
 def turn_hue(image: np.ndarray, degrees: float) -> np.ndarray:
-    """uint8 RGBA `[h, w, 4]` with every hue turned by `degrees`; value, saturation and alpha
-    stay.
+    """The image, uint8 RGBA `[h, w, 4]`, with every hue shifted by `degrees`.
+
+    Value, saturation and alpha stay.
     """
     hsv = np.array(Image.fromarray(image[..., :3]).convert("HSV"))
     hsv[..., 0] = (hsv[..., 0].astype(int) + round(degrees * 256 / 360)) % 256
@@ -76,10 +77,10 @@ def turn_hue(image: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def main_hue(image: np.ndarray) -> float | None:
-    """The hue (degrees) that dominates an RGBA cut-out, or None where no single hue does.
+    """The main hue in degrees (0..360) of a cut-out `[h, w, 4]`, or None where it has none.
 
-    Dominant: at least 45 % of the opaque pixels are saturated, and their hues agree (circular
-    resultant >= 0.85).
+    A main hue means that at least 45 % of the opaque pixels are saturated, and that their hues
+    agree (mean resultant length >= 0.85).
     """
     opaque = image[..., 3] > 127
     if not opaque.any():
@@ -100,21 +101,25 @@ def color_of(hue: float) -> str:
 
 
 def emoji_font() -> Path:
-    """Path of the colour-emoji font. Raises `InputError`, naming the package to install, where
-    there is none.
+    """The path of the colour-emoji font.
+
+    The path in the environment variable `REASONSEG_EMOJI_FONT` is tried first. Raises `InputError`,
+    naming the package to install, where there is no font.
     """
     for place in filter(None, (os.environ.get("REASONSEG_EMOJI_FONT"), *FONT_PLACES)):
         if Path(place).is_file():
             return Path(place)
     raise InputError(
         "no colour-emoji font found: install Debian's fonts-noto-color-emoji, "
-        "or pass --sprites DIR with a sprite pack of your own"
+        "or pass --sprites DIR with your own sprite pack"
     )
 
 
 def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None = None) -> int:
-    """Renders every thing of the knowledge file into the folder `out`; returns how many. Written
-    aside, then renamed.
+    """Renders every object of the knowledge file into the folder `out`; returns their number.
+
+    The pack is written to a temporary folder, which is then renamed. Raises `InputError` where
+    `out` already holds a pack, or where the font is missing or lacks an emoji.
     """
     knowledge = knowledge or Knowledge.load()
     glyphs = ImageFont.truetype(str(font or emoji_font()), FONT_SIZE)
@@ -128,7 +133,7 @@ def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None
         canvas = Image.new("RGBA", (160, 160))
         ImageDraw.Draw(canvas).text((8, 8), thing.emoji, font=glyphs, embedded_color=True)
         if canvas.getbbox() is None:
-            raise InputError(f"the font has no picture for {thing.emoji!r} ({name})")
+            raise InputError(f"the font has no image for {thing.emoji!r} ({name})")
         cutout = canvas.crop(canvas.getbbox())
         hue = main_hue(np.array(cutout))
         file = f"{name.replace(' ', '-')}.png"
@@ -145,13 +150,13 @@ def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None
         )
     (aside / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False))
     if out.exists():
-        out.rmdir()  # an empty folder may stand there
+        out.rmdir()  # an empty folder may be there
     aside.rename(out)
     return len(index)
 
 
 def load_pack(folder: str | Path) -> list[Sprite]:
-    """Reads a sprite pack. Raises `InputError` naming the file and field that is wrong."""
+    """The sprites of a pack. Raises `InputError` naming the file and field that is wrong."""
     folder = Path(folder)
     index_file = folder / "index.json"
     if not index_file.is_file():
@@ -197,7 +202,7 @@ def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:
 
 
 def default_pack(knowledge: Knowledge | None = None) -> list[Sprite]:
-    """The emoji pack, rendered once into the user's cache and read from there."""
+    """The sprites of the emoji pack, rendered once into the user's cache folder."""
     knowledge = knowledge or Knowledge.load()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "reasonseg" / f"sprites-{knowledge.fingerprint}"

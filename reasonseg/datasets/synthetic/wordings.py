@@ -1,6 +1,6 @@
-"""The wordings in which questions about drawn scenes are put."""
+"""The wordings of questions about drawn scenes."""
 
-FRAMES = (  # around any noun phrase
+FRAMES = (  # for any noun phrase
     "Please segment {}.",
     "Segment {}.",
     "Show me {}.",
@@ -12,7 +12,7 @@ FRAMES = (  # around any noun phrase
     "Could you highlight {}?",
     "{}",
 )
-# not around "what ..." clauses
+# not for "what ..." clauses
 WHERE_FRAMES = (
     "Where is {}?",
     "Which pixels belong to {}?",
@@ -20,7 +20,7 @@ WHERE_FRAMES = (
 )
 WHY = (" Explain why.", " Why?", " Say why.", " Please explain your choice.")
 DEFINITE = ("The ", "the ")
-HINTS = (  # around one to three keywords of a property
+HINTS = (  # for one to three keywords of a property
     "something to do with {}",
     "the one to do with {}",
     "what {} makes you think of",
@@ -31,7 +31,7 @@ HINTS = (  # around one to three keywords of a property
     "something about {}",
     "a thing of {}",
 )
-HINTED = 14  # questions by keywords that a property offers beside its wordings
+HINTED = 14  # number of wordings by keywords, besides the other wordings of a property
 
 PLACES = {
     "left": ("on the left", "at the left", "to the left"),

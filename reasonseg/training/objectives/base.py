@@ -31,7 +31,7 @@ class Objective(nn.Module):
     # options that an earlier stage of the run hands over, by `hands_over`
     needs: tuple[str, ...] = ()
 
-    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+    def dataset(self, data: Kind, length: int, seed: int) -> Any:
         """`length` items, a pure function of the seed."""
         raise NotImplementedError
 
@@ -80,7 +80,8 @@ def kept(option: str, file: str) -> dict[str, torch.Tensor]:
 
 def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
     """Patch features `[b, t, width]` of the backbone's vision tower."""
-    return segmenter.backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
+    backbone: Any = segmenter.language()[0]
+    return backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
 
 
 def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:

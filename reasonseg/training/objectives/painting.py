@@ -4,14 +4,16 @@ colour.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
 from reasonseg.datasets.synthetic.shown_families import Families
 from reasonseg.decoders.seggpt import block
+from reasonseg.errors import InputError
 from reasonseg.nn import losses
 from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.reference_masks import region
@@ -62,13 +64,9 @@ class Painting(Objective):
             copy_tower(segmenter.decoder, looker)
         # a tuple, so that it is not saved: the tower, and the projection in which pictures are
         # compared
-        self.eye = (
-            (looker.backbone.tower, looker.references.visual_projection)
-            if looker is not None
-            else ()
-        )
+        self.eye: tuple[Any, ...] = compared_by(looker) if looker is not None else ()
 
-    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+    def dataset(self, data: Kind, length: int, seed: int) -> Families:
         config = data.config
         return Families(
             pack_of(config.sprites),
@@ -103,10 +101,15 @@ class Painting(Objective):
         return {"pictures": torch.stack(pictures), "things": things}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        decoder, things = self.segmenter.decoder, batch["things"]
+        decoder: Any = self.segmenter.decoder
+        things = batch["things"]
         pictures = batch["pictures"].to(decoder.mean.device)
         alone = self.looked(pictures) if self.eye and self.keep else None
         if not self.find and not self.paint:
+            if alone is None:
+                raise InputError(
+                    "options: with find and paint 0 there is nothing to train but keep, which needs eye"
+                )
             kept = self.keeping(batch["things"], pictures, alone)
             return {"loss": kept, "keep": kept.detach()}
         sums: dict[str, torch.Tensor] = {}
@@ -125,7 +128,7 @@ class Painting(Objective):
         self, things: list[dict], shown: int, pictures: torch.Tensor, alone: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
         """Losses and overlap of things with `shown` references each."""
-        decoder = self.segmenter.decoder
+        decoder: Any = self.segmenter.decoder
         masks = torch.stack(
             [torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in things]
         )
@@ -164,7 +167,7 @@ class Painting(Objective):
         """What is lost of `alone` when pictures stand above others, in the layers before the
         streams merge.
         """
-        decoder = self.segmenter.decoder
+        decoder: Any = self.segmenter.decoder
         pairs = torch.tensor(
             sorted({(row, t["query"]) for t in things for row, _ in t["references"]})
         )
@@ -211,6 +214,13 @@ def painted_colors(count: int, white: float) -> torch.Tensor:
     return colors
 
 
+def compared_by(looker: Segmenter) -> tuple[Any, Any]:
+    """The vision tower of a model, and the projection in which its pictures are compared."""
+    backbone: Any = looker.backbone
+    references: Any = looker.references
+    return backbone.tower, references.visual_projection
+
+
 @torch.no_grad()
 def copy_tower(decoder, looker: Segmenter) -> None:
     """Starts a SegGPT with another model's eye: its first layers are those of a SigLIP tower of the
@@ -221,7 +231,8 @@ def copy_tower(decoder, looker: Segmenter) -> None:
     like by like from the start: queries and keys are the projection in which that model compares a
     picture with its references.
     """
-    model, tower = decoder.model.model, looker.backbone.tower
+    model = decoder.model.model
+    tower, projection = compared_by(looker)
     layers, embeddings = model.encoder.layers, model.embeddings
     size = tower_size(decoder, tower)
     scaled(embeddings.patch_embeddings.projection, tower.embeddings.patch_embedding, size)
@@ -239,7 +250,7 @@ def copy_tower(decoder, looker: Segmenter) -> None:
         theirs.attention.rel_pos_w.zero_()
         theirs.mlp.lin1.load_state_dict(ours.mlp.fc1.state_dict())
         scaled(theirs.mlp.lin2, ours.mlp.fc2, size)
-    compare = looker.references.visual_projection.weight  # joint, width
+    compare = projection.weight  # joint, width
     for reader in layers[len(tower.encoder.layers) :]:
         reader.layernorm_before.load_state_dict(tower.post_layernorm.state_dict())
         for part in range(2):
@@ -248,7 +259,7 @@ def copy_tower(decoder, looker: Segmenter) -> None:
         nn.init.eye_(reader.attention.proj.weight)
 
 
-def scaled(mine: nn.Module, theirs: nn.Module, size: float) -> None:
+def scaled(mine: Any, theirs: Any, size: float) -> None:
     """Copies a linear map whose outputs are to be `size` times smaller."""
     mine.weight.copy_(theirs.weight / size)
     mine.bias.copy_(theirs.bias / size)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import pack_of
@@ -46,7 +47,7 @@ class References(Objective):
         )
         self.alike, self.tower = alike, tower
 
-    def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
+    def dataset(self, data: Kind, length: int, seed: int) -> Families:
         config = data.config
         return Families(
             pack_of(config.sprites), config.size, self.shown, seed, length, config.same_shape
@@ -56,7 +57,8 @@ class References(Objective):
         """Pictures in a row, and per thing where it is asked for, what refers to it, its label
         and truth.
         """
-        vlp, pictures, things = self.segmenter.references, [], []
+        vlp: Any = self.segmenter.references
+        pictures, things = [], []
         for number, item in enumerate(items):
             first = len(pictures)
             pictures += item["pictures"]
@@ -70,7 +72,8 @@ class References(Objective):
         return {"pictures": pictures, "asked": asked, "things": things, "truth": truth}
 
     def forward(self, batch: dict) -> dict[str, torch.Tensor]:
-        segmenter, vlp, things = self.segmenter, self.segmenter.references, batch["things"]
+        segmenter, things = self.segmenter, batch["things"]
+        vlp: Any = segmenter.references
         with torch.set_grad_enabled(self.tower and torch.is_grad_enabled()):
             looked = vlp.patch_encoder.encode(batch["pictures"])
         seen = vlp.placed(looked)
@@ -120,7 +123,7 @@ class References(Objective):
         """Cross entropy of finding, among all things of the batch, equal things, and the label
         that belongs to each.
         """
-        vlp = self.segmenter.references
+        vlp: Any = self.segmenter.references
         rows, masks, names, labels = [], [], [], []
         for thing in things:
             for row, mask in [(thing["query"], vlp.frame(thing["mask"])), *thing["references"]]:
