@@ -1,3 +1,5 @@
-"""The command line. One file a group of commands, found by walking this folder; `options.py` says
-what a command is.
+"""The command line. Each file of this folder is one group of commands.
+
+New files are found without a registration. `options.py` defines what a command is. Heavy libraries
+are imported only where they are needed.
 """

@@ -1,4 +1,4 @@
-"""`python -m reasonseg.cli`."""
+"""Runs the command line as `python -m reasonseg.cli`."""
 
 from reasonseg.cli.main import console
 

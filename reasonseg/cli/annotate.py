@@ -1,4 +1,4 @@
-"""`annotate`."""
+"""The command `annotate`."""
 
 from __future__ import annotations
 
@@ -16,43 +16,66 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument(
         "output",
         metavar="OUTPUT",
-        help="parquet files and annotations.json are written there; resumes",
+        help="the folder for parquet files and annotations.json; a stopped run resumes",
     )
     parser.add_argument(
-        "--ask", action="append", default=[], metavar="TEXT", help="asked about every picture"
+        "--ask",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a question about every image; may be repeated (default: none)",
     )
-    parser.add_argument("--queries", metavar="FILE", help="questions, one a line")
     parser.add_argument(
-        "--bank", metavar="DIR", default="", help="annotated images to choose examples from"
+        "--queries", metavar="FILE", help="a file of questions, one per line (default: none)"
     )
     parser.add_argument(
-        "--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)"
+        "--bank",
+        metavar="DIR",
+        default="",
+        help="a folder of annotated images to select references from (default: none)",
     )
-    parser.add_argument("--by", choices=["pixel", "global", "thing"], default="pixel")
     parser.add_argument(
-        "--address", metavar="A", help="of a Ray cluster, or auto (default: this machine)"
+        "--shots",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="references to select from the bank (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=["pixel", "global", "thing"],
+        default="pixel",
+        help="how the bank compares images (default: %(default)s)",
+    )
+    _add_pool_options(parser)
+    add_model_options(parser)
+
+
+def _add_pool_options(parser: Parser) -> None:
+    """Adds the options of the pool of models."""
+    parser.add_argument(
+        "--address", metavar="A", help="address of a Ray cluster, or auto (default: this machine)"
     )
     parser.add_argument(
         "--models",
         type=positive,
         metavar="N",
-        help="at work at a time (default: one a GPU, or one for two cores)",
+        help="models that work in parallel (default: one per GPU, or one per two CPU cores)",
     )
     parser.add_argument(
         "--batch",
         type=positive,
         default=16,
         metavar="N",
-        help="pictures that go through together (default: 16)",
+        help="images per batch (default: %(default)s)",
     )
     parser.add_argument(
         "--shard",
         type=positive,
         default=64,
         metavar="N",
-        help="pictures of one unit of work (default: 64)",
+        help="images per shard, the unit of work (default: %(default)s)",
     )
-    add_model_options(parser)
 
 
 def _annotate(options) -> None:
@@ -63,7 +86,7 @@ def _annotate(options) -> None:
     questions = (*options.ask, *(questions_in(options.queries) if options.queries else ()))
     bank = os.path.abspath(options.bank) if options.bank else ""
     model = model_keywords(options)
-    for name in ("source", "clip", "sam"):  # the pool has folders of its own
+    for name in ("source", "clip", "sam"):  # the pool has other working directories
         if model.get(name) and os.path.exists(model[name]):
             model[name] = os.path.abspath(model[name])
     task = Task(questions, bank, options.shots, options.by, model, options.batch)

@@ -1,4 +1,4 @@
-"""`ask` and `chat`."""
+"""The commands `ask` and `chat`."""
 
 from __future__ import annotations
 
@@ -15,52 +15,116 @@ from reasonseg.errors import InputError
 
 
 def _ask_arguments(parser: Parser) -> None:
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("text", metavar="TEXT", nargs="?", default="")
+    parser.add_argument("image", metavar="IMAGE", help="the image file to ask about")
     parser.add_argument(
-        "--out", metavar="DIR", help="write overlay.png, mask-*.png and answer.json there"
-    )
-    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
-    parser.add_argument("--box", type=box, action="append", default=[], metavar="x0,y0,x1,y1")
-    parser.add_argument("--point", type=point, action="append", default=[], metavar="x,y[,0]")
-    parser.add_argument(
-        "--ref", action="append", default=[], metavar="IMG", help="an example image"
+        "text", metavar="TEXT", nargs="?", default="", help="the question (default: none)"
     )
     parser.add_argument(
-        "--ref-mask", action="append", default=[], metavar="PNG", help="its mask, in the same order"
+        "--out",
+        metavar="DIR",
+        help="write overlay.png, mask-*.png and answer.json there (default: write nothing)",
     )
     parser.add_argument(
-        "--label", action="append", default=[], metavar="L", help="its label, in the same order"
+        "--json", action="store_true", help="print the answer as JSON (default: as text)"
+    )
+    parser.add_argument(
+        "--box",
+        type=box,
+        action="append",
+        default=[],
+        metavar="x0,y0,x1,y1",
+        help="a box around the object in pixels; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--point",
+        type=point,
+        action="append",
+        default=[],
+        metavar="x,y[,0]",
+        help="a point on the object in pixels, with ,0 off it; may be repeated (default: none)",
+    )
+    _add_reference_options(parser)
+    _add_answer_options(parser)
+    add_model_options(parser)
+
+
+def _add_reference_options(parser: Parser) -> None:
+    """Adds the options of reference images."""
+    parser.add_argument(
+        "--ref",
+        action="append",
+        default=[],
+        metavar="IMG",
+        help="a reference image; may be repeated (default: none)",
+    )
+    parser.add_argument(
+        "--ref-mask",
+        action="append",
+        default=[],
+        metavar="PNG",
+        help="the mask of a reference image; one for each --ref, in the same order (default: none)",
+    )
+    parser.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        metavar="L",
+        help="the label of a reference, in the same order (default: no label)",
     )
     parser.add_argument(
         "--bank",
         metavar="DIR",
-        help="a folder of annotated images to choose examples from (with --label: of that)",
+        help="a folder of annotated images to select references from; with --label only "
+        "those of that label (default: none)",
     )
     parser.add_argument(
-        "--shots", type=positive, default=1, metavar="K", help="examples to choose (default: 1)"
+        "--shots",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="references to select from the bank (default: %(default)s)",
     )
     parser.add_argument(
         "--by",
         choices=["pixel", "global", "thing"],
         default="pixel",
-        help="how the bank compares (default: pixel)",
+        help="how the bank compares images (default: %(default)s)",
+    )
+
+
+def _add_answer_options(parser: Parser) -> None:
+    """Adds the options of the answer."""
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="sharpen SegGPT's masks with the SAM of --sam (default: off)",
     )
     parser.add_argument(
-        "--refine", action="store_true", help="sharpen SegGPT's masks with the SAM of --sam"
+        "--force-seg", action="store_true", help="always draw a mask (default: off)"
     )
-    parser.add_argument("--force-seg", action="store_true", help="draw a mask in any case")
     parser.add_argument(
         "--absent-threshold",
         type=float,
         default=0.5,
         metavar="P",
-        help="answer absent where <REJ> has at least this share of <REJ> and <SEG> (default: 0.5)",
+        help="answer absent where the probability of <REJ>, relative to <REJ> and <SEG>, is at "
+        "least this (0..1, default: %(default)s)",
     )
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=0)
-    add_model_options(parser)
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        metavar="N",
+        help="longest answer in tokens (default: the model's setting)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="sampling temperature; 0 means greedy (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)"
+    )
 
 
 def _ask(options) -> None:
@@ -71,7 +135,7 @@ def _ask(options) -> None:
 
     references = _references(options)
     if not (options.text.strip() or references or options.point or options.box or options.bank):
-        Query(read_image(options.image))  # says what is missing before a model is loaded
+        Query(read_image(options.image))  # raises the error before a model is loaded
     image = read_image(options.image)
     segmenter = load_model(options)
     if options.bank:
@@ -97,33 +161,33 @@ def _ask(options) -> None:
     print(
         answer.text
         or (
-            "(examples only: no words were said)"
+            "(reference images only: the answer has no text)"
             if references
-            else "(places only: no words were said)"
+            else "(points or boxes only: the answer has no text)"
         )
     )
     sizes = [100 * mask.mean() for mask in answer.masks]
     for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
         print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
     for used in answer.references:
-        agreed = f", agrees {used['agreement']:.2f}" if "agreement" in used else ""
+        agreed = f", agreement {used['agreement']:.2f}" if "agreement" in used else ""
         print(
-            f"  after {used['name'] or 'an example'} ({used['label'] or 'no label'}): weight "
+            f"  reference {used['name'] or 'without name'} ({used['label'] or 'no label'}): weight "
             f"{used['weight']:.2f}{agreed}"
         )
     if answer.status == "absent":
         print(
-            "  absent: the model says it is not in this image "
-            "(--absent-threshold sets the threshold, --force-seg draws a mask in any case)"
+            "  absent: the model answers that it is not in this image "
+            "(--absent-threshold sets the threshold, --force-seg always draws a mask)"
         )
     elif answer.status == "no_seg":
-        print("  no mask: the model answered in words only (--force-seg draws one in any case)")
+        print("  no mask: the model answered in words only (--force-seg always draws a mask)")
     if options.out:
         print(f"wrote {options.out}/overlay.png, {len(answer.masks)} masks and answer.json")
 
 
 def _references(options) -> list:
-    """The examples of the command line, in order."""
+    """The references of the command line, in order."""
     from reasonseg import Reference
 
     named = 0 if options.bank else len(options.label)
@@ -145,7 +209,7 @@ def _references(options) -> list:
 
 
 def _chosen(options, segmenter, image) -> list:
-    """Examples from the bank, as many for each --label as --shots says."""
+    """References from the bank: `--shots` of them for each `--label`."""
     import sys
 
     from reasonseg.serving.reference_bank import Bank
@@ -162,12 +226,14 @@ def _chosen(options, segmenter, image) -> list:
 
 
 def _chat_arguments(parser: Parser) -> None:
-    parser.add_argument("image", metavar="IMAGE", nargs="?")
+    parser.add_argument(
+        "image", metavar="IMAGE", nargs="?", help="the first image (default: give it with /image)"
+    )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="out/chat",
-        help="where each turn is written (default: %(default)s)",
+        help="the folder where each turn is written (default: %(default)s)",
     )
     add_model_options(parser)
 
@@ -182,13 +248,13 @@ COMMANDS = (
     Command(
         "ask",
         "ask one question about one image",
-        "Asks for masks in an image.",
+        "Asks one question about an image and prints or writes its masks.",
         _ask_arguments,
         _ask,
     ),
     Command(
         "chat",
-        "talk about an image",
+        "ask several questions about an image",
         "A conversation about images in the terminal; /help lists its commands.",
         _chat_arguments,
         _chat,

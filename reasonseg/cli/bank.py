@@ -1,4 +1,4 @@
-"""`bank`."""
+"""The command `bank`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from reasonseg.cli.options import Command, Parser, verbs_of
 def _arguments(parser: Parser) -> None:
     verbs = verbs_of(parser)
     one = verbs.add_parser("add", help="copy an image and its mask into a bank")
-    one.add_argument("folder", metavar="DIR")
-    one.add_argument("image", metavar="IMAGE")
-    one.add_argument("mask", metavar="MASK", help="of its size; anything not black is the thing")
-    one.add_argument("--label", default="thing", metavar="L")
+    one.add_argument("folder", metavar="DIR", help="the bank; made if it does not exist")
+    one.add_argument("image", metavar="IMAGE", help="the image file")
+    one.add_argument(
+        "mask",
+        metavar="MASK",
+        help="the mask file, in the size of the image; pixels that are not black are the object",
+    )
+    one.add_argument(
+        "--label", default="thing", metavar="L", help="the label (default: %(default)s)"
+    )
     one.set_defaults(run=_add)
-    one = verbs.add_parser("list", help="ids of its references")
-    one.add_argument("folder", metavar="DIR", help="a bank, or any folder that finetune reads")
+    one = verbs.add_parser("list", help="print the ids of the references")
+    one.add_argument("folder", metavar="DIR", help="the bank, or any folder that finetune reads")
     one.set_defaults(run=_list)
-    one = verbs.add_parser("remove", help="take a reference out")
-    one.add_argument("folder", metavar="DIR")
-    one.add_argument("id", metavar="ID", help="as `bank list` shows it")
+    one = verbs.add_parser("remove", help="remove a reference")
+    one.add_argument("folder", metavar="DIR", help="the bank")
+    one.add_argument("id", metavar="ID", help="the id, as printed by `bank list`")
     one.set_defaults(run=_remove)
 
 
@@ -47,8 +53,8 @@ def _remove(options) -> None:
 COMMANDS = (
     Command(
         "bank",
-        "keep annotated images to choose examples from",
-        "Keeps a reference bank.",
+        "manage a reference bank",
+        "Manages a reference bank, annotated images to select references from.",
         _arguments,
     ),
 )

@@ -1,4 +1,4 @@
-"""`data`: looks at a data set before it is trusted."""
+"""The command `data`: checks a data set before it is used."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from reasonseg.datasets.base import named_sets
 
 def _arguments(parser: Parser) -> None:
     check = verbs_of(parser).add_parser(
-        "check", help="read every sample, name what is broken, draw a few"
+        "check", help="read every sample, list the broken ones, draw some"
     )
     known = named_sets(parser.asked[1:2])
     check.add_argument("name", choices=known, metavar="NAME", help=", ".join(known))
-    check.add_argument("--root", required=True, metavar="DIR")
-    check.add_argument("--split", help="(default: every split there is)")
+    check.add_argument(
+        "--root", required=True, metavar="DIR", help="the folder of the data set (required)"
+    )
+    check.add_argument("--split", help="the split to check (default: all splits)")
     check.add_argument(
         "--out",
         metavar="DIR",
         default="out/data",
-        help="where samples are drawn (default: %(default)s)",
+        help="the folder where some samples are drawn (default: %(default)s)",
     )
     check.set_defaults(run=_check)
 
@@ -37,10 +39,8 @@ def _check(options: argparse.Namespace) -> int:
     report = inspect(configs, options.out, progress=sys.stderr.isatty())
     for line in report.lines():
         print(line)
-    print(f"pictures in {options.out}")
+    print(f"images in {options.out}")
     return 1 if report.problems else 0
 
 
-COMMANDS = (
-    Command("data", "look at a data set", "Says what a data set holds and lacks.", _arguments),
-)
+COMMANDS = (Command("data", "check a data set", "Checks the files of a data set.", _arguments),)

@@ -1,4 +1,4 @@
-"""`doctor`: looks at the machine and says what works, what does not, and the remedy."""
+"""The command `doctor`: checks the machine and prints what works, what fails and how to fix it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument(
         "--plan",
         metavar="MODEL",
-        help="what a model takes of a GPU: lisa-7b, lisa-13b, a model folder or a hub id",
+        help="print the GPU memory that a model needs: lisa-7b, lisa-13b, a model folder or a hub "
+        "id (default: check the machine)",
     )
 
 
@@ -49,7 +50,7 @@ def _doctor(options) -> int:
 
 
 def examine() -> int:
-    """Prints a line a finding; returns 1 where something needed is missing, else 0."""
+    """Prints one line per finding; returns 1 where something required is missing, else 0."""
     failed = False
     print(
         f"python {platform.python_version()} on {platform.system()} {platform.machine()}, "
@@ -98,7 +99,10 @@ def examine() -> int:
 
 
 def print_plan(model: str) -> None:
-    """What a model takes of a GPU, and the smallest usual one that has it."""
+    """Prints the GPU memory that a model needs, and the smallest common GPU that has it.
+
+    Raises `InputError` where the model is not known.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -115,13 +119,11 @@ def print_plan(model: str) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"One picture at a time: one question to answer, {QUESTIONS} to learn with AdamW (mask "
-        "decoder and prompter too; layers "
-        "computed again in the backward pass, train.checkpointing=true; one part of a batch at "
-        "once, train.accumulate). LoRA "
-        "beside int8 or nf4 is QLoRA. Added up without a GPU, with 0.6 GiB for CUDA itself; in "
-        "brackets the smallest usual "
-        "card that holds it. Several GPUs share the last column (shard=true)."
+        f"For one image at a time: one question to answer, {QUESTIONS} questions to train on with "
+        "AdamW (mask decoder and prompter are trained too; with train.checkpointing=true and one "
+        "micro-batch at a time, train.accumulate). LoRA with int8 or nf4 is QLoRA. The numbers are "
+        "computed without a GPU and include 0.6 GiB for CUDA itself; in brackets is the smallest "
+        "common card that is large enough. Several GPUs share the last column (shard=true)."
     )
 
 
@@ -129,7 +131,7 @@ COMMANDS = (
     Command(
         "doctor",
         "check what works on this machine",
-        "Checks the machine; names the remedy.",
+        "Checks the machine, and prints how to fix what fails.",
         _arguments,
         _doctor,
     ),

@@ -1,4 +1,4 @@
-"""`eval`: scores a model on a data set."""
+"""The command `eval`: scores a model on a data set."""
 
 from __future__ import annotations
 
@@ -13,113 +13,150 @@ from reasonseg.cli.options import Command, Parser, add_model_options, load_model
 from reasonseg.datasets.base import named_sets
 from reasonseg.runtime import is_main_process
 
-SPLITS = {"folder": "all"}  # evaluated by default; elsewhere val
+SPLITS = {"folder": "all"}  # the default split of --split, where it is not val
 
 
 def _arguments(parser: Parser) -> None:
     names = verbs_of(parser, "data sets", "NAME")
     _scenes_arguments(
         names.add_parser(
-            "scenes", help="synthetic scenes: seven levels of questions, and new wordings"
+            "scenes", help="drawn scenes: seven levels of questions, and unseen wordings"
         )
     )
     _episodes_arguments(
         names.add_parser(
-            "episodes", help="few-shot: a thing shown in other images; mIoU and FB-IoU"
+            "episodes", help="few-shot segmentation with reference images: mIoU and FB-IoU"
         )
     )
     for name, found in named_sets(parser.asked[:1]).items():
         if found.name.evaluated:
-            one = names.add_parser(name, help="teacher-forced and generated, with 95 %% intervals")
+            one = names.add_parser(
+                name, help="gIoU and cIoU, teacher-forced and generated, with 95 %% intervals"
+            )
             _benchmark_arguments(one, name, found.config)
 
 
 def _common(
-    parser: Parser, run: Callable[[argparse.Namespace], int | None], seed: str | None = None
+    parser: Parser, run: Callable[[argparse.Namespace], int | None], seed: str = "of the data"
 ) -> None:
-    """What every evaluation takes."""
-    parser.add_argument("--seed", type=int, default=0, help=seed)
+    """Adds the options that all evaluations have."""
     parser.add_argument(
-        "--out", metavar="DIR", help="write rows.jsonl and summary.json there; a killed run resumes"
+        "--seed", type=int, default=0, help=f"random seed {seed} (default: %(default)s)"
     )
-    parser.add_argument("--predictions", metavar="FILE", help="score these instead of a model")
     parser.add_argument(
-        "--json", action="store_true", help="print the summary as JSON instead of a table"
+        "--out",
+        metavar="DIR",
+        help="write rows.jsonl and summary.json there; a killed run resumes (default: none)",
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        help="score the predictions in this file instead of a model (default: none)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary as JSON (default: as a table)"
     )
     add_model_options(parser)
     parser.set_defaults(run=run)
 
 
 def _scenes_arguments(parser: Parser) -> None:
-    parser.add_argument("--levels", metavar="a,b", help="some of the levels")
     parser.add_argument(
-        "--sprites", metavar="DIR", default="", help="a sprite pack instead of the emoji"
+        "--levels", metavar="a,b", help="levels of questions (default: the seven levels and novel)"
     )
-    parser.add_argument("--split", default="test")
     parser.add_argument(
-        "--limit", type=positive, default=2400, metavar="N", help="questions in all (default: 2400)"
+        "--sprites", metavar="DIR", default="", help="folder of a sprite pack (default: the emoji)"
+    )
+    parser.add_argument("--split", default="test", help="train, val or test (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=2400,
+        metavar="N",
+        help="number of questions (default: %(default)s)",
     )
     _common(parser, _scenes)
 
 
 def _episodes_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--benchmark", choices=["scenes", "pascal", "coco", "fss"], default="scenes"
+        "--benchmark",
+        choices=["scenes", "pascal", "coco", "fss"],
+        default="scenes",
+        help="drawn scenes, PASCAL-5i, COCO-20i or FSS-1000 (default: %(default)s)",
     )
     parser.add_argument(
-        "--root", default="", metavar="DIR", help="where the images of pascal, coco or fss lie"
+        "--root",
+        default="",
+        metavar="DIR",
+        help="folder of the images of pascal, coco or fss (default: none)",
     )
-    parser.add_argument("--fold", type=int, default=0, metavar="F", help="0 to 3")
+    parser.add_argument(
+        "--fold", type=int, default=0, metavar="F", help="fold, 0 to 3 (default: %(default)s)"
+    )
     parser.add_argument(
         "--shots",
         type=positive,
         default=1,
         metavar="K",
-        help="references of an episode (default: 1)",
+        help="reference images per episode (default: %(default)s)",
     )
     parser.add_argument(
         "--prompt",
         choices=["reference", "label", "both"],
         default="reference",
-        help="what an episode gives",
+        help="what the model gets: reference images, the class name, or both "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--sprites",
         metavar="DIR",
         default="",
-        help="a sprite pack instead of the emoji, all withheld",
+        help="folder of a sprite pack, all of whose classes are withheld (default: the emoji)",
     )
     parser.add_argument(
-        "--limit", type=positive, default=1000, metavar="N", help="episodes a group (default: 1000)"
+        "--limit",
+        type=positive,
+        default=1000,
+        metavar="N",
+        help="episodes per group of classes (default: %(default)s)",
     )
     _common(parser, _episodes)
 
 
 def _benchmark_arguments(parser: Parser, name: str, config: type) -> None:
-    """A benchmark takes the settings of its data set that commands know: root, split, sentences."""
+    """Adds the options of a benchmark; --split and --sentences only where its data set has them."""
     known = {field.name for field in fields(config)}
     parser.add_argument(
         "--root",
         default="",
         metavar="DIR",
-        help="LISA's dataset folder, or the one that holds the data set",
+        help="LISA's dataset folder, or the folder of the data set (default: the current one)",
     )
     if "split" in known:
         parser.add_argument(
-            "--split", default=SPLITS.get(name, "val"), help="(default: %(default)s)"
+            "--split",
+            default=SPLITS.get(name, "val"),
+            help="the split to score (default: %(default)s)",
         )
     if "sentences" in known:
         parser.add_argument(
-            "--sentences", choices=["first", "all"], default="first", help="texts of each image"
+            "--sentences",
+            choices=["first", "all"],
+            default="first",
+            help="texts of each image to ask (default: %(default)s)",
         )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first samples")
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="score only the first N samples (default: all)"
+    )
     parser.set_defaults(name=name)
-    _common(parser, _benchmark, "of the intervals")
+    _common(parser, _benchmark, "of the confidence intervals")
 
 
 def _model(options: argparse.Namespace, *needs: Any) -> Any:
-    """The model that is scored; None where predictions are. Raises `InputError` where it lacks
-    one of `needs`.
+    """The model to score; None with --predictions.
+
+    Raises `InputError` where the model lacks one of the capabilities `needs`.
     """
     from reasonseg.runtime import quiet_libraries
 

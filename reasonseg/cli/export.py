@@ -1,4 +1,4 @@
-"""`export`."""
+"""The command `export`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from reasonseg.cli.options import Command, Parser
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SRC", help="the folder of ask --out, or of annotate")
-    parser.add_argument("out", metavar="DST")
     parser.add_argument(
-        "--format", choices=["coco", "labelme", "yolo", "png", "labelstudio"], required=True
+        "source", metavar="SRC", help="a folder written by ask --out or by annotate"
+    )
+    parser.add_argument("out", metavar="DST", help="the folder to write to")
+    parser.add_argument(
+        "--format",
+        choices=["coco", "labelme", "yolo", "png", "labelstudio"],
+        required=True,
+        help="the format to write (required)",
     )
 
 

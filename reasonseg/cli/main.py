@@ -1,4 +1,4 @@
-"""The command `reasonseg`. Heavy libraries load only in the command that needs them."""
+"""The command `reasonseg`. Heavy libraries are imported only in the command that needs them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from reasonseg.errors import InputError
 
 
 def console() -> None:
-    """The process of a command. `ask` is to be quick, and would spend a third of its seconds
-    tidying up among modules.
+    """The entry point of the process.
+
+    `ask` must be fast. Garbage collection among the imported modules would take a third of its run
+    time, so it is rare here; and `ask` exits without the interpreter's cleanup.
     """
     gc.set_threshold(50_000, 20, 20)
     code = main()
@@ -30,7 +32,10 @@ def console() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. User mistakes are one line on stderr and exit code 2."""
+    """Runs a command and returns its exit code.
+
+    An `InputError` is one line on stderr and exit code 2. `arguments` None means `sys.argv`.
+    """
     try:
         options = read_arguments(arguments)
         return options.run(options) or 0
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """What a command line says."""
+    """The options of a command line. Exits with code 2 where it is not valid."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = build_parser(words[0] if words else "", tuple(words[1:]))
     options, rest = parser.parse_known_args(words)
@@ -55,7 +60,7 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         and all("=" in word and not word.startswith("-") for word in rest)
     ):
         options.overrides += (
-            rest  # key=value after an option, which argparse does not take for the same list
+            rest  # key=value after an option, which argparse does not add to the same list
         )
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -63,10 +68,10 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
 
 
 def commands(word: str = "") -> list[Command]:
-    """All commands: those of this folder, and those that installed packages add (group
-    `reasonseg.cli`).
+    """All commands: those of this folder, and those of other packages.
 
-    Other packages are looked through only where `word`, the command that runs, is not one of ours.
+    Other packages add commands with entry points of the group `reasonseg.cli`. They are searched
+    only where `word`, the command to run, is not in this folder.
     """
     own = [command for name in files("cli") for command in kind_module("cli", name).COMMANDS]
     if word in {command.name for command in own}:
@@ -76,8 +81,10 @@ def commands(word: str = "") -> list[Command]:
 
 
 def build_parser(word: str | None = None, asked: tuple[str, ...] = ()) -> Parser:
-    """The parser of all commands; options are added to the command `word` alone, or to all
-    (None).
+    """The parser of all commands.
+
+    Options are added only to the command `word`; None adds them to all. `asked` are the words after
+    the command.
     """
     parser = Parser(prog="reasonseg", description="Words, examples, or both into image masks.")
     parser.add_argument("--version", action="version", version=f"reasonseg {__version__}")

@@ -1,4 +1,4 @@
-"""`import` and `merge`: other layouts of a model into a folder of ours."""
+"""The commands `import` and `merge`: write models of other formats as a model folder."""
 
 from __future__ import annotations
 
@@ -7,35 +7,50 @@ from reasonseg.cli.options import Command, Parser
 
 def _import_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "source", metavar="SRC", help="folder, hub id, or the weight file of a training checkpoint"
+        "source",
+        metavar="SRC",
+        help="a folder, a hub id, or the weight file of a training checkpoint",
     )
-    parser.add_argument("target", metavar="DST")
+    parser.add_argument("target", metavar="DST", help="the model folder to write")
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="run the original segment-anything beside it and compare",
+        help="compare with the original segment-anything (default: off)",
     )
     parser.add_argument(
-        "--clip", metavar="DIR", help="vision tower, where it does not lie beside the weights"
+        "--clip", metavar="DIR", help="vision tower (default: the one beside the weights)"
     )
     parser.add_argument(
-        "--sam", metavar="FILE", help="mask decoder to use instead: .pth, folder or hub id"
+        "--sam",
+        metavar="FILE",
+        help="another mask decoder: .pth, folder or hub id (default: the one of the weights)",
     )
     parser.add_argument(
-        "--template", help="conversation strings: llava_v1, vicuna_v1, llava_llama_2"
+        "--template",
+        help="conversation template: llava_v1, vicuna_v1, llava_llama_2 "
+        "(default: that of the checkpoint)",
     )
     parser.add_argument(
-        "--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder"
+        "--read",
+        choices=["predicting", "at"],
+        help="the hidden state that prompts the decoder: the one that predicts <SEG>, or the one "
+        "at <SEG> (default: that of the checkpoint)",
     )
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="stored precision (default: as it is)",
+        help="precision of the written weights (default: unchanged)",
     )
     parser.add_argument(
-        "--allow", action="append", default=[], metavar="PREFIX", help="weights that need not fit"
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="prefix of weights that may be missing or unused; may be repeated (default: none)",
     )
-    parser.add_argument("--revision", help="of a hub model")
+    parser.add_argument(
+        "--revision", help="commit, branch or tag of a hub model (default: the newest)"
+    )
 
 
 def _import(options) -> None:
@@ -68,12 +83,12 @@ def _import(options) -> None:
 
 
 def _merge_arguments(parser: Parser) -> None:
-    parser.add_argument("source", metavar="SRC", help="folder with changes.yaml")
-    parser.add_argument("target", metavar="DST")
+    parser.add_argument("source", metavar="SRC", help="a folder with changes.yaml")
+    parser.add_argument("target", metavar="DST", help="the model folder to write")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="stored precision (default: float32)",
+        help="precision of the written weights (default: float32)",
     )
 
 
@@ -89,8 +104,8 @@ def _merge(options) -> None:
 
     if not (Path(options.source) / FILE).is_file():
         raise InputError(
-            f"{options.source} holds no {FILE}: it is no folder of changes, and whole already if "
-            "it is a model"
+            f"{options.source} holds no {FILE}: it is no folder of changes; a whole model needs no "
+            "merge"
         )
     Segmenter.from_pretrained(options.source, device="cpu", dtype=options.dtype).save_pretrained(
         options.target
@@ -102,15 +117,15 @@ COMMANDS = (
     Command(
         "import",
         "convert released weights into a model folder",
-        "Reads whatever --model reads (LISA v1, LLaVA v1 with --sam, VLP-SAM, SegGPT ...) and "
-        "writes a folder for --model.",
+        "Reads every format that --model reads (LISA v1, LLaVA v1 with --sam, VLP-SAM, SegGPT ...) "
+        "and writes a model folder for --model.",
         _import_arguments,
         _import,
     ),
     Command(
         "merge",
         "write a fine-tuned model's changes and their base as one folder",
-        "Folds the changes that finetune wrote (train.save=changes, or --quantization) into a "
+        "Merges the changes that finetune wrote (train.save=changes, or --quantization) into a "
         "whole model.",
         _merge_arguments,
         _merge,

@@ -1,4 +1,4 @@
-"""What commands share: how one is declared, the flags of a model, and words that are numbers."""
+"""Shared parts of commands: their declaration, the options of a model, and argument types."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from reasonseg.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line. `asked` holds the words behind the command, for those that
-    name a module of their own.
+    """An argument parser that prints a mistake in one line and exits with code 2.
+
+    `asked` holds the words after the command, for commands that accept dotted paths to modules.
     """
 
     asked: tuple[str, ...] = ()
@@ -25,12 +26,11 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One command. A file of this folder lists its commands as `COMMANDS`; nothing else has to know
-    of them.
+    """One command. A file of this folder lists its commands as `COMMANDS`; that registers them.
 
-    `arguments(parser)` adds the options and is called only for the command that runs.
-    `run(options)` does the work and returns the exit code (None: 0); a command with verbs sets
-    `run` for each of them instead.
+    `arguments(parser)` adds the options; it is called only for the command that runs.
+    `run(options)` does the work and returns the exit code (None: 0); a command with subcommands
+    sets `run` for each of them instead.
     """
 
     name: str
@@ -42,52 +42,73 @@ class Command:
 
 
 def verbs_of(parser: Parser, title: str = "verbs", metavar: str = "VERB") -> Any:
-    """Where the verbs of a command are added, with `add_parser`."""
+    """The object that adds subcommands to a command, with `add_parser`."""
     return parser.add_subparsers(title=title, required=True, metavar=metavar, parser_class=Parser)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Every keyword of `Segmenter.from_pretrained`."""
+    """Adds one option for each keyword of `Segmenter.from_pretrained`."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", metavar="M", help="folder or hub id, tiny or tiny-seggpt (default: tiny)"
+        "--model",
+        metavar="M",
+        help="model folder, weight file or hub id, or tiny or tiny-seggpt (default: tiny)",
     )
-    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is a GPU)")
     group.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="precision of the weights"
-    )
-    group.add_argument(
-        "--quantization", choices=["int8", "nf4"], help="of the language model's layers"
-    )
-    group.add_argument(
-        "--clip", metavar="DIR", help="vision tower of a released checkpoint that comes without one"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="precision of the weights (default: float32 on CPU, bfloat16 on CUDA)",
     )
     group.add_argument(
-        "--sam", metavar="DIR", help="mask decoder to use instead, or SegGPT's refiner"
+        "--quantization",
+        choices=["int8", "nf4"],
+        help="quantization of the language model's layers (default: none)",
     )
     group.add_argument(
-        "--template", help="conversation strings: plain, llava_v1, vicuna_v1, llava_llama_2"
+        "--clip",
+        metavar="DIR",
+        help="vision tower, for a released checkpoint without one (default: none)",
     )
     group.add_argument(
-        "--read", choices=["predicting", "at"], help="which state of <SEG> prompts the decoder"
+        "--sam",
+        metavar="DIR",
+        help="another mask decoder, or SegGPT's refiner (default: the model's)",
+    )
+    group.add_argument(
+        "--template",
+        help="conversation template: plain, llava_v1, vicuna_v1, llava_llama_2 "
+        "(default: the model's)",
+    )
+    group.add_argument(
+        "--read",
+        choices=["predicting", "at"],
+        help="the hidden state that prompts the decoder: the one that predicts <SEG>, or the one "
+        "at <SEG> (default: the model's)",
     )
     group.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="PREFIX",
-        help="weights that may be missing or left over",
+        help="prefix of weights that may be missing or unused; may be repeated (default: none)",
     )
-    group.add_argument("--revision", help="commit, branch or tag of a hub model")
+    group.add_argument(
+        "--revision", help="commit, branch or tag of a hub model (default: the newest)"
+    )
     group.add_argument(
         "--compile",
         action="store_true",
-        help="faster generation after about half a minute of compiling",
+        help="faster generation after about half a minute of compiling (default: off)",
     )
 
 
 def load_model(options: argparse.Namespace, notice: bool = True) -> Any:
-    """The segmenter the options name; its notice, if it has one, goes to stderr once."""
+    """The segmenter that the options name.
+
+    With `notice`, the notice of the model, if it has one, is printed to stderr. Raises `InputError`
+    where the model cannot be loaded or the device does not exist.
+    """
     from reasonseg.runtime import quiet_libraries
 
     quiet_libraries()
@@ -95,7 +116,7 @@ def load_model(options: argparse.Namespace, notice: bool = True) -> Any:
 
     try:
         segmenter = Segmenter.from_pretrained(**model_keywords(options))
-    except RuntimeError as error:  # torch's word for a device it does not know or have
+    except RuntimeError as error:  # torch raises it for an unknown or missing device
         if options.device is None:
             raise
         raise InputError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
@@ -105,7 +126,7 @@ def load_model(options: argparse.Namespace, notice: bool = True) -> Any:
 
 
 def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of `Segmenter.from_pretrained`'s keywords."""
+    """The keywords of `Segmenter.from_pretrained` from the options, `source` included."""
     names = ("device", "dtype", "quantization", "clip", "sam", "template", "read", "revision")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     given |= {"compile": True} if options.compile else {}
@@ -113,7 +134,10 @@ def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def numbers(text: str, counts: tuple[int, ...], what: str) -> tuple[float, ...]:
-    """Numbers with commas between, as many as one of `counts`."""
+    """Numbers from text, separated by commas; their count must be one of `counts`.
+
+    Raises `ArgumentTypeError` with the description `what` otherwise.
+    """
     try:
         values = tuple(float(v) for v in text.split(","))
     except ValueError:
@@ -124,18 +148,18 @@ def numbers(text: str, counts: tuple[int, ...], what: str) -> tuple[float, ...]:
 
 
 def box(text: str) -> tuple[float, ...]:
-    """`x0,y0,x1,y1`."""
+    """The argument type of a box `x0,y0,x1,y1` in pixels."""
     return numbers(text, (4,), "a box x0,y0,x1,y1")
 
 
 def point(text: str) -> tuple[float, float, int]:
-    """`x,y` or `x,y,0`."""
+    """The argument type of a point `x,y` or `x,y,0` in pixels; the third number defaults to 1."""
     x, y, *on = numbers(text, (2, 3), "a point x,y or x,y,0")
     return x, y, int(on[0]) if on else 1
 
 
 def positive(text: str) -> int:
-    """A whole number above 0."""
+    """The argument type of a whole number above 0."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)

@@ -1,4 +1,4 @@
-"""`scenes`."""
+"""The command `scenes`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from reasonseg.cli.options import Command, Parser, positive, verbs_of
 
 def _arguments(parser: Parser) -> None:
     verbs = verbs_of(parser)
-    draw = verbs.add_parser("draw", help="a contact sheet of scenes with questions and true masks")
-    draw.add_argument("--out", required=True, metavar="DIR")
-    draw.add_argument("--split", default="val")
-    draw.add_argument("--count", type=positive, default=12)
-    draw.add_argument("--seed", type=int, default=0)
-    draw.add_argument("--levels", metavar="a,b")
-    draw.add_argument("--sprites", metavar="DIR", default="")
+    draw = verbs.add_parser(
+        "draw", help="draw a contact sheet of scenes with questions and true masks"
+    )
+    draw.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to write to (required)"
+    )
+    draw.add_argument("--split", default="val", help="train, val or test (default: %(default)s)")
+    draw.add_argument(
+        "--count", type=positive, default=12, help="number of scenes (default: %(default)s)"
+    )
+    draw.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    draw.add_argument(
+        "--levels", metavar="a,b", help="levels of questions (default: the seven levels)"
+    )
+    draw.add_argument(
+        "--sprites", metavar="DIR", default="", help="folder of a sprite pack (default: the emoji)"
+    )
     draw.set_defaults(run=_scenes_draw)
     sprites = verbs.add_parser("sprites", help="render the emoji pack into a folder")
-    sprites.add_argument("--out", required=True, metavar="DIR")
+    sprites.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder to write to (required)"
+    )
     sprites.set_defaults(run=_scenes_sprites)
 
 
@@ -44,7 +56,7 @@ COMMANDS = (
     Command(
         "scenes",
         "draw synthetic scenes or render sprites",
-        "Synthetic scenes with exact masks.",
+        "Draws synthetic scenes with exact masks.",
         _arguments,
     ),
 )

@@ -1,4 +1,4 @@
-"""`serve`."""
+"""The command `serve`."""
 
 from __future__ import annotations
 
@@ -19,64 +19,88 @@ from reasonseg.errors import InputError
 
 def _arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 for every network (default: %(default)s)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 for all networks (default: %(default)s)",
     )
-    parser.add_argument("--port", type=positive, default=8000, help="(default: %(default)s)")
+    parser.add_argument(
+        "--port", type=positive, default=8000, help="port to listen on (default: %(default)s)"
+    )
+    _add_limit_options(parser)
+    _add_page_and_fleet_options(parser)
+    add_model_options(parser)
+
+
+def _add_limit_options(parser: Parser) -> None:
+    """Adds the limits of batches and requests."""
     parser.add_argument(
         "--batch",
         type=positive,
         default=16,
         metavar="N",
-        help="questions answered together (default: 16)",
+        help="questions per batch (default: %(default)s)",
     )
     parser.add_argument(
         "--queue",
         type=positive,
         default=64,
         metavar="N",
-        help="that may wait; beyond them 503 (default: 64)",
+        help="requests that may wait; beyond that the status is 503 (default: %(default)s)",
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="S",
-        help="to send a request and to answer it (default: 60)",
+        help="seconds to send a request, and again to answer it (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-body", type=float, default=32.0, metavar="MIB", help="of a request (default: 32)"
+        "--max-body",
+        type=float,
+        default=32.0,
+        metavar="MIB",
+        help="largest request in MiB (default: %(default)s)",
     )
     parser.add_argument(
         "--max-pixels",
         type=float,
         default=40.0,
         metavar="M",
-        help="million pixels of a picture (default: 40)",
+        help="largest image in million pixels (default: %(default)s)",
+    )
+
+
+def _add_page_and_fleet_options(parser: Parser) -> None:
+    """Adds the options of the token, the page, Ray Serve and TLS."""
+    parser.add_argument(
+        "--token", help="bearer token that clients must send (default: $REASONSEG_TOKEN, or none)"
     )
     parser.add_argument(
-        "--token", help="asked for as a bearer token (default: $REASONSEG_TOKEN, or none)"
-    )
-    parser.add_argument(
-        "--no-page", action="store_true", help="only /v1 and its company, no page at /"
+        "--no-page",
+        action="store_true",
+        help="only the API, without the web page at / (default: with the page)",
     )
     parser.add_argument(
         "--fleet",
         action="store_true",
-        help="on Ray Serve, with replicas that come and go with the load",
+        help="use Ray Serve, with replicas that follow the load (default: one process)",
     )
     parser.add_argument(
         "--replicas",
         type=positive,
         default=4,
         metavar="N",
-        help="at most, with --fleet (default: 4)",
+        help="largest number of replicas, with --fleet (default: %(default)s)",
     )
     parser.add_argument(
-        "--address", metavar="A", help="of a Ray cluster, with --fleet (default: this machine)"
+        "--address",
+        metavar="A",
+        help="address of a Ray cluster, with --fleet (default: this machine)",
     )
-    parser.add_argument("--tls-cert", metavar="FILE")
-    parser.add_argument("--tls-key", metavar="FILE")
-    add_model_options(parser)
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", help="TLS certificate, with --tls-key (default: no TLS)"
+    )
+    parser.add_argument("--tls-key", metavar="FILE", help="TLS key (default: no TLS)")
 
 
 def _serve(options) -> None:
@@ -96,7 +120,7 @@ def _serve(options) -> None:
     limits, token = _guards(options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
         print(
-            f"reasonseg: {options.host} can be reached from outside, and no --token is asked for",
+            f"reasonseg: {options.host} can be reached from other machines, and no --token is set",
             file=sys.stderr,
         )
     mount = None
@@ -127,7 +151,7 @@ def _serve(options) -> None:
 
 
 def _guards(options) -> tuple[Any, str | None]:
-    """(limits, token) of a server."""
+    """The (limits, token) of a server from its options."""
     from reasonseg.serving.requests import Limits
 
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
@@ -142,7 +166,7 @@ def _fleet(options) -> None:
             f"--fleet needs {error.name}: pip install 'reasonseg[serve,fleet]'"
         ) from None
     if options.tls_cert or options.tls_key:
-        raise InputError("--fleet has no TLS of its own; put a proxy that has before it")
+        raise InputError("--fleet does not support TLS; put a proxy with TLS before it")
     limits, token = _guards(options)
     run(
         model_keywords(options),
@@ -161,7 +185,7 @@ COMMANDS = (
     Command(
         "serve",
         "answer over HTTP",
-        "Answers questions over HTTP; see /docs there.",
+        "Answers questions over HTTP. The API is described at /docs of the server.",
         _arguments,
         _serve,
     ),

@@ -1,4 +1,4 @@
-"""`show`: what a config or a model says, in full."""
+"""The command `show`: prints a config or a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from reasonseg.cli.options import Command, Parser, add_model_options, load_model
 
 def _arguments(parser: Parser) -> None:
     what = verbs_of(parser, "what", "WHAT")
-    config = what.add_parser("config", help="the resolved settings of a config")
-    config.add_argument("config", metavar="CONFIG")
-    config.add_argument("overrides", nargs="*", metavar="key=value")
+    config = what.add_parser("config", help="print all settings of a config, with defaults")
+    config.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/tiny.yaml")
+    config.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as workers=4 (default: none)",
+    )
     config.set_defaults(run=_show_config)
-    model = what.add_parser("model", help="parts and sizes of a model")
+    model = what.add_parser("model", help="print the components of a model and their sizes")
     add_model_options(model)
     model.set_defaults(run=_show_model)
 
@@ -36,7 +41,7 @@ def _show_model(options) -> None:
 
 
 def print_model(segmenter: Any) -> None:
-    """The parts of a model with their sizes, and its settings."""
+    """Prints the components of a model with their sizes, and its settings."""
     from rich.console import Console
     from rich.table import Table
 
@@ -56,13 +61,13 @@ def print_model(segmenter: Any) -> None:
     console.print(table)
     if segmenter.backbone is None:
         console.print(
-            f"examples only, no words; score: {settings.score}; device: {segmenter.device}",
+            f"reference images only, no text; score: {settings.score}; device: {segmenter.device}",
             markup=False,
         )
         return
     markers = segmenter.backbone.markers
     rej = (
-        "none: this model never says absent"
+        "none: this model never answers absent"
         if markers.rej is None
         else f"{markers.rej_text} = {markers.rej}"
     )
@@ -76,6 +81,9 @@ def print_model(segmenter: Any) -> None:
 
 COMMANDS = (
     Command(
-        "show", "print a config or a model", "What a config or a model says, in full.", _arguments
+        "show",
+        "print a config or a model",
+        "Prints all settings of a config or a model.",
+        _arguments,
     ),
 )

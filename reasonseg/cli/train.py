@@ -1,4 +1,4 @@
-"""`train` and `finetune`."""
+"""The commands `train` and `finetune`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from reasonseg.cli.options import Command, Parser, add_model_options, load_model
 
 
 def _train_arguments(parser: Parser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="YAML, such as configs/tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/tiny.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as workers=4 (default: none)",
+    )
 
 
 def _train(options) -> None:
@@ -24,14 +29,24 @@ def _train(options) -> None:
 
 def _finetune_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "folder", metavar="FOLDER", help="COCO, LabelMe, images/ and masks/, or samples.jsonl"
+        "folder",
+        metavar="FOLDER",
+        help="a folder in the layout of COCO or LabelMe, with images/ and masks/, or with "
+        "samples.jsonl",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as train.max_steps=500"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as train.max_steps=500 (default: none)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
-        "--skip-bad", action="store_true", help="go on without the samples that cannot be used"
+        "--out", required=True, metavar="DIR", help="the folder to write to (required)"
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="train without the samples that cannot be used (default: stop with an error)",
     )
     add_model_options(parser)
 
@@ -50,25 +65,25 @@ def _finetune(options) -> None:
             f"{way.replace('_', '-')} gIoU {before['giou']:.3f} -> {after['giou']:.3f} on "
             f"{after['n']} validation samples"
         )
-    print(f"wrote {options.out}/model; pictures in {options.out}/understood, before and after")
+    print(f"wrote {options.out}/model; images in {options.out}/understood, before and after")
 
 
 COMMANDS = (
     Command(
         "train",
         "run the stages of a config",
-        "Trains, or resumes a run that was stopped.",
+        "Trains a model, or resumes a run that was stopped.",
         _train_arguments,
         _train,
     ),
     Command(
         "finetune",
         "train a model on your own images",
-        "Reads a folder of images and masks, shows what it understood, trains, and scores before "
-        "and after.",
+        "Reads a folder of images and masks, draws some of its samples, trains, and scores the "
+        "model before and after.",
         _finetune_arguments,
         _finetune,
-        epilog="With --quantization nf4 adapters are trained beside 4-bit weights (QLoRA), and "
-        "DIR/model holds what changed.",
+        epilog="With --quantization nf4, adapters are trained on 4-bit weights (QLoRA), and "
+        "DIR/model holds only the changes.",
     ),
 )

@@ -1,3 +1,3 @@
-"""Data sets as samples. One file a kind; `layouts/` reads your own folders, `synthetic/` draws
-scenes.
+"""Data sets of samples. One file per kind; `layouts/` reads your own folders, and `synthetic/`
+draws scenes.
 """

@@ -138,7 +138,7 @@ class Semantic:
             None,
         )
         if picture is None:
-            raise InputError(f"{file}: there is no picture {self.folder / file.stem}.jpg")
+            raise InputError(f"{file}: there is no image {self.folder / file.stem}.jpg")
         image = read_image(picture)
         try:
             with Image.open(file) as opened:

@@ -1,7 +1,7 @@
-"""Attention as two batched products, for training small transformers on CPU.
+"""Attention as two batched matrix products, for training small transformers on CPU.
 
-torch's fused CPU kernel is slow on heads of 32 channels; `scripts/bench_attention.py` measures what
-the two plain products gain. `use_products` switches a model over.
+torch's fused CPU kernel is slow on heads of 32 channels. `scripts/bench_attention.py` measures the
+gain of the two plain products. `use_products` switches a model to them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ NAME = "products"
 
 
 def attend(module, query, key, value, attention_mask=None, scaling=None, **_):
-    """transformers' attention signature:
+    """Attention with the signature that transformers expects of an attention function.
 
-    `[b, h, t, d]` each -> (`[b, t, h, d]`, None). Key and value heads as many as query's.
+    `query`, `key` and `value` are `[b, h, t, d]`; keys and values have as many heads as queries.
+    Returns (`[b, t, h, d]`, None). Computes in the autocast dtype where autocast is on, otherwise
+    in the dtype of `value`.
     """
     autocast = torch.is_autocast_enabled(query.device.type)
     dtype = torch.get_autocast_dtype(query.device.type) if autocast else value.dtype
@@ -33,7 +35,7 @@ def attend(module, query, key, value, attention_mask=None, scaling=None, **_):
 
 
 def use_products(model: PreTrainedModel) -> None:
-    """Lets a model attend this way from now on."""
+    """Makes a transformers model use this attention from now on."""
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -1,4 +1,4 @@
-"""Encoded images, kept so that a second question about one costs no encoder."""
+"""A cache of encoded images: a second question about an image runs no encoder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-AT_ONCE = 32  # pictures of 256 pixels that are encoded together
+AT_ONCE = 32  # images of 256 pixels that are encoded in one batch
 BUDGET = 2 * 2**30  # bytes; SAM's embedding of one image takes 4 MiB in float32
 
 
 class ImageCache:
-    """What encoders made of images, by content, up to `budget` bytes; the least recently used goes
-    first.
+    """Encoded images by content, up to `budget` bytes; the least recently used are dropped first.
 
-    Values are tensors `[b, ...]`, or things like them (`value[i:j]`, `clone()`, `nbytes`, and
-    `joined` for `torch.cat`). They are found again only under the weights that made them.
+    Values are tensors `[b, ...]`, or objects with the same operations (`value[i:j]`, `clone()`,
+    `nbytes`, and `joined` in place of `torch.cat`). A value is found again only under the weights
+    that computed it.
     """
 
     def __init__(self, budget: int = BUDGET):
@@ -30,7 +30,7 @@ class ImageCache:
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all entries."""
         self.kept.clear()
         self.bytes = 0
 
@@ -41,9 +41,7 @@ class ImageCache:
         encode: Callable[[list], Any],
         side: int = 0,
     ) -> Any:
-        """`encode(images)` with a row for each image, computed only for those that were not
-        seen; see `fetch`.
-        """
+        """`encode(images)`, one row per image; cached rows are not computed again. See `fetch`."""
         return self.fetch(encoders, images, encode, side)[0]
 
     def fetch(
@@ -53,11 +51,11 @@ class ImageCache:
         encode: Callable[[list], Any],
         side: int = 0,
     ) -> tuple[Any, list[bool]]:
-        """The rows of the images, and of each whether it was here before.
+        """The rows of the images, and for each image whether it was in the cache before.
 
-        `encoders` are the modules that `encode` runs, `side` the pixels of their pictures: large
-        ones go through in small numbers, since SAM's attention at 1024 pixels takes half a GiB an
-        image.
+        `encoders` are the modules that `encode` runs. `side` is the side of their input in pixels:
+        large images are encoded in small batches, since SAM's attention at 1024 pixels takes half a
+        GiB per image.
         """
         version = tuple(version_of(module) for module in encoders)
         keys = [(version, digest(image)) for image in images]
@@ -79,17 +77,20 @@ class ImageCache:
         return join([rows[key] for key in keys]), cached
 
     def put(self, encoders: Sequence[Any], image: np.ndarray, row: Any) -> None:
-        """Keeps what these encoders made of an image elsewhere."""
+        """Stores the row of an image that these encoders computed outside of the cache."""
         self.keep((tuple(version_of(module) for module in encoders), digest(image)), row)
 
     def find(self, key: Hashable) -> Any:
-        """What is kept under a key; it was used now. None where there is nothing."""
+        """The row stored under a key, now the most recently used; None where there is none."""
         if key in self.kept:
             self.kept.move_to_end(key)
         return self.kept.get(key)
 
     def keep(self, key: Hashable, row: Any) -> None:
-        """Keeps a row; what was not used for longest makes room."""
+        """Stores a row; the least recently used rows are dropped to make room.
+
+        A row of more than `budget` bytes is not stored.
+        """
         if row.nbytes > self.budget:
             return
         self.kept[key] = row
@@ -103,8 +104,9 @@ _settled: ContextVar[dict[int, tuple] | None] = ContextVar("_settled", default=N
 
 @contextmanager
 def hashed_once() -> Iterator[None]:
-    """While it lasts neither pictures nor weights change: `digest` and `version_of` look at each
-    of them once.
+    """Inside this context `digest` and `version_of` hash each image and module only once.
+
+    Neither images nor weights may change while it lasts.
     """
     outer = _settled.set({})
     try:
@@ -118,7 +120,7 @@ def _once(thing: Any, compute: Callable[[Any], Any]) -> Any:
     if known is None:
         return compute(thing)
     if id(thing) not in known:
-        # kept with its value, so that its id stays its own
+        # the object is stored too, so that its id cannot be reused
         known[id(thing)] = (
             thing,
             compute(thing),
@@ -127,12 +129,12 @@ def _once(thing: Any, compute: Callable[[Any], Any]) -> Any:
 
 
 def digest(image: np.ndarray) -> bytes:
-    """A hash of an image's shape and pixels."""
+    """A hash of an image's shape and pixels, 16 bytes (BLAKE2b)."""
     return _once(image, _digest)
 
 
 def version_of(module: nn.Module) -> tuple:
-    """Changes whenever a parameter is written to in place, moved or cast."""
+    """A key that changes whenever a parameter is written in place, moved or cast."""
     return _once(module, _version)
 
 

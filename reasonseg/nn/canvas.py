@@ -1,6 +1,4 @@
-"""What SegGPT's canvases are run with: one layer of its encoder, and the arrangements of a
-canvas.
-"""
+"""Building blocks for SegGPT's canvases: one layer of its encoder, and arrangements of a canvas."""
 
 from __future__ import annotations
 
@@ -19,8 +17,11 @@ def block(
     grouped: tuple[int, int, int] | None,
     weights: torch.Tensor,
 ) -> torch.Tensor:
-    """One layer on `[r, h, w, d]`; `grouped` (streams, pictures, references) averages what the
-    pictures' half attends to.
+    """The output `[r, h, w, d]` of one encoder layer on states `[r, h, w, d]`.
+
+    With `grouped` (streams, images, references), the attention output of the lower half of each
+    canvas, which holds the query image, is averaged over the references with `weights`
+    `[images, references]` (SegGPT's feature ensemble). `layer` is a layer of transformers' SegGPT.
     """
     attended = attend(layer.attention, layer.layernorm_before(states))
     if grouped is not None:
@@ -35,11 +36,12 @@ def block(
 
 
 def attend(attention: Any, states: torch.Tensor) -> torch.Tensor:
-    """What an attention module of transformers makes of `[r, h, w, d]`, by torch's fused kernels.
+    """Output `[r, h, w, d]` of transformers' SegGPT attention, with torch's fused kernels.
 
-    Its relative positions add `q . R[row]` and `q . R[column]` to every product `q . k`: the same
-    as h + w more channels, which hold these values in q and in k a one at the row and the column of
-    the key. So no bias of `[r, heads, t, t]` is ever laid out.
+    Relative positions add `q . R[row]` and `q . R[column]` to every product `q . k`. This is the
+    same as h + w additional channels: in q they hold these values, in k a one at the row and the
+    column of the key. So no bias of `[r, heads, t, t]` is stored. On CPU with gradients, the two
+    plain products of `reasonseg.nn.attention` are used.
     """
     count, height, width, _ = states.shape
     heads = attention.num_attention_heads
@@ -71,7 +73,7 @@ def attend(attention: Any, states: torch.Tensor) -> torch.Tensor:
     if states.device.type == "cpu" and torch.is_grad_enabled():
         seen, _ = plain(attention, query, key, value, scaling=1.0)
     else:
-        value = F.pad(value, (0, height + width))  # the fused kernels want values as wide as keys
+        value = F.pad(value, (0, height + width))  # the fused kernels need values as wide as keys
         seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)[
             ..., : -height - width
         ].transpose(1, 2)
@@ -79,21 +81,23 @@ def attend(attention: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def arranged(pixels: torch.Tensor, turn: int) -> torch.Tensor:
-    """Squares `[..., s, s]` in one of the eight arrangements: 0 to 3 quarter turns, from 4 on
-    after a flip.
+    """Squares `[..., s, s]` in one of eight arrangements.
+
+    `turn` 0 to 3: so many quarter turns; 4 to 7: a horizontal flip, then `turn` - 4 quarter turns.
     """
     return torch.rot90(pixels.flip(-1) if turn >= 4 else pixels, turn % 4, (-2, -1))
 
 
 def restored(pixels: torch.Tensor, turn: int) -> torch.Tensor:
-    """Undoes `arranged`."""
+    """Undoes `arranged` on squares `[..., s, s]`."""
     turned = torch.rot90(pixels, -(turn % 4), (-2, -1))
     return turned.flip(-1) if turn >= 4 else turned
 
 
 def tiled(squares: torch.Tensor) -> torch.Tensor:
-    """Squares `[q, k, 3, s, s]` side by side in one, `[q, 1, 3, s, s]` (spatial ensemble), again
-    where cells are left.
+    """Squares `[q, k, 3, s, s]` side by side in one square, `[q, 1, 3, s, s]` (spatial ensemble).
+
+    Cells that are left over show the squares again, from the first on.
     """
     shown, side = squares.shape[1], squares.shape[-1]
     across = math.ceil(math.sqrt(shown))

@@ -1,8 +1,8 @@
-"""Features of every patch, and of labels, in the one space of a CLIP or SigLIP model.
+"""Features of every patch, and of labels, in the joint space of a CLIP or SigLIP model.
 
-Computed from the weights of transformers' classes as they are, layer by layer; nothing in them is
-patched. With `surgery`, the last blocks also carry CLIP Surgery's second path (Li et al. 2023,
-"CLIP Surgery"): attention of values to values, no MLP, every attention reading the ordinary path.
+They are computed layer by layer from the weights of transformers' classes; nothing in these is
+patched. With `surgery`, the last blocks also have the second path of CLIP Surgery (Li et al. 2023,
+"CLIP Surgery"): value-value attention, no MLP, and every attention reads the ordinary path.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ TEMPLATE = "a photo of a {}"
 
 
 def dense_features(model: Any, pixels: torch.Tensor, surgery: int = 0) -> torch.Tensor:
-    """Unit features `[b, t, d]` of the patches of `pixels` `[b, 3, s, s]`, row by row, without the
-    class token.
+    """Patch features `[b, t, d]` of unit length, row by row, without the class token.
 
-    `model` is a transformers `CLIPModel` or `SiglipModel`; `surgery` is how many of the last blocks
-    have the second path (6 in CLIP Surgery; a SigLIP model takes 0). d is the width of the joint
-    space.
+    `pixels` are `[b, 3, s, s]`; d is the width of the joint space. `model` is a transformers
+    `CLIPModel` or `SiglipModel`. `surgery` is the number of last blocks with the second path (6 in
+    CLIP Surgery; 0 for a SigLIP model). Raises `InputError` where the model has no so many blocks
+    or is no CLIP model.
     """
     vision = model.vision_model
     states = vision.embeddings(pixels.to(vision.embeddings.patch_embedding.weight.dtype))
@@ -34,8 +34,8 @@ def dense_features(model: Any, pixels: torch.Tensor, surgery: int = 0) -> torch.
     layers = vision.encoder.layers
     if surgery > len(layers) or (surgery and not clip):
         raise InputError(
-            f"surgery {surgery} needs a CLIP tower of as many blocks; this one is "
-            f"{model.config.model_type}"
+            f"surgery {surgery} needs a CLIP vision tower with at least as many blocks; this one "
+            f"is {model.config.model_type}"
         )
     other = None
     for number, layer in enumerate(layers):
@@ -60,8 +60,9 @@ def _block(layer: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def value_attention(attention: Any, read: torch.Tensor) -> torch.Tensor:
-    """Attention `[b, t, d]` whose queries and keys are the values too, through the output
-    projection.
+    """Attention `[b, t, d]` of states `read` `[b, t, d]`, with the values as queries and keys too.
+
+    The output projection follows, as in ordinary attention.
     """
     heads = attention.num_heads
     values = attention.v_proj(read).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -72,7 +73,10 @@ def value_attention(attention: Any, read: torch.Tensor) -> torch.Tensor:
 def text_features(
     model: Any, tokenizer, labels: Sequence[str], template: str = TEMPLATE
 ) -> torch.Tensor:
-    """Unit features `[n, d]` of labels, put into `template` and cut where the text tower ends."""
+    """Features `[n, d]` of unit length of n labels.
+
+    Each label is put into `template`; texts are cut at the maximum length of the text tower.
+    """
     length = model.config.text_config.max_position_embeddings
     texts = [template.format(label) for label in labels]
     ids = tokenizer(
@@ -82,17 +86,17 @@ def text_features(
 
 
 def text_features_of_ids(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Unit features `[n, d]` of token ids `[n, t]`."""
+    """Features `[n, d]` of unit length of token ids `[n, t]`."""
     features = model.get_text_features(input_ids=ids)
     features = features if isinstance(features, torch.Tensor) else features.pooler_output
     return F.normalize(features.float(), dim=-1)
 
 
 def attention_map(features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """How much each patch `[b, t, d]` resembles a text `[b, d]`: dot products, from 0 (least) to 1
-    (most), `[b, t]`.
+    """Similarity `[b, t]` of each patch `[b, t, d]` to a text `[b, d]`, from 0 (least) to 1 (most).
 
-    All 0 where the text is a vector of zeros, that is, where there is none.
+    Dot products, scaled per image. All 0 where the text is a vector of zeros, which stands for no
+    text.
     """
     likeness = torch.einsum("btd,bd->bt", features, text)
     low, high = likeness.amin(1, keepdim=True), likeness.amax(1, keepdim=True)

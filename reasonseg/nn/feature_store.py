@@ -1,6 +1,4 @@
-"""What encoders that are not trained make of images: once, kept in a folder, for every epoch and
-every run.
-"""
+"""Features of frozen encoders, computed once and stored in a folder for all epochs and runs."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from reasonseg.structures.images import atomic_write
 
 
 class FeatureStore:
-    """What parts made of images, in `folder` and, up to `budget` bytes, in memory.
+    """Encoded images, stored in `folder` and, up to `budget` bytes, in memory.
 
-    Every image is encoded alone, so that it does not matter which come together: a run that is
-    resumed reads what was written before and ends with the same weights. Files are named by
-    weights, preprocessing, precision and image.
+    Every image is encoded alone, so that the result does not depend on the rest of its batch: a
+    resumed run reads what was stored before and ends with the same weights. File names are made of
+    hashes of weights, preprocessing, precision and image.
     """
 
     def __init__(self, folder: Path, budget: int = BUDGET):
@@ -33,9 +31,7 @@ class FeatureStore:
 
     @torch.no_grad()
     def __call__(self, part: Any, images: Sequence[np.ndarray]) -> Any:
-        """`part.encode(images)` of a backbone or decoder with a row for each image, read where
-        it was made before.
-        """
+        """`part.encode(images)` of a backbone or decoder, a row per image; reads what is stored."""
         device = next(part.encoders[0].parameters()).device
         cast = (
             torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else ""
@@ -85,12 +81,12 @@ class FeatureStore:
 
 
 def are_frozen(encoders: Sequence[nn.Module]) -> bool:
-    """Whether there are encoders and none is trained."""
+    """Whether there are encoders and no parameter of them is trained."""
     return bool(encoders) and not any(
         p.requires_grad for module in encoders for p in module.parameters()
     )
 
 
 def stored(store: FeatureStore | None, part: Any, images: list) -> Any:
-    """`part.encode(images)` where its encoders are frozen and what they made is kept, else None."""
+    """`part.encode(images)` by the store; None without a store, or with trained encoders."""
     return store(part, images) if store is not None and are_frozen(part.encoders) else None

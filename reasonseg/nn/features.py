@@ -1,6 +1,4 @@
-"""What image encoders give: features of a batch that only their own decoder reads, and patch
-features to compare images by.
-"""
+"""Outputs of image encoders: features for a decoder, and patch features for comparing images."""
 
 from __future__ import annotations
 
@@ -16,15 +14,16 @@ from reasonseg.nn.image_processor import ImageProcessor
 
 @dataclass
 class Features:
-    """Encoded images: `embedding` `[b, d, g, g]` and further maps `[b, ...]` that only their own
-    decoder understands.
+    """Encoded images in a form that only their own decoder reads.
+
+    `embedding` is `[b, d, g, g]`; `more` are further maps `[b, ...]`.
     """
 
     embedding: torch.Tensor
     more: tuple[torch.Tensor, ...] = ()
 
     def __getitem__(self, index) -> Features:
-        # the gradient of plain indexing adds up in any order, this one's always alike
+        # the gradient of plain indexing is summed in any order, that of index_select in a fixed one
         if isinstance(index, torch.Tensor):
             return Features(
                 self.embedding.index_select(0, index),
@@ -33,27 +32,28 @@ class Features:
         return Features(self.embedding[index], tuple(m[index] for m in self.more))
 
     def clone(self) -> Features:
-        """A copy with storage of its own."""
+        """A copy with its own storage."""
         return Features(self.embedding.clone(), tuple(m.clone() for m in self.more))
 
     @property
     def nbytes(self) -> int:
-        """Memory it takes."""
+        """Memory of all maps in bytes."""
         return self.embedding.nbytes + sum(m.nbytes for m in self.more)
 
     @staticmethod
     def joined(parts: Sequence[Features]) -> Features:
-        """Several as one batch."""
+        """Several batches as one, in their order."""
         more = zip(*(p.more for p in parts), strict=True)
         return Features(torch.cat([p.embedding for p in parts]), tuple(torch.cat(m) for m in more))
 
 
 @dataclass(frozen=True)
 class PatchEncoder:
-    """A vision tower that is asked for patch features, to compare images by.
+    """A vision tower that computes patch features for comparing images.
 
-    `encode` takes uint8 `[h, w, 3]` images and gives `[b, grid * grid, width]`. `module` is what it
-    runs, by whose weights caches know it; `image_processor` says how images enter.
+    - `module`: the module that `encode` runs; caches identify it by its weights.
+    - `encode`: computes features `[b, grid * grid, width]` of uint8 `[h, w, 3]` images.
+    - `image_processor`: the preprocessing of the images.
     """
 
     module: nn.Module

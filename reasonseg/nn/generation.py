@@ -1,5 +1,6 @@
-"""Token after token through a language model: one loop, its step as it is or compiled over keys
-and values that stay in place.
+"""Token-by-token generation with a language model: one loop, with a plain or a compiled step.
+
+The compiled step works on keys and values in a static cache, whose memory does not move.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from transformers import Cache, DynamicCache, LogitsProcessor, StaticCache
 
 from reasonseg.structures.markers import Markers
 
-# places are laid out in multiples of this, and for 1, 2, 4, 8 ... rows, so that few shapes are
-# compiled
+# static caches are allocated in multiples of this length, and for 1, 2, 4, 8 ... rows, so that few
+# shapes are compiled
 ROUND = 128
-BUDGET = 2**31  # bytes of places that are kept; what was not used for longest goes
+BUDGET = 2**31  # bytes of static caches that are kept; the least recently used are dropped
 
 
 class MarkerLogitsProcessor(LogitsProcessor):
-    """Rules of the answer, one row a question: where to refuse, and that a mask is asked for in any
-    case.
+    """Decoding rules, one row per question: when to refuse, and that a mask is given in any case.
 
-    Where the likeliest token is a marker, `<REJ>` wins if its share of the two is at least
-    `absent_threshold`. With `force_seg` no `<REJ>` is said, and an answer that would end without
-    `<SEG>` says it first. A temperature above 0 adds Gumbel noise from a generator of the row's
-    own, so that a batch samples what one by one would.
+    Where the most likely token is a marker, `<REJ>` is taken if its share of the probability of
+    both markers is at least `absent_threshold` (0..1). With `force_seg` no `<REJ>` is generated,
+    and `<SEG>` is inserted before an answer that would end without one. A temperature above 0 adds
+    Gumbel noise from a separate generator for each row, so that a batch samples the same tokens as
+    its questions one by one.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class MarkerLogitsProcessor(LogitsProcessor):
         self.probabilities: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores in which the chosen token of each row is the greatest, as `generate` wants
-        them.
+        """Scores `[b, vocabulary]` with the chosen token as maximum, for transformers'
+        `generate`.
         """
         return torch.full_like(scores.float(), -torch.inf).scatter(
             1, self.choose(scores)[:, None], 0.0
@@ -98,9 +99,7 @@ class MarkerLogitsProcessor(LogitsProcessor):
 
 @contextmanager
 def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Collects what enters the language model's head: `[b, width]` of the last position, once a
-    step.
-    """
+    """Collects the input of the language model's head: `[b, width]` per step, last position."""
     caught: list[torch.Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0][:, -1]))
     try:
@@ -110,20 +109,20 @@ def last_states(head: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 class Stepper:
-    """Generates with a decoder-only `model` (its `get_decoder`, embedding and head) from embedded
-    prompts.
+    """Generates answers with a decoder-only `model` from embedded prompts.
 
-    `generate` does the same, but what it does around each token takes a small model longer than the
-    token; rules of a checkpoint's own generation config are left out. `compiled` puts the step of
-    one token through `torch.compile`, on a GPU as a CUDA graph; its first use takes half a minute.
-    Where nothing can be compiled it warns and goes on without.
+    `model` is a transformers model with `get_decoder`, input embeddings and a head. transformers'
+    `generate` does the same, but for a small model its overhead per token is larger than the token
+    itself. Rules in a checkpoint's own generation config are not applied. `compiled` compiles the
+    step of one token with `torch.compile`, on a GPU as a CUDA graph; the first use takes half a
+    minute. Where nothing can be compiled, it warns and continues without compilation.
     """
 
     def __init__(self, model: Any, compiled: bool = False):
         self.model, self.compiled = model, compiled
         self.quick: Callable | None = None
-        self.kept: list[StaticCache] = []  # the latest used last
-        # places serve one batch at a time; another meanwhile goes without
+        self.kept: list[StaticCache] = []  # the most recently used last
+        # static caches serve one batch at a time; a concurrent batch runs uncompiled
         self.taken = threading.Lock()
 
     def __deepcopy__(self, memo) -> Stepper:
@@ -140,12 +139,13 @@ class Stepper:
         limit: int,
         ends: set[int],
     ) -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """Ids `[b, n]`, the states that predicted them `[b, n, width]`, and keys and values, first
-        of the prompts.
+        """Generates up to `limit` tokens: ids `[b, n]`, states `[b, n, width]`, and the cache.
 
-        `n` is at most `limit`. `embedded` `[b, t, width]` and `mask` `[b, t]` (1: there) are whole
-        prompts, padded anywhere before their ends; what `cache` holds of them is not read again.
-        `choose(scores)` picks the next tokens; where all rows have said one of `ends`, it stops.
+        State i is the one that predicted id i. The cache holds keys and values, those of the
+        prompts first. `embedded` `[b, t, width]` and `mask` `[b, t]` (1: a token, 0: padding) are
+        whole prompts; the padding may be anywhere before their ends. Positions that `cache` already
+        holds are not computed again. `choose(scores)` returns the next tokens. Generation stops
+        where every row has one of `ends`.
         """
         cache = cache or DynamicCache(config=self.model.config.get_text_config())
         known, padded = cache.get_seq_length(), not bool(mask.all())
@@ -174,8 +174,8 @@ class Stepper:
         return torch.stack(ids, 1), torch.stack(states, 1), cache
 
     def read(self, embedded, positions, mask, cache) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last states `[b, width]` and scores `[b, vocabulary]` after `embedded` `[b, t,
-        width]`.
+        """Last states `[b, width]`, scores `[b, vocabulary]` after inputs `embedded`
+        `[b, t, width]`.
         """
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         hidden = decoder(
@@ -188,12 +188,13 @@ class Stepper:
         return hidden, head(hidden)
 
     def step(self, ids, positions, mask, cache) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same after one more token `[b]`."""
+        """The same as `read`, after one more token `[b]`."""
         return self.read(self.model.get_input_embeddings()(ids)[:, None], positions, mask, cache)
 
     def places(self, rows: int, length: int, like: torch.Tensor) -> StaticCache:
-        """Empty places for keys and values of so many rows and tokens, old ones where they fit,
-        `like` others in kind.
+        """An empty static cache for `rows` rows and `length` tokens, a kept one where it fits.
+
+        `like` gives the dtype and the device.
         """
         for kept in self.kept:
             first: Any = kept.layers[0]
@@ -212,7 +213,7 @@ class Stepper:
         return kept
 
     def trim(self) -> None:
-        """Gives up what was not used for longest, down to `BUDGET`; the latest stays."""
+        """Drops the least recently used caches down to `BUDGET` bytes; the latest one stays."""
         while len(self.kept) > 1 and sum(map(_bytes_of, self.kept)) > BUDGET:
             self.kept.pop(0)
 
@@ -224,9 +225,7 @@ def _bytes_of(cache: StaticCache) -> int:
 
 
 class _Steps:
-    """Over keys and values that grow, with a mask `[b, t]` that grows beside them where rows are
-    padded.
-    """
+    """Steps with a cache that grows; where rows are padded, a mask `[b, t]` grows with it."""
 
     def __init__(self, stepper: Stepper, cache: Cache, there: torch.Tensor | None):
         self.stepper, self.cache, self.there = stepper, cache, there
@@ -241,7 +240,7 @@ class _Steps:
 
 
 class _QuickSteps(_Steps):
-    """Compiled, over places laid out before, with a mask `[rows, 1, 1, places]` of those in use."""
+    """Compiled steps with a static cache; mask `[rows, 1, 1, places]` of the positions in use."""
 
     def __init__(
         self, stepper: Stepper, read: Cache, mask: torch.Tensor, limit: int, plain: _Steps
@@ -270,7 +269,7 @@ class _QuickSteps(_Steps):
     def __call__(
         self, ids: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As above; where the first cannot be compiled, this and all others go on as they are."""
+        """As above; where the first step cannot be compiled, this and all others run uncompiled."""
         quick = self.stepper.quick
         if not self.possible or quick is None:
             return self.plain(ids, positions)
@@ -284,13 +283,13 @@ class _QuickSteps(_Steps):
                 raise
             reason = str(error).strip().splitlines()[0]
             warn(
-                f"compile: nothing can be compiled here, leave it out ({reason}); it goes on "
-                "without",
+                f"compile: nothing can be compiled here, leave it out ({reason}); generation "
+                "continues without it",
                 stacklevel=2,
             )
             self.stepper.compiled = self.possible = False
             self.stepper.kept.clear()
             return self.plain(ids, positions)
         self.used, self.begun = self.used + 1, True
-        # a CUDA graph writes to one place at every step
+        # a CUDA graph writes its output to the same memory at every step
         return state[: self.count].clone(), scores[: self.count].clone()

@@ -1,6 +1,4 @@
-"""From a picture to what a network reads: resize with PIL, normalise, pad. One place, so that
-every part agrees.
-"""
+"""Image preprocessing: resize with PIL, normalise, pad. All parts of a model use this module."""
 
 from __future__ import annotations
 
@@ -20,13 +18,15 @@ FILE = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How pictures enter a network of `size` x `size` pixels.
+    """Preprocessing for a network that takes images of `size` x `size` pixels.
 
-    `aspect`: `crop` resizes the shorter side and crops the centre (CLIP; `crop_even` where an odd
-    rest is halved to the even number, as torchvision does), `squash` ignores the aspect, `pad`
-    resizes the longer side and fills the right and bottom (SAM). `mean` and `std` are of 0..1
-    values; the fill is `mean`, that is 0. `enlarged`: the network's side where the normalised
-    picture is once more enlarged (released VLP-SAM), or 0.
+    - `aspect`: `crop` resizes the shorter side and crops the centre (CLIP). `crop_even` is the
+      same, but half of an odd rest is rounded to the even number, as in torchvision. `squash`
+      ignores the aspect ratio. `pad` resizes the longer side and pads at the right and bottom
+      (SAM).
+    - `mean`, `std`: of values 0..1. The padding is `mean`, that is 0 after normalisation.
+    - `enlarged`: where above 0, the normalised image is enlarged once more to this side, the input
+      of the network (released VLP-SAM).
     """
 
     size: int
@@ -37,9 +37,7 @@ class ImageProcessor:
     enlarged: int = 0
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """`(height, width)` that a picture of `size` has in the network before padding or
-        cropping.
-        """
+        """`(height, width)` in pixels that an image of `size` has before padding or cropping."""
         if self.aspect == "squash":
             return self.size, self.size
         if self.aspect.startswith("crop"):  # CLIP's preprocessing rounds down, SAM's to the nearest
@@ -48,7 +46,9 @@ class ImageProcessor:
         return max(int(size[0] * scale + 0.5), 1), max(int(size[1] * scale + 0.5), 1)
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """float32 `[3, size, size]` of a uint8 `[h, w, 3]` picture."""
+        """float32 `[3, size, size]` of a uint8 `[h, w, 3]` image; `enlarged` replaces `size` where
+        set.
+        """
         height, width = self.resized(image.shape[:2])
         if (height, width) != image.shape[:2]:
             filter_ = Image.Resampling[self.resample.upper()]
@@ -67,18 +67,22 @@ class ImageProcessor:
         return pixels
 
     def mask(self, mask: np.ndarray, squash: bool = False) -> torch.Tensor:
-        """bool `[size, size]`: a mask `[h, w]` in the frame its picture enters in; `squash`
-        ignores the aspect.
+        """A mask `[h, w]` in the frame of its preprocessed image, bool `[size, size]`.
+
+        `squash` ignores the aspect ratio. Raises `InputError` where the crop leaves nothing of the
+        mask.
         """
         height, width = (self.size, self.size) if squash else self.resized(mask.shape)
         picture = Image.fromarray(mask.astype(np.uint8) * 255)
         framed = self._cut(np.array(picture.resize((width, height), Image.Resampling.NEAREST))) > 0
-        if mask.any() and not framed.any():  # too small to be met by chance: where most of it is
+        if (
+            mask.any() and not framed.any()
+        ):  # too small for nearest sampling: take its largest share
             share = self._cut(np.array(picture.resize((width, height), Image.Resampling.BOX)))
             if not share.any():
                 raise InputError(
-                    "what the reference marks lies outside of the part of its picture that this "
-                    "model sees"
+                    "the mask of the reference lies outside of the part of its image that this "
+                    "model reads"
                 )
             framed = share == share.max()
         framed = torch.from_numpy(framed)
@@ -87,7 +91,7 @@ class ImageProcessor:
         )
 
     def _cut(self, image: np.ndarray) -> np.ndarray:
-        """The middle of a resized picture or mask, where it is larger than the network's."""
+        """The centre of a resized image or mask, where it is larger than the network's input."""
         halved = (
             (lambda rest: round(rest / 2))
             if self.aspect == "crop_even"
@@ -99,11 +103,11 @@ class ImageProcessor:
     def batch(
         self, images: list[np.ndarray], device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
-        """`[b, 3, size, size]` on a device."""
+        """A batch `[b, 3, size, size]` of uint8 `[h, w, 3]` images on a device."""
         return torch.stack([self(image) for image in images]).to(device, dtype)
 
     def save(self, folder: Path) -> None:
-        """Writes `preprocessor_config.json`, with the keys transformers uses and our `aspect`."""
+        """Writes `preprocessor_config.json` with transformers' keys and our `aspect`."""
         kept = {
             "aspect": self.aspect,
             "resample_name": self.resample,
@@ -119,8 +123,10 @@ class ImageProcessor:
 
     @classmethod
     def load(cls, folder: Path, **defaults) -> ImageProcessor:
-        """Reads `preprocessor_config.json`, ours or transformers'; `defaults` fill in what it
-        does not say.
+        """Reads `preprocessor_config.json`, ours or that of transformers.
+
+        `defaults` are used for settings that the file does not have. Raises `InputError` where the
+        image size is unknown.
         """
         file = Path(folder) / FILE
         kept = json.loads(file.read_text()) if file.is_file() else {}
@@ -146,5 +152,5 @@ class ImageProcessor:
                     tuple(kept[theirs]) if isinstance(kept[theirs], list) else kept[theirs]
                 )
         if not fields["size"]:
-            raise InputError(f"{file} does not say the picture size")
+            raise InputError(f"{file} has no image size")
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""Token ids of texts with places for images in them, as LLaVA's code and LISA's cut them."""
+"""Token ids of texts with image placeholders, split as in LLaVA's and LISA's code."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from reasonseg.structures.markers import Markers, pieces
 
 
 class ImageText:
-    """Texts to ids: `<image>` becomes `patches` ids of the image token, `<region>` one of them.
+    """Texts to token ids; `<image>` becomes `patches` image tokens, `<region>` becomes one.
 
-    Every piece between names is encoded for itself. Released tokenizers know their own names, and
-    cut a text as the released code does.
+    Every piece of text between special names is encoded on its own. Released tokenizers know their
+    own special names and split a text as the released code does.
     """
 
     def __init__(self, tokenizer: Any, markers: Markers, image_id: int, patches: int):
@@ -36,7 +36,7 @@ class ImageText:
         self.names[REGION] = image_id
 
     def ids(self, text: str) -> list[int]:
-        """Ids of a text, without BOS."""
+        """Token ids of a text, without BOS."""
         if isinstance(self.tokenizer, LlamaPieces):
             return self._released(text)
         ids = []
@@ -65,8 +65,9 @@ class ImageText:
 
 
 def without(text: str, names: Sequence[str]) -> str:
-    """Words with markers and image places taken out, so that a user's cannot pose as the model's
-    own.
+    """A text without the given names, such as markers and image placeholders.
+
+    So a user's text cannot contain what the model takes for its own tokens.
     """
     if not any(name in text for name in names):
         return text

@@ -1,9 +1,10 @@
-"""A released `tokenizer.model` read as transformers 4.31's slow Llama tokenizer read it.
+"""Reads a released `tokenizer.model` as the slow Llama tokenizer of transformers 4.31 did.
 
-Checkpoints such as LISA were trained on its ids, and newer tokenizers give others around added
-tokens: there, white space on both sides of an added token goes, and each piece between two of them
-is encoded for itself. With `legacy` a piece after an added token begins with a word mark; without,
-the mark is cut off again, and what is then no piece of the vocabulary becomes unknown.
+Checkpoints such as LISA were trained on its ids, and newer tokenizers give other ids around added
+tokens. In 4.31, white space on both sides of an added token is removed, and each piece between two
+added tokens is encoded on its own. With `legacy`, a piece after an added token begins with a word
+mark. Without `legacy`, this mark is removed again, and a rest that is not in the vocabulary becomes
+the unknown token.
 """
 
 from __future__ import annotations
@@ -16,14 +17,12 @@ import sentencepiece
 
 from reasonseg.errors import InputError
 
-MARK = "\u2581"  # SentencePiece's sign for the beginning of a word
+MARK = "\u2581"  # SentencePiece's mark for the beginning of a word
 MODEL, ADDED, SETTINGS = "tokenizer.model", "added_tokens.json", "tokenizer_config.json"
 
 
 class LlamaPieces:
-    """SentencePiece with added tokens; the methods are named as those of transformers'
-    tokenizers.
-    """
+    """SentencePiece with added tokens; methods have the names of transformers' tokenizers."""
 
     bos_token, eos_token, unk_token = "<s>", "</s>", "<unk>"
 
@@ -35,8 +34,10 @@ class LlamaPieces:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> LlamaPieces:
-        """Reads `tokenizer.model` and what lies beside it. Raises `InputError` where a file does
-        not fit.
+        """Reads `tokenizer.model` and the files beside it.
+
+        Raises `InputError` where the file is missing or invalid, or the ids of added tokens do not
+        fit.
         """
         folder = Path(folder)
         file = folder / MODEL
@@ -49,7 +50,9 @@ class LlamaPieces:
             raise InputError(
                 f"{file} is not a SentencePiece model: {str(error).splitlines()[0][:120]}"
             ) from None
-        decoder = settings.get("added_tokens_decoder", {})  # where newer versions write them
+        decoder = settings.get(
+            "added_tokens_decoder", {}
+        )  # newer versions write added tokens there
         added = {**{entry["content"]: int(i) for i, entry in decoder.items()}, **added}
         known = len(tokenizer.pieces)
         tokenizer.added = {name: i for name, i in added.items() if i >= known}
@@ -66,26 +69,26 @@ class LlamaPieces:
 
     @property
     def names(self) -> dict[str, int]:
-        """Tokens that are never cut."""
+        """Ids of the special and added tokens, which are never split."""
         special = {self.bos_token: self.bos_token_id, self.eos_token: self.eos_token_id}
         return {**special, self.unk_token: self.unk_token_id, **self.added}
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token's id."""
+        """The id of every token."""
         return {**{self.pieces.id_to_piece(i): i for i in range(len(self.pieces))}, **self.added}
 
     def convert_tokens_to_ids(self, token: str) -> int:
-        """The id of one token, that of the unknown where there is none."""
+        """The id of one token, or the id of the unknown token where there is none."""
         return self.names.get(token, self.pieces.piece_to_id(token))
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> int:
-        """Adds what is not there yet; returns how many that were."""
+        """Adds tokens that are not in the vocabulary yet; returns how many were added."""
         new = [t for t in tokens if t not in self.names]
         self.added |= {token: len(self) + i for i, token in enumerate(new)}
         return len(new)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text; BOS in front of it where `add_special_tokens`."""
+        """Token ids of a text; BOS comes first where `add_special_tokens`."""
         ids = [self.bos_token_id] if add_special_tokens else []
         if not self.legacy:
             text = MARK + text.replace(MARK, " ")
@@ -115,7 +118,7 @@ class LlamaPieces:
         return [self.pieces.piece_to_id(token) for token in tokens]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids; those of an embedding's spare rows have none."""
+        """The text of token ids; ids of an embedding's spare rows give no text."""
         names = {i: name for name, i in self.added.items()}
         special = {self.bos_token_id, self.eos_token_id, self.unk_token_id}
         text, run = [], []
@@ -130,7 +133,7 @@ class LlamaPieces:
         return " ".join(text)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the files it was read from."""
+        """Writes the files that `from_pretrained` reads."""
         folder = Path(folder)
         (folder / MODEL).write_bytes(self.model)
         (folder / ADDED).write_text(json.dumps(self.added, indent=1) + "\n")

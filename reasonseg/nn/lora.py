@@ -1,8 +1,6 @@
-"""Small weights beside large ones (peft): LoRA on the language model's query and value projections,
-and the rows of new tokens.
+"""Adapters of peft: LoRA on the language model's query and value projections, rows of new tokens.
 
-They are folded into the weights when training ends, but for those of quantized layers, which stay
-beside them.
+They are folded into the weights when training ends. Adapters of quantized layers stay separate.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from reasonseg.errors import InputError
 from reasonseg.nn.quantization import is_quantized
 
 TARGETS = ("q_proj", "v_proj")
-NAME = "default"  # peft's, of the one adapter a layer has
+NAME = "default"  # peft's name for the only adapter of a layer
 
 
 def add_lora(
@@ -27,28 +25,30 @@ def add_lora(
     dropout: float = 0.0,
     targets: Sequence[str] = TARGETS,
 ) -> list[nn.Parameter]:
-    """Puts adapters beside the projections in `layers` and returns their parameters; the
-    projections themselves are frozen.
+    """Adds LoRA adapters to the projections in `layers` and returns their parameters (float32).
 
-    Raises `InputError` where there are no such projections, or adapters already.
+    The projections themselves are frozen. `rank` is r; the adapters are scaled by `alpha` / r
+    (LoRA, Hu et al. 2021). Raises `InputError` where there are no such projections, or adapters
+    already.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     if adapters(layers):
         raise InputError(
-            "the language model has adapters already; make it whole first (reasonseg merge)"
+            "the language model has adapters already; fold them into the weights first "
+            "(reasonseg merge)"
         )
     names = {name.rsplit(".", 1)[-1] for name, _ in layers.named_modules()}
     if not {target.rsplit(".", 1)[-1] for target in targets} <= names:
         raise InputError(
-            f"the language model has no {' and '.join(TARGETS)} for LoRA; train it whole with "
-            "train.lora=0"
+            f"the language model has no {' and '.join(TARGETS)} for LoRA; train all of its "
+            "weights with train.lora=0"
         )
-    # peft asks
+    # peft reads these flags
     flags: Any = layers
     flags.is_loaded_in_4bit = any(type(m).__name__ == "Linear4bit" for m in layers.modules())
     flags.is_loaded_in_8bit = any(type(m).__name__ == "Linear8bitLt" for m in layers.modules())
-    # peft annotates an integer, and computes with any number
+    # peft annotates an integer, but computes with any number
     scale: Any = alpha
     inject_adapter_in_model(
         LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=list(targets)),
@@ -63,11 +63,11 @@ def add_lora(
 
 
 def add_rows(model: Any, ids: Sequence[int]) -> list[nn.Parameter]:
-    """Lets a transformers model learn the rows of some tokens, in its embeddings and, where that is
-    not tied to them, its head.
+    """Makes the rows of some tokens trainable and returns them (float32).
 
-    The embeddings and the head themselves are frozen; what else is trained stays so. Returns the
-    rows (float32).
+    The rows are those of the embeddings and, where it is not tied to them, of the head. The
+    embeddings and the head themselves are frozen; what else is trained stays so. `model` is a
+    transformers model.
     """
     from peft import TrainableTokensConfig, inject_adapter_in_model
 
@@ -88,15 +88,13 @@ def add_rows(model: Any, ids: Sequence[int]) -> list[nn.Parameter]:
             p.data = p.data.float()
             rows.append(p.requires_grad_(True))
         else:
-            # the ends have other names now, and are frozen
+            # embeddings and head have other names now; they stay frozen
             p.requires_grad_(trained.get(name, False))
     return rows
 
 
 def adapters(module: nn.Module) -> dict[str, Any]:
-    """Every layer with something beside its weight, by name: peft's `LoraLayer` and
-    `TrainableTokensLayer`.
-    """
+    """All layers with adapters, by name: peft's `LoraLayer` and `TrainableTokensLayer`."""
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
@@ -106,8 +104,9 @@ def adapters(module: nn.Module) -> dict[str, Any]:
 
 
 def fold_adapters(module: nn.Module) -> None:
-    """Adds each LoRA to its weight (W + alpha/r B A), puts learned rows in their place, and
-    takes the adapters away.
+    """Folds all adapters into the weights and removes them; those of quantized layers stay.
+
+    LoRA: W + alpha / r B A. Trained rows replace the rows of their tokens.
     """
     for name, layer in adapters(module).items():
         base = layer.get_base_layer()
@@ -115,7 +114,7 @@ def fold_adapters(module: nn.Module) -> None:
             continue
         if not getattr(layer, "tied_adapter", None):
             layer.merge()
-        # peft writes past the counter by which caches know that a weight has changed
+        # peft does not increase the version counter by which caches notice a changed weight
         with torch.no_grad():
             base.weight.add_(0)
         place, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""Losses on masks. Each returns one value a mask, so that a batch is a sum over a global count."""
+"""Mask losses, one value per mask, so that a batch is a sum divided by a global count."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 def dice(
     logits: torch.Tensor, targets: torch.Tensor, scale: float = 1000.0, eps: float = 1e-6
 ) -> torch.Tensor:
-    """1 - Dice overlap of `[n, h, w]` logits and 0/1 targets, `[n]`.
+    """1 - Dice overlap of logits and targets (0 or 1) `[n, h, w]`, as `[n]`.
 
     `scale` and `eps` smooth as LISA does: both sums are divided by 1000 before 1e-6 is added
     (model/LISA.py).
@@ -23,7 +23,7 @@ def dice(
 
 
 def bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross entropy over the pixels of each `[n, h, w]` mask, `[n]`."""
+    """Mean binary cross entropy over the pixels of each mask: `[n, h, w]` to `[n]`."""
     return (
         F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
         .flatten(1)
@@ -32,8 +32,10 @@ def bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def iou_error(predicted: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Squared error of predicted IoU `[n]` against the true IoU of the thresholded logits `[n,
-    h, w]` (SAM, section A).
+    """Squared error of the predicted IoU, `[n]` (SAM, section A).
+
+    `predicted` `[n]` is compared to the true IoU of the thresholded `logits` with `targets`, both
+    `[n, h, w]`. An empty union counts as IoU 1.
     """
     with torch.no_grad():
         marked, targets = (logits > 0).flatten(1), (targets > 0.5).flatten(1)
@@ -49,12 +51,11 @@ def mask_losses(
     truths: list[torch.Tensor],
     sample_index: list[int],
 ) -> dict[str, torch.Tensor]:
-    """bce, dice and iou of logits `[m, s, s]` and predicted IoU `[m]`, averaged over masks; 0 where
-    there are none.
+    """Losses `bce`, `dice` and `iou`, averaged over masks; 0 where there are none.
 
-    `truths` holds the masks `[n, h, w]` of each sample, those of one size are compared together;
-    logit m is of sample `sample_index[m]`. `restore(logits, size)` brings logits to the size of an
-    image (a decoder's method).
+    `logits` are `[m, s, s]`, `predicted` IoU is `[m]`. `truths` holds the masks `[n, h, w]` of each
+    sample; masks of one size are compared together. Logit m belongs to sample `sample_index[m]`.
+    `restore(logits, size)` resizes logits to the size of an image (a method of the decoder).
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for m, owner in enumerate(sample_index):
@@ -77,8 +78,10 @@ def painting(
     valid: torch.Tensor | None = None,
     beta: float = 0.01,
 ) -> torch.Tensor:
-    """SegGPT's loss: smooth L1 of painted colours `[n, 3, h, w]`, averaged over what was masked
-    (`[n, h, w]`) and is valid.
+    """SegGPT's loss: smooth L1 of painted colours `[n, 3, h, w]`, a scalar.
+
+    It is averaged over what was masked and is valid: `masked` and `valid` are `[n, h, w]`, and
+    `valid` may hold weights.
     """
     counted = masked[:, None].expand_as(canvas).to(canvas)
     counted = counted if valid is None else counted * valid[:, None]

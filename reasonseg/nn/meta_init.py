@@ -1,5 +1,6 @@
-"""Modules without values, and how checkpoints fill them: tensor by tensor, on the device, in the
-precision asked for.
+"""Modules on torch's meta device, and filling them from checkpoints one tensor at a time.
+
+So each tensor goes directly to its device and precision.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from reasonseg.nn.quantization import is_quantized, quantized
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Modules built inside have parameters without storage; their buffers are real."""
+    """Modules built inside have parameters without storage; their buffers have values."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         yield
 
 
 class WeightFiller:
-    """Puts tensors into a hollow module. `done()` lists what does not fit, as `weights.refuse`
-    does.
+    """Puts tensors into a module without storage.
 
-    `dtype` None keeps each tensor as it is stored.
+    `done()` reports what does not fit, as `pretrained.refuse` does. `dtype` None keeps the
+    precision in which each tensor is stored.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class WeightFiller:
         self.filled: set[str] = set()
 
     def put(self, targets: Iterable[str], value: torch.Tensor, key: str = "") -> None:
-        """Fills the parameters of these names (more than one: they are tied) with one tensor,
-        called `key` in its file.
+        """Fills the named parameters with one tensor, called `key` in its file.
+
+        More than one name means that these parameters are tied.
         """
         kept: nn.Parameter | None = None
         for target in targets:
@@ -69,11 +71,11 @@ class WeightFiller:
         return nn.Parameter(value.to(self.device, self.dtype or value.dtype, copy=True))
 
     def done(self, allow: Sequence[str] = ()) -> None:
-        """Raises `InputError` where a key is missing, left over or of another shape and no prefix
-        in `allow` covers it.
+        """Initialises what is still empty. Raises `InputError` where weights do not fit.
 
-        What is allowed to be missing starts as noise of the usual spread (0.02), norms as ones,
-        biases as zeros.
+        That is where a key is missing, left over or of another shape, and no prefix in `allow`
+        covers it. Weights that may be missing are drawn from a normal distribution with the usual
+        standard deviation (0.02); norms are ones, biases zeros.
         """
         missing = [name for name in self.parameters if name not in self.filled]
         refuse([*self.problems, *(("missing", name, "") for name in missing)], self.source, allow)
@@ -85,7 +87,7 @@ class WeightFiller:
                 owner._parameters[last] = self._fresh(last, empty.shape)
         for name, buffer in self.module.named_buffers():
             place, _, last = name.rpartition(".")
-            # rotary angles stay float32
+            # frequencies of rotary embeddings stay float32
             floating = buffer.is_floating_point() and last != "inv_freq"
             self.module.get_submodule(place)._buffers[last] = buffer.to(
                 self.device, self.dtype if floating else None

@@ -1,4 +1,4 @@
-"""Several conversations about one image in one row, so that their common beginning is read once."""
+"""Several conversations about one image in one row: their common prefix is computed once."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ IGNORED = -100  # the label of a token that no loss counts
 
 @dataclass
 class Pack:
-    """Several conversations that begin alike, in one row: the common prefix (segment 0), then
-    each rest (1, 2, ...).
-    """
+    """Several conversations in one row: common prefix (segment 0), then each rest (1, 2, ...)."""
 
     ids: list[int]
     positions: list[int]
-    labels: list[int]  # the id to predict next, IGNORED where it is not taught
+    labels: list[int]  # the id to predict next; IGNORED where it is not trained
     segments: list[int]  # -1 is padding
 
     FILL = {"ids": 0, "positions": 0, "labels": IGNORED, "segments": -1}
 
     @classmethod
     def of(cls, turns: list[tuple[list[int], list[int], int]], image_id: int, patches: int) -> Pack:
-        """Packs (prompt ids, answer ids, how many of these are not taught) whose prompts agree
-        up to the end of the image.
+        """Packs conversations (prompt ids, answer ids, number of answer ids that are not trained).
+
+        Their prompts must be equal up to the end of the image.
         """
         first = turns[0][0]
         cut = first.index(image_id) + patches
@@ -42,14 +41,15 @@ class Pack:
         return pack
 
     def padded(self, name: str, length: int) -> np.ndarray:
-        """One of its lists at `length`."""
+        """The list `name`, padded to `length`, as an array `[length]`."""
         values = getattr(self, name)
         return np.array(values + [self.FILL[name]] * (length - len(values)))
 
 
 def packed_mask(segments: torch.Tensor) -> torch.Tensor:
-    """Who may look at whom, bool `[b, 1, t, t]`, from segments `[b, t]`: back in one's own
-    segment, and at segment 0.
+    """The attention mask bool `[b, 1, t, t]` of packed rows, from segments `[b, t]`.
+
+    A token attends to earlier tokens of its own segment and of segment 0.
     """
     t = segments.shape[1]
     causal = torch.ones(t, t, dtype=torch.bool, device=segments.device).tril()

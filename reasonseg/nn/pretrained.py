@@ -1,6 +1,4 @@
-"""Where model folders are: in the package, on the disk, or on the Hugging Face hub; and how one
-is written.
-"""
+"""Where model folders are (package, disk, Hugging Face hub), and how a folder is written."""
 
 from __future__ import annotations
 
@@ -20,10 +18,10 @@ PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
 def download(
     name: str, revision: str | None, remedy: str, only: tuple[str, ...] | None = None
 ) -> Path:
-    """The local folder of a repository `owner/name`. Raises `InputError` ending in `remedy` where
-    it cannot be had.
+    """The local folder of a hub repository `owner/name`.
 
-    `only` are patterns of the files wanted (None: all).
+    `only` are patterns of the files to download (None: all). Raises `InputError`, whose message
+    ends with `remedy`, where the download fails.
     """
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
@@ -42,12 +40,13 @@ def download(
             str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         )
         raise InputError(
-            f"nothing at {name}: no such folder, and the hub did not give it ({reason}); {remedy}"
+            f"nothing at {name}: no such folder, and the download from the hub failed ({reason}); "
+            f"{remedy}"
         ) from None
 
 
 def local_folder(source: str) -> Path:
-    """A folder, or the local copy of a hub repository."""
+    """A folder, or the local copy of a hub repository. Raises `InputError` without either."""
     return (
         Path(source)
         if Path(source).is_dir()
@@ -58,10 +57,10 @@ def local_folder(source: str) -> Path:
 def model_path(
     source: str | Path | None, revision: str | None = None, only: tuple[str, ...] | None = None
 ) -> Path:
-    """Where a model's files are: of None and the names in `PACKAGED` in the package, of a hub id a
-    copy (`only` such files).
+    """The folder or file of a model.
 
-    Raises `InputError` where there is nothing of that name.
+    None and the names in `PACKAGED` are models in the package. A hub id gives a local copy, with
+    `only` (patterns) of its files. Raises `InputError` where nothing has that name.
     """
     if source is None:
         return EMBEDDED
@@ -71,7 +70,7 @@ def model_path(
     if str(source) in PACKAGED:
         return PACKAGED[str(source)]
     remedy = (
-        f"give a folder, a hub id or what comes with reasonseg ({', '.join(PACKAGED)}) as "
+        f"give a folder, a hub id or a packaged model ({', '.join(PACKAGED)}) as "
         "--model, or as start in a config"
     )
     return download(str(source), revision, remedy, only)
@@ -79,8 +78,9 @@ def model_path(
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write to; at the end it takes the place of `folder`, of which only files
-    of other names stay.
+    """A new folder to write to, which replaces `folder` at the end.
+
+    Files of the old folder whose names are not in the new one are kept.
     """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
@@ -89,7 +89,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     try:
         yield aside
         if folder.exists():
-            for extra in folder.iterdir():  # a README or a model card written by hand stays
+            for extra in folder.iterdir():  # a README or a model card written by hand is kept
                 if not (aside / extra.name).exists():
                     (shutil.copytree if extra.is_dir() else shutil.copy2)(extra, aside / extra.name)
             folder.rename(old)
@@ -100,8 +100,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -> Any:
-    """`cls.from_pretrained(folder)`. Raises `InputError` where keys do not fit and no prefix in
-    `allow` covers them.
+    """`cls.from_pretrained(folder)`, checked.
+
+    Raises `InputError` where weights do not fit and no prefix in `allow` covers their keys.
     """
     model, info = cls.from_pretrained(
         folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -117,13 +118,15 @@ def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -
 
 
 def refuse(problems: Sequence[tuple[str, str, str]], folder: Path, allow: Sequence[str]) -> None:
-    """Raises `InputError` listing (what, key, detail) unless each key begins with a prefix in
-    `allow`.
+    """Raises `InputError` that lists the problems (what, key, detail).
+
+    Problems whose key begins with a prefix in `allow` are ignored.
     """
     left = sorted(p for p in problems if not p[1].startswith(tuple(allow)))
     if left:
         listed = "; ".join(f"{what}: {key}{detail}" for what, key, detail in left[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         raise InputError(
-            f"{folder}: weights do not fit: {listed}{more}; allow=(prefix, ...) goes on regardless"
+            f"{folder}: weights do not fit: {listed}{more}; allow=(prefix, ...) ignores keys with "
+            "that prefix"
         )

@@ -1,4 +1,4 @@
-"""What a prompter hands to a decoder."""
+"""Prompts: the input of a mask decoder beside its image features."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from reasonseg.errors import InputError
 
 @dataclass(eq=False)
 class Canvas:
-    """References for a decoder that learns in context: k pictures and their painted masks `[k, 3,
-    s, s]`, normalised.
+    """Reference images and their painted masks for an in-context decoder (SegGPT).
 
-    `colors` `[labels + 1, 3]` 0..1, the background's first; `weights` `[k]` add to 1. `ensemble`:
-    `feature` reads them together inside the network, `spatial` side by side in one picture, `mean`
-    one by one and averages what they paint. `arrangements` (1 to 8) turns and flips of the whole
-    are painted, undone and averaged. `type`: whether masks are of single things (`instance`) or of
-    all of a kind (`semantic`).
+    - `images`, `targets`: k images and their painted masks `[k, 3, s, s]`, normalised.
+    - `colors`: `[labels + 1, 3]`, 0..1, the background's first.
+    - `weights`: `[k]`, with sum 1.
+    - `ensemble`: `feature` reads the references together inside the network, `spatial` side by side
+      in one image, `mean` one by one and averages the painted results.
+    - `arrangements`: 1 to 8 turns and flips of the whole canvas are painted, undone and averaged.
+    - `type`: whether masks are of single things (`instance`) or of all things of a kind
+      (`semantic`).
     """
 
     images: torch.Tensor
@@ -34,10 +36,10 @@ class Canvas:
 
 @dataclass(frozen=True)
 class CanvasFrame:
-    """How a decoder that learns in context lays out its canvas.
+    """The canvas layout of an in-context decoder.
 
-    `images` takes uint8 `[h, w, 3]` images to normalised `[k, 3, s, s]`, `normalised` colours 0..1
-    `[k, 3, s, s]` likewise.
+    `images` converts uint8 `[h, w, 3]` images to normalised `[k, 3, s, s]`. `normalised` does the
+    same for colours 0..1 `[k, 3, s, s]`.
     """
 
     images: Callable[[list[np.ndarray]], torch.Tensor]
@@ -46,7 +48,7 @@ class CanvasFrame:
 
 @dataclass(frozen=True)
 class Painted:
-    """One mask of a canvas: its label's `number`, from 0."""
+    """One mask of a canvas; `number` is that of its label, from 0."""
 
     canvas: Canvas
     number: int = 0
@@ -54,11 +56,11 @@ class Painted:
 
 @dataclass
 class Prompt:
-    """Tokens `[n, k, d]` for n masks of k tokens each, and maybe a dense mask `[n, 1, h, w]`
-    (logits) to start from.
+    """Prompts of n masks: tokens `[n, k, d]`, and an optional dense mask.
 
-    Where a decoder learns in context there are no tokens; `examples` then holds what each of the n
-    masks is drawn after.
+    `dense` `[n, 1, h, w]` are logits to start from. For an in-context decoder there are no tokens;
+    `examples` then holds the canvas and label of each of the n masks. Raises `InputError` where
+    shapes do not fit.
     """
 
     tokens: torch.Tensor
@@ -77,7 +79,7 @@ class Prompt:
             )
         if self.examples and len(self.examples) != len(self.tokens):
             raise InputError(
-                f"{len(self.examples)} examples do not go with {len(self.tokens)} masks"
+                f"{len(self.examples)} examples for {len(self.tokens)} masks; give one for each"
             )
 
     def __len__(self) -> int:
@@ -85,21 +87,22 @@ class Prompt:
 
     @property
     def kind(self) -> tuple:
-        """Prompts of one kind can be `joined`: as many tokens a mask, all dense or none."""
+        """Prompts of one kind can be `joined`: as many tokens per mask, all dense or none."""
         return self.tokens.shape[1], self.dense is None, bool(self.examples)
 
     def beside(self, other: Prompt) -> Prompt:
-        """Both prompts' tokens side by side along k, for the same n masks."""
+        """The tokens of both prompts concatenated along k, for the same n masks.
+
+        Raises `InputError` where n differs.
+        """
         if len(self) != len(other):
-            raise InputError(
-                f"prompts for {len(self)} and {len(other)} masks cannot stand side by side"
-            )
+            raise InputError(f"prompts for {len(self)} and {len(other)} masks cannot be combined")
         dense = self.dense if other.dense is None else other.dense
         return Prompt(torch.cat([self.tokens, other.tokens.to(self.tokens)], 1), dense)
 
     @staticmethod
     def joined(prompts: Sequence[Prompt]) -> Prompt:
-        """Prompts of one kind as one, mask after mask."""
+        """Prompts of one kind as one prompt, mask after mask."""
         dense = (
             None
             if prompts[0].dense is None
@@ -110,8 +113,9 @@ class Prompt:
 
 
 def palette(labels: int) -> torch.Tensor:
-    """Colours 0..1 `[labels + 1, 3]`, black first; the scheme of transformers' SegGPT processor,
-    so that its prompts agree.
+    """Colours 0..1 `[labels + 1, 3]`, black first.
+
+    The scheme is that of transformers' SegGPT processor, so that both give the same prompts.
     """
     base = int(labels ** (1 / 3)) + 1
     step = 256 // base

@@ -1,7 +1,7 @@
-"""8-bit and 4-bit weights by bitsandbytes, of the language model's layers only.
+"""8-bit and 4-bit weights with bitsandbytes, for the language model's layers only.
 
 The vision tower, the projector, the embeddings, the head, the prompter and the mask decoder keep
-their precision: they are small, and masks suffer first.
+their precision: they are small, and masks lose quality first.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ KINDS = ("int8", "nf4")
 
 
 def library() -> Any:
-    """bitsandbytes, or `InputError` saying how to get it."""
+    """The module bitsandbytes. Raises `InputError` where it is not installed."""
     try:
         import bitsandbytes
     except ImportError:
         raise InputError("quantization needs bitsandbytes; install reasonseg[quant]") from None
-    # it tells of a cast at every layer and step
+    # it logs a cast at every layer and step
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return bitsandbytes
 
 
 def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
-    """Replaces every linear layer in `layers` by one that holds 8-bit or 4-bit weights once
-    filled; returns their names.
+    """Replaces linear layers in `layers` by empty 8-bit or 4-bit ones; returns their names.
+
+    `kind` is one of `KINDS`. Raises `InputError` for another one.
     """
     bnb = library()
     if kind not in KINDS:
@@ -55,12 +56,12 @@ def prepare(layers: nn.Module, kind: str, dtype: torch.dtype) -> list[str]:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether a layer holds 8-bit or 4-bit weights."""
+    """Whether a layer has 8-bit or 4-bit weights."""
     return type(module).__module__.startswith("bitsandbytes.")
 
 
 def quantized(layer: nn.Module, weight: torch.Tensor, device: torch.device) -> nn.Parameter:
-    """`weight` as the parameter of a layer that `prepare` made, on its device."""
+    """`weight` as the quantized parameter of a layer from `prepare`, on `device`."""
     bnb = library()
     if isinstance(layer, bnb.nn.Linear8bitLt):
         return bnb.nn.Int8Params(
@@ -72,9 +73,7 @@ def quantized(layer: nn.Module, weight: torch.Tensor, device: torch.device) -> n
 
 
 def quantize(layers: nn.Module, kind: str, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Quantises a module that holds its values, one layer after the other; returns the names of
-    what it changed.
-    """
+    """Quantizes a module that has values, layer by layer; returns the names of these layers."""
     values = {name: m for name, m in layers.named_modules() if type(m) is nn.Linear}
     names = prepare(layers, kind, dtype)
     for name in names:

@@ -1,6 +1,4 @@
-"""What VLP-SAM's reference prompts are computed with: attention layers, resemblance of patches,
-positions.
-"""
+"""Parts of VLP-SAM's reference prompter: attention layers, patch similarity, positions."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import nn
 
 
 class Attend(nn.Module):
-    """Attention, the residual, then the norm; positions are added to the keys alone."""
+    """Attention, residual, then the norm; positions are added to the keys only."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -24,15 +22,17 @@ class Attend(nn.Module):
     def forward(
         self, states: torch.Tensor, seen: torch.Tensor | None = None, positions=None
     ) -> torch.Tensor:
-        """States `[b, k, d]` after a look at `seen` `[b, t, d]` (None: at themselves)."""
+        """States `[b, k, d]` after attention to `seen` `[b, t, d]` (None: to themselves)."""
         values = states if seen is None else seen
         keys = values if positions is None else values + positions
         return self.norm(states + self.attention(states, keys, values, need_weights=False)[0])
 
 
 def resemblance(query: torch.Tensor, references: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """For each patch of the picture the largest cosine with a marked patch of any reference,
-    `[b, t]` (VLP-SAM's pseudo mask).
+    """VLP-SAM's pseudo mask `[b, t]`: the largest cosine similarity of each query patch.
+
+    The maximum is over the marked patches of all references. `query` is `[b, t, c]`, `references`
+    are `[b, r, t, c]`, their `masks` `[b, r, h, w]`.
     """
     grid = math.isqrt(query.shape[1])
     shares = F.interpolate(masks, (grid, grid), mode="bilinear", align_corners=True).flatten(2)
@@ -42,8 +42,9 @@ def resemblance(query: torch.Tensor, references: torch.Tensor, masks: torch.Tens
 
 
 def sine_positions(grid: int, width: int, temperature: float = 10000.0) -> torch.Tensor:
-    """DETR's sine positions of a square grid, `[grid * grid, width]`: first y, then x, from
-    above 0 to 2 pi.
+    """DETR's sine positions of a square grid, `[grid * grid, width]`.
+
+    First the channels of y, then those of x; angles go from above 0 to 2 pi.
     """
     half = width // 2
     steps = torch.arange(1, grid + 1, dtype=torch.float32) / (grid + 1e-6) * 2 * math.pi

@@ -1,8 +1,10 @@
-"""Names for shapes in annotations: `Float[Tensor, "n h w"]`. Checked while tests run, never in production.
+"""Names of shapes for annotations, such as `Float[Tensor, "n h w"]`.
 
-jaxtyping and beartype do the checking and are needed by tests alone; without them the names stand for nothing, since
-annotations are not evaluated. Axis letters: b images, n masks, k tokens per mask, d width of a token, t patches or text
-length, h and w pixels, s side of a square.
+They are checked while tests run, never in production. jaxtyping and beartype do the checks; only
+tests need them. Without them the names mean nothing, since annotations are not evaluated.
+
+Axis letters: b images, n masks, k tokens per mask, d width of a token, t patches or text length, h
+and w pixels, s side of a square.
 """
 
 from __future__ import annotations

@@ -253,11 +253,7 @@ def _add_sessions(
         response_class=Response,
     )
     async def asked(name: str, request: Request) -> Response:
-        """Asks the next question of a conversation.
-
-        The response is a stream of server-sent events: `text` with the text so far, then `answer`
-        (or `error`).
-        """
+        """Asks the next question: server-sent events `text`, then `answer` (or `error`)."""
         found = conversations.find(name)
         if found is None:
             raise Failure(404, "there is no such conversation (any more)")

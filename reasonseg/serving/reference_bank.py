@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class Bank:
 
     def select(
         self,
-        segmenter,
+        segmenter: Any,
         image: np.ndarray,
         shots: int = 1,
         label: str | None = None,
@@ -151,7 +151,7 @@ class Bank:
         return chosen
 
     def features(
-        self, segmenter, which: Sequence[int], progress: bool = False
+        self, segmenter: Any, which: Sequence[int], progress: bool = False
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Computes the features of references, or reads them from the cache on disk.
 
@@ -268,7 +268,7 @@ def similarity(
     raise InputError(f"by: {by!r} is not one of pixel, global, thing")
 
 
-def marked_shares(prompter, mask: np.ndarray, patches: int) -> torch.Tensor:
+def marked_shares(prompter: Any, mask: np.ndarray, patches: int) -> torch.Tensor:
     """Computes the fraction of each patch that a mask covers.
 
     Args:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Session:
         memory: The number of earlier turns that the model reads; None for the model's setting.
     """
 
-    def __init__(self, segmenter, image: np.ndarray | None = None, memory: int | None = None):
+    def __init__(self, segmenter: Any, image: np.ndarray | None = None, memory: int | None = None):
         self.segmenter = segmenter
         self.memory = segmenter.settings.memory if memory is None else memory
         self.image: np.ndarray | None = None

@@ -28,7 +28,7 @@ def region(reference: Reference) -> np.ndarray:
     else:
         marked, what = _points(reference), "points"
     if not marked.any():
-        raise InputError(f"Reference.{what} marks nothing; mark at least one pixel of the thing")
+        raise InputError(f"Reference.{what} marks nothing; mark at least one pixel of the object")
     return marked
 
 

@@ -1,3 +1,1 @@
-"""Training: stages of a run, fine-tuning on a folder, sharding, validation; `objectives/` has the
-losses.
-"""
+"""Training: stages of a run, fine-tuning on a folder, sharding, validation, `objectives/`."""

@@ -1,5 +1,7 @@
-"""Teaching a model a folder of one's own images: checked first, scored before and after, killed
-and resumed at any step.
+"""Fine-tuning of a model on a folder of images.
+
+The folder is checked first, and the model is evaluated before and after. A run that is killed
+resumes at any step.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from reasonseg.training.objectives.language import Language
 from reasonseg.training.run import run_stage
 from reasonseg.training.validation import SHOWN, draw_answers
 
-# trained beside the language model
+# parameters that are trained in addition to the language model
 DRAWS = (
     "segmenter.decoder.model.mask_decoder.",
     "segmenter.prompter.",
@@ -40,14 +42,20 @@ DRAWS = (
 
 @dataclass(frozen=True)
 class Steps:
-    """`lora`: rank of the adapters on the language model's q and v (0 trains its layers, embeddings
-    and head whole).
+    """Training settings of a fine-tuning run.
 
-    `tokens`: of a model whose markers are new, their `rows` are trained, or embeddings and head
-    `whole` (LISA's recipe). `accumulate`: into how many parts a batch is split, one after the
-    other; `checkpointing`: layers of the language model are computed again in the backward pass
-    instead of kept. Both save memory for time. `save`: a whole `model`, or the `changes` alone, a
-    small folder that names the model it changes.
+    - `lora`: rank of the adapters on the language model's q and v projections. 0 trains the
+      language model's layers, embeddings and head in full.
+    - `alpha`: the adapters are scaled by `alpha` / rank.
+    - `tokens`: in a model with new markers, their `rows` are trained, or embeddings and head
+      `whole` (LISA's recipe).
+    - `accumulate`: number of micro-batches into which a batch is split, one after the other.
+    - `checkpointing`: activations of the language model's layers are computed again in the backward
+      pass and not kept. Both this and `accumulate` save memory for time.
+    - `save`: a whole `model`, or the `changes` only, a small folder with the name of the model to
+      which they apply.
+    - `max_steps`, `batch` (questions per step), `lr` (peak learning rate), `warmup` (steps),
+      `save_every` (steps between checkpoints), `seed`.
     """
 
     max_steps: int = 300
@@ -66,8 +74,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Data:
-    """`share` of the images is kept for validation; `absent` of the questions ask for what is
-    not there.
+    """Settings of the data, both 0..1.
+
+    `share` of the images is kept for validation; `absent` of the questions are about things that
+    are not in the image.
     """
 
     share: float = 0.1
@@ -76,7 +86,7 @@ class Data:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What `reasonseg finetune FOLDER ... key=value` may change."""
+    """The settings that `reasonseg finetune FOLDER ... key=value` can change."""
 
     train: Steps = field(default_factory=Steps)
     data: Data = field(default_factory=Data)
@@ -89,13 +99,13 @@ def finetune(
     settings: FinetuneSettings,
     skip_bad: bool = False,
 ) -> dict[str, Any]:
-    """Trains on the folder `root`; writes `understood/`, `before/`, `after/`, `model/` and
-    `summary.json` under `out`.
+    """Trains on the folder `root`, writes the results under `out`, and returns the summary.
 
-    Returns the summary: gIoU on the validation images before and after; that of a run that is
-    finished at once. Raises `InputError` listing every sample that cannot be read (unless
-    `skip_bad`), where nothing is left to train or to validate on, and where `out` holds a run with
-    other settings, images or another model.
+    It writes `understood/`, `before/`, `after/`, `model/` and `summary.json`. The summary has gIoU
+    on the validation images before and after; for a finished run it is returned at once. Raises
+    `InputError` with a list of all samples that cannot be read (unless `skip_bad`), where nothing
+    is left to train or to validate on, and where `out` holds a run with other settings, images or
+    another model.
     """
     out, steps = Path(out), checked_steps(segmenter, settings.train)
     markers = segmenter.language()[0].markers
@@ -112,7 +122,8 @@ def finetune(
     training = replace(config, split="train", skipped=tuple(bad))
     if not len(validation.build()):
         raise InputError(
-            f"{root}: one image cannot be both trained and validated on; two or more are needed"
+            f"{root}: one image cannot serve for both training and validation; two or more are "
+            "needed"
         )
     before = score(segmenter, validation, out / "before")
     keep(segmenter, learn(segmenter, training, out, steps), Path(root), out / "model", steps.save)
@@ -126,7 +137,10 @@ def finetune(
 
 
 def checked_steps(segmenter: Segmenter, steps: Steps) -> Steps:
-    """The steps as this model can take them. Raises `InputError` where it cannot be trained so."""
+    """The training settings, adapted to this model.
+
+    Raises `InputError` where the model cannot be trained with them.
+    """
     segmenter.capabilities.require("finetune", "words")
     if is_distributed():
         raise InputError(
@@ -149,7 +163,7 @@ def checked_steps(segmenter: Segmenter, steps: Steps) -> Steps:
 
 
 def keep(segmenter: Segmenter, changes: Changes, root: Path, folder: Path, save: str) -> None:
-    """Writes what was trained to `folder`, whole or as `changes`, under a name of its own."""
+    """Writes the trained model to `folder` under a new name: whole, or only the `changes`."""
     about = segmenter.settings.about
     changes.about = {**about, "name": f"{about.get('name', 'model')}-{root.resolve().name}"}
     segmenter.settings = replace(segmenter.settings, about=changes.about)
@@ -161,7 +175,10 @@ def keep(segmenter: Segmenter, changes: Changes, root: Path, folder: Path, save:
 
 
 def claim(out: Path, key: dict) -> None:
-    """Writes what a run is to `run.json`, or refuses a folder that holds another."""
+    """Writes the identity of a run to `run.json`.
+
+    Raises `InputError` where the folder holds a different run.
+    """
     key, file = json.loads(json.dumps(key)), out / "run.json"
     if file.is_file() and (kept := json.loads(file.read_text())) != key:
         changed = ", ".join(name for name in key if kept.get(name) != key[name])
@@ -174,18 +191,18 @@ def claim(out: Path, key: dict) -> None:
 
 
 def digest_of(root: Path) -> str:
-    """A hash of the names, sizes and times of all files in a folder."""
+    """A SHA-256 hash of the names, sizes and modification times of all files in a folder."""
     files = sorted(f for f in root.rglob("*") if f.is_file())
-    said = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
+    listed = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> Changes:
-    """Trains in place and returns what changed; adapters are folded into the weights at the end,
-    where these are not quantized.
+    """Trains the model in place and returns what changed.
 
-    What is trained is held in float32 meanwhile, where the model is not: small steps would be lost
-    in bfloat16.
+    Adapters are folded into the weights at the end, except for those of quantized layers. Trained
+    parameters are float32 during training, whatever the dtype of the model: small steps would be
+    lost in bfloat16.
     """
     stage = Stage(
         "language",
@@ -210,7 +227,7 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
         features=str(out / "training" / "features"),
     )
     backbone, _ = segmenter.language()
-    set_seed(steps.seed)  # adapters begin at random
+    set_seed(steps.seed)  # adapters have random initial values
     objective = Language(segmenter)
     for parameter in choose(objective, steps):
         parameter.data = parameter.data.float()
@@ -233,8 +250,9 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
 
 
 def unusable(samples: Folder, skip_bad: bool) -> list[str]:
-    """Reads every sample and returns the ids of those that cannot be used, or refuses to go on
-    with them.
+    """Reads every sample and returns the ids of those that cannot be used.
+
+    Raises `InputError` where there are such samples without `skip_bad`, or no others.
     """
     problems = check(samples)
     if problems and not skip_bad:
@@ -242,7 +260,7 @@ def unusable(samples: Folder, skip_bad: bool) -> list[str]:
         more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(
             f"{len(problems)} of {len(samples)} samples cannot be used: {listed}{more}; "
-            "mend them, or go on with --skip-bad"
+            "repair them, or skip them with --skip-bad"
         )
     if len(problems) == len(samples):
         raise InputError(f"{samples.config.root} holds no sample that can be used")
@@ -250,7 +268,7 @@ def unusable(samples: Folder, skip_bad: bool) -> list[str]:
 
 
 def show(samples: Folder, bad: list[str], out: Path) -> None:
-    """Draws some of what was understood."""
+    """Draws some samples as they were read, into `understood/`."""
     good = [i for i in range(len(samples)) if samples.id(i) not in bad]
     save_sheet(
         [samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood"
@@ -258,10 +276,10 @@ def show(samples: Folder, bad: list[str], out: Path) -> None:
 
 
 def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
-    """Marks what is trained and returns it; towers and image encoders stay as they are.
+    """Marks the parameters to train and returns them; vision towers and image encoders stay frozen.
 
-    A model whose markers are new (LLaVA with a SAM beside it) has their rows in embeddings and head
-    trained too.
+    In a model with new markers (LLaVA with a SAM beside it), their rows of embeddings and head are
+    trained too. Raises `InputError` in a model without words.
     """
     backbone, _ = objective.segmenter.language()
     objective.requires_grad_(False)
@@ -285,7 +303,7 @@ def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:
 
 
 def score(segmenter: Segmenter, config: FolderConfig, out: Path) -> dict[str, Any]:
-    """gIoU and cIoU on a folder, teacher-forced and generated, with some answers on `sheet.png`."""
+    """gIoU and cIoU on a folder, teacher-forced and generated; `sheet.png` shows some answers."""
     summary = evaluate_benchmark(segmenter, config, name=out.name, out=out)
     samples = config.build()
     shown = [samples[i] for i in range(0, len(samples), max(len(samples) // SHOWN, 1))][:SHOWN]

@@ -1,8 +1,7 @@
-"""Training with weights, gradients and optimizer states split over processes: torch's `fully_shard`
-(FSDP2) under our Trainer.
+"""Training with weights, gradients and optimizer states sharded over processes (FSDP2).
 
-accelerate's own FSDP quietly becomes DDP where there is no GPU; this one is the same on CPUs, so
-that it can be tested there.
+It is torch's `fully_shard` under our Trainer. accelerate's own FSDP silently becomes DDP where
+there is no GPU. This one is the same on CPUs, so that it can be tested there.
 """
 
 from __future__ import annotations
@@ -26,8 +25,10 @@ SCHEDULER = "scheduler.pt"
 
 
 def shard(objective: Objective) -> None:
-    """Splits an objective over all processes: every layer of the language model and the image
-    encoder alone, the rest at once.
+    """Shards an objective over all processes.
+
+    Every layer of the language model and of the image encoders is one unit, the rest another.
+    Raises `InputError` in a single process.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -51,8 +52,9 @@ def shard(objective: Objective) -> None:
 
 
 def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Sharded values gathered, on the CPU; all processes ask together, and only the first one
-    gets them.
+    """Sharded tensors gathered on the CPU.
+
+    All processes must call it together; only the first one gets the tensors.
     """
     kept = {}
     for name, value in values.items():
@@ -63,38 +65,44 @@ def whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class ShardedTrainer(StageTrainer):
-    """A stage whose model is sharded; its checkpoints hold whole values, so that any number of
-    processes can go on from them.
+    """Trains one stage with a sharded model.
+
+    Its checkpoints hold whole tensors, so that any number of processes can resume from them.
     """
 
     def __init__(self, stage, **arguments):
         super().__init__(stage, **arguments)
         shard(self.model)
-        self.accelerator.prepare_model = lambda model, **_: model  # it would stand behind DDP else
+        self.accelerator.prepare_model = lambda model, **_: (
+            model
+        )  # without this the model is wrapped in DDP
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss; parameters that a batch does not touch take part with 0, so that all
-        processes reduce the same ones.
+        """The loss, with 0 times the sum of every parameter outside of the layers.
+
+        So all processes reduce the gradients of the same parameters, also of those that a batch
+        does not use.
         """
         self._all_speak(inputs)
-        # accelerate's wrapper had it
+        # accelerate's wrapper, which this one skips, would do this
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             loss, parts = super().compute_loss(model, inputs, True, num_items_in_batch)
         for p in self.model.parameters():
-            # layers are sharded again by now, and were all touched
+            # the layers are sharded again here; a batch uses all of them
             if p.requires_grad and not isinstance(p, DTensor):
                 loss = loss + 0.0 * p.sum()
         return (loss, parts) if return_outputs else loss
 
     def _all_speak(self, inputs: dict) -> None:
-        """Raises `InputError` where some parts of a batch run the language model and some do
-        not: they would wait for ever.
+        """Raises `InputError` where only some parts of a batch run the language model.
+
+        The processes would wait for one another for ever.
         """
-        spoken = torch.tensor(
+        with_words = torch.tensor(
             float(any(s.query.text.strip() for s in inputs.get("samples", ()))),
             device=self.args.device,
         )
-        if 0 < float(self.accelerator.reduce(spoken, "sum")) < self.accelerator.num_processes:
+        if 0 < float(self.accelerator.reduce(with_words, "sum")) < self.accelerator.num_processes:
             raise InputError(
                 "shard: true needs a question in words in every part of a batch; leave samples "
                 "without words out"

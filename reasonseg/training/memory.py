@@ -1,8 +1,8 @@
-"""How much memory of a GPU a model takes, from its configs alone.
+"""Estimates the GPU memory that a model needs, from its configs alone.
 
-Weights are counted; what a forward or backward pass holds at its fullest is found by running the
-real modules on torch's meta device, where tensors have shapes and no values, and adding up what
-lives. Attention counts as torch's fused kernels have it, which lay out no `[t, t]` products.
+Weights are counted. The peak of a forward or backward pass is found by running the real modules on
+torch's meta device, where tensors have shapes and no values, and adding up the live tensors.
+Attention counts as with torch's fused kernels, which store no `[t, t]` products.
 """
 
 from __future__ import annotations
@@ -37,17 +37,15 @@ from reasonseg.nn.lora import add_lora
 from reasonseg.nn.meta_init import meta_init
 from reasonseg.nn.pretrained import model_path
 
-CONTEXT = 0.6 * 2**30  # what CUDA and its libraries take for themselves
+CONTEXT = 0.6 * 2**30  # bytes used by CUDA and its libraries
 WORDS, ANSWER = 128, 64  # tokens of a question, and of its answer
-QUESTIONS = 3  # on one picture, in training (LISA's)
-PER_TRAINED = (
-    16  # bytes of a trained parameter in float32: itself, its gradient, AdamW's two moments
-)
-MASK_COPIES = 8  # float32 maps that the losses of one mask at full size keep
-PATCHES = 1024  # tokens of a picture, where a model takes pictures of any size
-RANK = 8  # of LoRA, as finetune has it
+QUESTIONS = 3  # per image in training (as in LISA)
+PER_TRAINED = 16  # bytes per trained parameter in float32: value, gradient, AdamW's two moments
+MASK_COPIES = 8  # float32 maps of full size that the losses of one mask keep
+PATCHES = 1024  # image tokens, in a model that takes images of any size
+RANK = 8  # of LoRA, the default of finetune
 USABLE = 0.97  # of a GPU's memory
-CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GB of GPUs there are
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GB of the usual GPUs
 # bytes of a weight in the language model's layers
 STORED = {
     "bfloat16": 2.0,
@@ -71,9 +69,7 @@ LISA = {
 
 
 class Living(TorchDispatchMode):
-    """Adds up the bytes of all tensors made inside that are still there; `peak` is the most
-    there ever were.
-    """
+    """Adds up the bytes of all tensors made inside that still exist; `peak` is the maximum."""
 
     def __init__(self):
         super().__init__()
@@ -106,9 +102,7 @@ class Living(TorchDispatchMode):
 
 
 class _Fused(torch.autograd.Function):
-    """The shape of attention by a fused kernel: keeps its inputs, its output and one number a
-    row.
-    """
+    """The memory of attention by a fused kernel: inputs, output and one number per row."""
 
     @staticmethod
     def forward(ctx, query, key, value):
@@ -126,7 +120,7 @@ class _Fused(torch.autograd.Function):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Within it torch's attention has the memory of a fused kernel on any device, and no values."""
+    """Inside, torch's attention has the memory of a fused kernel on any device, and no values."""
     kept = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _Fused.apply(
         query, key, value
@@ -138,7 +132,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def peak_of(run: Callable[[], Any]) -> int:
-    """Bytes that a computation holds at its fullest, beyond what was there."""
+    """Peak bytes of a computation, beyond what was there before."""
     with Living() as living, fused_attention():
         kept = run()
         del kept
@@ -147,26 +141,31 @@ def peak_of(run: Callable[[], Any]) -> int:
 
 @dataclass
 class Parts:
-    """A model without values: its transformers `backbone`, the `layers` of its language model,
-    its `decoder`.
+    """A model without values.
+
+    - `backbone`: the transformers model with the language model; `layers` are its layers.
+    - `decoder`: the transformers model of the mask decoder.
+    - `patches`: number of image tokens.
     """
 
     name: str
     backbone: Any
     layers: nn.Module
     decoder: Any
-    patches: int  # tokens of a picture
+    patches: int  # number of image tokens
 
     def weights(self, stored: float) -> float:
-        """Bytes of all weights in bfloat16, the language model's layers at `stored` bytes each."""
+        """Bytes of all weights: bfloat16, but `stored` bytes each in the language layers."""
         inside = sum(m.weight.numel() for m in self.layers.modules() if isinstance(m, nn.Linear))
         every = sum(p.numel() for m in (self.backbone, self.decoder) for p in m.parameters())
         return 2.0 * (every - inside) + stored * inside
 
 
 def parts_of(model: str) -> Parts:
-    """The parts of `lisa-7b`, `lisa-13b`, a model folder of ours or LISA's, or a hub id; only
-    configs are read.
+    """The parts of a model; only configs are read.
+
+    `model` is `lisa-7b`, `lisa-13b`, a folder of ours or of LISA, or a hub id. Raises `InputError`
+    where it has no language model or is not known.
     """
     with meta_init():
         backbone, decoder = (
@@ -198,8 +197,9 @@ def _from_folder(place: Path) -> tuple[Any, Any]:
 
 
 def lisa_network(sizes: dict) -> tuple[Any, Any]:
-    """LISA's LLaVA, its language model of these `sizes` (see `LISA`), and its SAM ViT-H, with
-    fresh weights.
+    """LISA's LLaVA and its SAM ViT-H with fresh weights.
+
+    `sizes` are those of the language model (see `LISA`).
     """
     clip = {
         "model_type": "clip_vision_model",
@@ -240,7 +240,7 @@ def _released(place: Path) -> tuple[Any, Any]:
 
 
 def encoding(parts: Parts) -> int:
-    """Bytes held at most while one picture goes through the mask decoder's image encoder."""
+    """Peak bytes of the mask decoder's image encoder on one image."""
     encoder, config = parts.decoder.vision_encoder, parts.decoder.config
     side = (
         getattr(config.vision_config, "image_size", None) or config.prompt_encoder_config.image_size
@@ -252,9 +252,7 @@ def encoding(parts: Parts) -> int:
 
 
 def reading(parts: Parts) -> int:
-    """Bytes held at most while a question about a picture is read, and its answer said, with the
-    keys and values of all.
-    """
+    """Peak bytes of one question about an image and its answer, with all keys and values."""
     model, width = (
         parts.backbone.to(torch.bfloat16),
         parts.backbone.get_input_embeddings().embedding_dim,
@@ -271,16 +269,18 @@ def reading(parts: Parts) -> int:
 
 
 def everywhere(states: torch.Tensor) -> torch.Tensor:
-    """A mask `[1, 1, t, t]`, without which transformers would look at values that are not there."""
+    """An attention mask `[1, 1, t, t]` for states `[1, t, d]`.
+
+    Without it transformers would read the values of a mask that has none.
+    """
     return torch.empty(1, 1, states.shape[1], states.shape[1], dtype=torch.bool, device="meta")
 
 
 def learning(parts: Parts, rank: int) -> tuple[int, int]:
-    """Bytes held at most in a training step on one picture, and the number of parameters trained in
-    the language model.
+    """Peak bytes of a training step on one image, and the number of trained parameters.
 
-    LoRA of `rank` (0: all layers, embeddings and head), layers computed again in the backward pass
-    (`checkpointing`).
+    These are the language model's. With LoRA of `rank` (0: all layers, embeddings and head), and
+    layers computed again in the backward pass (`checkpointing`).
     """
     model = copy.deepcopy(parts.backbone).to(torch.bfloat16).requires_grad_(False)
     language = model.get_decoder()
@@ -309,24 +309,23 @@ def learning(parts: Parts, rank: int) -> tuple[int, int]:
             -1
         ).sum().backward()
 
-    # gradients are counted with what is trained
+    # gradients are counted in PER_TRAINED
     held = peak_of(step) - sum(p.numel() * p.element_size() for p in trained)
     return max(held, 0), sum(p.numel() for p in trained)
 
 
 def plan(model: str) -> list[dict[str, Any]]:
-    """What fits: for each precision of the language model's layers GiB to answer with and to
-    fine-tune with.
+    """GiB that answering and fine-tuning need, one row for each precision of the layers.
 
-    Keys `precision`, `weights`, `answer`, `lora`, and `whole` (None where layers are quantized).
-    Batches are one picture: one question to answer, three to learn.
+    Rows have the keys `precision`, `weights`, `answer`, `lora`, and `whole` (None where layers are
+    quantized). The batch is one image: one question to answer, three to train.
     """
     parts = parts_of(model)
-    look, read = encoding(parts), reading(parts)
+    image, question = encoding(parts), reading(parts)
     (step, adapted), (step_whole, every) = learning(parts, RANK), learning(parts, 0)
     drawing = sum(p.numel() for p in parts.decoder.mask_decoder.parameters())
     drawing += prompter_size(parts)
-    # masks at a picture's own size, float32, forward and backward
+    # masks at the size of an image, float32, forward and backward
     masks = QUESTIONS * MASK_COPIES * 1024**2 * 4
     rows = []
     for precision, stored in STORED.items():
@@ -338,17 +337,17 @@ def plan(model: str) -> list[dict[str, Any]]:
             * max(m.weight.numel() for m in parts.layers.modules() if isinstance(m, nn.Linear))
         )
         fixed = weights + loose + CONTEXT
-        tuned = fixed + PER_TRAINED * (adapted + drawing) + max(look, step) + masks
+        tuned = fixed + PER_TRAINED * (adapted + drawing) + max(image, step) + masks
         whole = (
             fixed
             - 2 * every
             + PER_TRAINED * (every + drawing)
-            + max(look, step, step_whole)
+            + max(image, step, step_whole)
             + masks
         )
         row = {
             "weights": weights,
-            "answer": fixed + max(look, read),
+            "answer": fixed + max(image, question),
             "lora": tuned,
             "whole": whole if stored == 2.0 else None,
         }
@@ -362,7 +361,10 @@ def plan(model: str) -> list[dict[str, Any]]:
 
 
 def prompter_size(parts: Parts) -> int:
-    """Parameters of LISA's two layers from the language model's width to the decoder's."""
+    """Number of parameters of LISA's prompter.
+
+    It has two layers, from the width of the language model to that of the decoder.
+    """
     width, tokens = (
         parts.backbone.get_input_embeddings().embedding_dim,
         parts.decoder.config.mask_decoder_config.hidden_size,
@@ -371,6 +373,6 @@ def prompter_size(parts: Parts) -> int:
 
 
 def card(gib: float) -> str:
-    """The smallest usual GPU that holds so much."""
+    """The smallest usual GPU with `gib` GiB of memory."""
     fitting = [size for size in CARDS if size * 1e9 / 2**30 * USABLE >= gib]
     return f"{fitting[0]} GB" if fitting else f"more than {CARDS[-1]} GB"

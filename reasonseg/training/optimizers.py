@@ -10,11 +10,11 @@ from torch.optim import AdamW, Muon, Optimizer
 
 
 class MuonAdamW(Optimizer):
-    """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on embeddings, norms,
-    biases and convolutions.
+    """Muon (Jordan et al., 2024) on 2-d weights of linear layers, AdamW on the rest.
 
-    Muon's step is scaled to the usual RMS of AdamW's (0.2 lr); AdamW itself runs at a quarter of
-    `lr`, so that both move alike. `named` are (name, parameter) pairs.
+    The rest are embeddings, norms, biases and convolutions. Muon's step is scaled to the usual RMS
+    of AdamW's (0.2 lr). AdamW itself runs at a quarter of `lr`, so that both have similar step
+    sizes. `named` are (name, parameter) pairs.
     """
 
     def __init__(
@@ -41,18 +41,18 @@ class MuonAdamW(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure=None):
-        """One step of both."""
+        """One step of both optimizers."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict:
-        """The state of both."""
+        """The states of both optimizers."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes up the state of both."""
+        """Restores the states of both optimizers."""
         for part, saved in zip(self.parts, state["parts"], strict=True):
             part.load_state_dict(saved)
         self.param_groups = [group for part in self.parts for group in part.param_groups]

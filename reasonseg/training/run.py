@@ -1,6 +1,6 @@
-"""Training: stages one after another on transformers' Trainer, each killed and resumed at any step.
+"""Training runs: stages one after another on transformers' Trainer; a killed run resumes.
 
-A stage is a folder under `out`; a finished one holds `finished.safetensors` and is not run again.
+A stage is a folder under `out`. A finished one holds `finished.safetensors` and is not run again.
 Under `accelerate launch` or `torchrun` several processes share every step; the first one writes.
 """
 
@@ -30,13 +30,14 @@ from reasonseg.training.objectives.base import Objective
 from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing, restore
 from reasonseg.training.validation import BEST, Validation
 
-FINISHED = "finished.safetensors"  # of a stage: the weights it ended with
-TRAINED = "trained.safetensors"  # of a sharded stage: what it ended with, not yet folded
+FINISHED = "finished.safetensors"  # final weights of a stage
+TRAINED = "trained.safetensors"  # final weights of a sharded stage, adapters not folded yet
 
 
 def train(settings: TrainSettings) -> Segmenter:
-    """Runs what is not finished yet and returns the trained model, saved under `out`/model in 16
-    bit.
+    """Runs all unfinished stages and returns the trained model; saves it under `out`/model.
+
+    The saved weights have 16 bit.
     """
     set_seed(settings.seed)
     segmenter = _beginning(settings)
@@ -44,7 +45,7 @@ def train(settings: TrainSettings) -> Segmenter:
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, segmenter)
     for name, stage in settings.stages.items():
-        # what an objective adds begins at random, the same in a run that resumes
+        # an objective's own weights are random, and the same in a run that resumes
         set_seed(settings.seed + stage.seed)
         objective = _objective(segmenter, stage, extras)
         for parameter in objective.parameters():
@@ -53,11 +54,11 @@ def train(settings: TrainSettings) -> Segmenter:
         if (out / name / FINISHED).is_file():
             load_model(objective, out / name / FINISHED)
         elif not _finished(objective, stage, settings, out / name):
-            del objective, segmenter  # parts of weights; all goes on from the files
+            del objective, segmenter  # sharded weights; the run continues from the files
             return train(settings)
         extras |= objective.hands_over()
     segmenter.requires_grad_(True).eval()
-    segmenter.origin = None  # it is no longer what it was loaded as
+    segmenter.origin = None  # its weights are no longer the loaded ones
     seen = {name: stage.steps * stage.batch for name, stage in settings.stages.items()}
     about = segmenter.settings.about
     about = {**about, "rounds": [*about.get("rounds", []), seen]}
@@ -70,19 +71,20 @@ def train(settings: TrainSettings) -> Segmenter:
 
 
 def _finished(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> bool:
-    """Trains a stage and writes what it ended with; False where that was sharded, and is to be
-    read again first.
+    """Trains a stage and writes its final weights.
+
+    False where the stage was sharded: the model must then be loaded again first.
     """
     backbone = objective.segmenter.backbone
     if backbone is None and (stage.lora or stage.tokens):
-        raise InputError("lora and tokens are of models that read words; leave them out")
+        raise InputError("lora and tokens are for models that read words; leave them out")
     if backbone is not None and stage.lora:
         add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout)
     if backbone is not None and stage.tokens:
         add_rows(backbone.model, backbone.markers.ids)
     if (folder / TRAINED).is_file():
         restore(objective, folder / TRAINED)
-        processes().wait_for_everyone()  # all have read it before it goes
+        processes().wait_for_everyone()  # all processes have read it before it is removed
     else:
         run_stage(objective, stage, settings, folder)
         if settings.shard:
@@ -97,8 +99,9 @@ def _finished(objective: Objective, stage: Stage, settings: TrainSettings, folde
 
 
 def _claim(out: Path, segmenter: Segmenter) -> None:
-    """Notes the model a run begins with; its checkpoints hold what it trains, and belong to no
-    other.
+    """Records the model with which a run starts.
+
+    Checkpoints hold only what is trained, so they are valid for this model only.
     """
     file, model = out / "begun.json", segmenter.fingerprint
     if file.is_file() and (begun := json.loads(file.read_text())["model"]) != model:
@@ -113,7 +116,7 @@ def _claim(out: Path, segmenter: Segmenter) -> None:
 
 
 def _keep(objective: Objective, finished: Path) -> None:
-    """Writes what a stage ended with; its checkpoints have served."""
+    """Writes the final weights of a stage and removes its checkpoints."""
     with atomic_write(finished) as aside:
         save_model(objective, str(aside))
     (finished.parent / TRAINED).unlink(missing_ok=True)
@@ -124,7 +127,7 @@ def _keep(objective: Objective, finished: Path) -> None:
 def _beginning(settings: TrainSettings) -> Segmenter:
     if settings.model is not None:
         segmenter = Segmenter.build(settings.model)
-        # buffers (rotary angles) stay as precise as they are
+        # buffers (rotary angles) keep their precision
         for parameter in segmenter.parameters():
             parameter.data = parameter.data.to(getattr(torch, settings.dtype))
     else:
@@ -152,8 +155,8 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
         )
     if missing := [name for name in make.needs if name not in extras]:
         raise InputError(
-            f"objective {stage.objective} needs a {missing[0]}, which a stage before it has to "
-            "hand over"
+            f"objective {stage.objective} needs a {missing[0]}, which an earlier stage has to "
+            "provide"
         )
     try:
         objective = make(segmenter, **stage.options, **{name: extras[name] for name in make.needs})
@@ -170,7 +173,10 @@ def _objective(segmenter: Segmenter, stage: Stage, extras: dict) -> Objective:
 
 
 def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folder: Path) -> None:
-    """Trains one objective, or goes on from the newest complete checkpoint in `folder`."""
+    """Trains one objective; resumes from the newest complete checkpoint in `folder`.
+
+    Raises `InputError` where the processes cannot share the batch evenly.
+    """
     count = processes().num_processes
     if stage.batch % (count * stage.accumulate):
         raise InputError(
@@ -195,7 +201,7 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
     if settings.validation is not None:
         begun = int(newest.rsplit("-", 1)[1]) if newest else 0
         known = settings.validation.config, settings.metric, settings.validation_limit
-        # before Marker
+        # it must run before Marker
         trainer.callback_handler.callbacks.insert(0, Validation(objective, *known, folder, begun))
     trainer.train(resume_from_checkpoint=newest)
     if settings.shard:
@@ -212,14 +218,14 @@ def run_stage(objective: Objective, stage: Stage, settings: TrainSettings, folde
 def _arguments(
     objective: Objective, stage: Stage, settings: TrainSettings, folder: Path
 ) -> TrainingArguments:
-    """The settings of a stage as transformers' Trainer takes them."""
+    """The settings of a stage as arguments of transformers' Trainer."""
     count = processes().num_processes
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=stage.batch // (count * stage.accumulate),
         gradient_accumulation_steps=stage.accumulate,
-        ddp_find_unused_parameters=True,  # a batch may draw no mask, or show no example
+        ddp_find_unused_parameters=True,  # a batch may have no mask, or no example
         learning_rate=stage.lr,
         bf16=settings.bf16,
         save_steps=settings.save_every,
@@ -240,7 +246,7 @@ def _arguments(
 
 
 def latest(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; others are removed."""
+    """The newest complete checkpoint in `folder`; incomplete ones are removed."""
     for checkpoint in list(folder.glob("checkpoint-*")):
         if not (checkpoint / COMPLETE).is_file():
             shutil.rmtree(checkpoint)

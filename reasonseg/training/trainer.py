@@ -1,5 +1,6 @@
-"""One stage on transformers' Trainer: our optimizer, our order, every loss in the log,
-checkpoints that are marked when whole.
+"""One stage on transformers' Trainer, with our optimizer, data order, log and checkpoints.
+
+All parts of the loss are logged. A checkpoint is marked when it is complete.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from reasonseg.training.optimizers import MuonAdamW
 
 COMPLETE = "complete"  # a file in a checkpoint folder, written last
 WEIGHTS = "model.safetensors"
-SHARDED_OPTIMIZER = "optimizer.safetensors"  # of a sharded run, whose trainer keeps it whole
+SHARDED_OPTIMIZER = "optimizer.safetensors"  # of a sharded run, whose trainer stores it unsharded
 
 
 def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
-    """A loader's worker: killed with its parent, where the system can; a killed parent's would
-    wait for ever.
+    """Initialises a worker of the data loader.
+
+    On Linux the worker is killed together with its parent; otherwise it would wait for ever after
+    the parent was killed.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -39,10 +42,10 @@ def begin_worker(given: Callable[[int], None] | None, number: int) -> None:
 
 
 class Marker(TrainerCallback):
-    """Marks a checkpoint as complete once everything in it is on the disk."""
+    """Marks a checkpoint as complete once all of its files are on the disk."""
 
     def on_save(self, args, state, control, **_):
-        """Called by the Trainer after the last file."""
+        """Called by the Trainer after the last file is written."""
         if not state.is_world_process_zero:
             return
         os.sync()
@@ -50,8 +53,9 @@ class Marker(TrainerCallback):
 
 
 class StageTrainer(Trainer):
-    """Trainer with our optimizer, data in the order of their index, and every part of the loss
-    in the log.
+    """A Trainer with our optimizer and data in the order of their index.
+
+    All parts of the loss are in the log.
     """
 
     model: Any  # the objective
@@ -63,22 +67,22 @@ class StageTrainer(Trainer):
         self.stage = stage
         self.sums: dict[str, float] = {}
         self.seen = 0
-        self.model_accepts_loss_kwargs = (
-            True  # where `counts` are told, losses are not divided again
-        )
+        self.model_accepts_loss_kwargs = True  # with `counts`, losses are not divided again
 
     def _get_train_sampler(self, *_):
         return SequentialSampler(self.train_dataset)
 
     def get_train_dataloader(self):
-        """Loaders whose workers end with this process, however it ends."""
+        """A data loader whose workers end with this process, in whatever way it ends."""
         loader = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)  # accelerate's stands around torch's
+        inner = getattr(
+            loader, "base_dataloader", loader
+        )  # accelerate's loader wraps that of torch
         inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
         return loader
 
     def create_optimizer(self, model=None):
-        """Over what is trained: Muon and AdamW, or AdamW alone."""
+        """The optimizer of the trained parameters: Muon with AdamW, or AdamW alone."""
         if self.stage.optimizer == "muon":
             self.optimizer = MuonAdamW(self.model.named_parameters(), self.stage.lr)
         else:
@@ -100,8 +104,9 @@ class StageTrainer(Trainer):
         return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of a step, and what its losses are averaged over: counts of all
-        processes' together.
+        """The micro-batches of a step, and the counts over which its losses are averaged.
+
+        Counts are summed over all processes.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         objective = self.accelerator.unwrap_model(self.model)
@@ -117,8 +122,8 @@ class StageTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective's loss; its parts are averaged into the log.
 
-        With counts a loss is a part of the step's; processes are averaged by DDP, so each counts as
-        often as there are.
+        With counts, a loss is its part of the loss of the whole step. DDP averages over processes,
+        so the loss is multiplied by their number.
         """
         counted = num_items_in_batch is not None
         parts = model(inputs, num_items_in_batch) if counted else model(inputs)
@@ -132,7 +137,7 @@ class StageTrainer(Trainer):
         return (loss, parts) if return_outputs else loss
 
     def log(self, logs, *arguments, **options):
-        """Adds the parts, averaged over processes."""
+        """Logs with the parts of the loss added, averaged over processes."""
         if self.seen:
             mine = torch.tensor(
                 [self.sums[n] / self.seen for n in sorted(self.sums)], device=self.args.device
@@ -169,8 +174,9 @@ class StageTrainer(Trainer):
 
 @torch.no_grad()
 def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: trained parameters, and buffers that are saved. What is frozen need
-    not lie in every checkpoint.
+    """What training changes: trained parameters, and buffers that are saved, by name.
+
+    Frozen parameters are not stored in every checkpoint.
     """
     found = {name: p.detach() for name, p in objective.named_parameters() if p.requires_grad}
     saved = objective.state_dict(keep_vars=True)
@@ -178,7 +184,10 @@ def changing(objective: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore(objective: torch.nn.Module, file: Path) -> None:
-    """Puts back what `changing` gave. Raises `InputError` where other parameters were trained."""
+    """Loads a file with the tensors of `changing`.
+
+    Raises `InputError` where other parameters were trained.
+    """
     kept, own = load_file(file), changing(objective)
     if {n: v.shape for n, v in kept.items()} != {n: v.shape for n, v in own.items()}:
         raise InputError(
@@ -190,7 +199,7 @@ def restore(objective: torch.nn.Module, file: Path) -> None:
 
 
 def like(place: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A whole value as a tensor may take it: its part, where the tensor is sharded."""
+    """A whole tensor on the device of `place`; its shard, where `place` is sharded."""
     if hasattr(place, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 

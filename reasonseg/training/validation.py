@@ -1,4 +1,4 @@
-"""Scores while a model learns: kept, drawn, and the best weights with them."""
+"""Validation during training: scores, drawn answers, and the best weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from reasonseg.structures.images import atomic_write
 from reasonseg.structures.overlay import draw_overlay
 from reasonseg.structures.sample import Sample
 
-SHOWN = 12  # samples on a sheet
+SHOWN = 12  # number of samples on a sheet
 LOG, BEST = "validation.jsonl", "best.safetensors"
 
 
 class Validation(TrainerCallback):
-    """At every checkpoint: a line in `validation.jsonl`, a sheet of answers, and `best.safetensors`
-    where `metric` is highest.
+    """Evaluates the model at every checkpoint.
 
-    It runs before a checkpoint counts as complete, so that a run that is killed in between scores
-    it again.
+    It writes a line in `validation.jsonl`, a sheet of answers, and `best.safetensors` where
+    `metric` is highest. It runs before a checkpoint counts as complete: a run that is killed in
+    between is evaluated again. Raises `InputError` for an unknown metric or missing data.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Validation(TrainerCallback):
             limit,
             folder,
         )
-        config.build()  # what is not there is said now, not at the first checkpoint
+        config.build()  # missing data raises here, not at the first checkpoint
         known = [f"{way}.{score}" for way in WAYS for score in ("giou", "ciou", "n_acc", "t_acc")]
         if metric not in known:
             raise InputError(f"metric: no {metric!r}; there are {', '.join(known)}")
@@ -54,7 +54,7 @@ class Validation(TrainerCallback):
         """Called by the Trainer after a checkpoint."""
         segmenter = self.objective.segmenter
         precise = torch.autocast(segmenter.device.type, torch.bfloat16, enabled=args.bf16)
-        with torch.random.fork_rng(), precise:  # as the model is trained
+        with torch.random.fork_rng(), precise:  # the precision of training
             summary = evaluate_benchmark(
                 segmenter,
                 self.config,
@@ -72,7 +72,7 @@ class Validation(TrainerCallback):
             every = max(min(len(data), self.limit) // SHOWN, 1)
             samples = [data[i] for i in range(0, min(len(data), self.limit), every)][:SHOWN]
             draw_answers(segmenter, samples, self.folder / f"validation-{state.global_step}.png")
-        segmenter.forget()  # the next step makes other weights
+        segmenter.forget()  # the next step changes the weights
         if better:
             with atomic_write(self.folder / BEST) as aside:
                 save_model(self.objective, str(aside))
@@ -81,7 +81,10 @@ class Validation(TrainerCallback):
 
 
 def found(summary: dict, metric: str) -> float:
-    """A number of a summary by its dotted place. Raises `InputError` where there is none."""
+    """A number of a summary by its dotted key, such as `generated.giou`.
+
+    Raises `InputError` where there is none.
+    """
     value: Any = summary
     for part in metric.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -95,7 +98,7 @@ def found(summary: dict, metric: str) -> float:
 
 @torch.inference_mode()
 def draw_answers(segmenter: Any, samples: list[Sample], file: Path) -> None:
-    """A sheet of what a model answers to samples."""
+    """Draws a model's answers to samples on one sheet, a PNG file."""
     answers = segmenter.batch([s.query for s in samples])
     pictures = [
         draw_overlay(s.query.image, a.masks, a.labels, a.scores)

@@ -1,1 +1,1 @@
-"""Layouts of your own images and masks on disk. One file a layout, each with `entries(root)`."""
+"""Layouts of your own images and masks on disk. One file per layout, each with `entries(root)`."""

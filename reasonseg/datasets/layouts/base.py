@@ -20,7 +20,7 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 class Entry:
     """One sample before its files are read.
 
-    `picture` is the path of the image and `data` its bytes, where it is not a file of its own.
+    `picture` is the path of the image and `data` its bytes, where it is not a separate file.
     `masks(size)` reads the masks, bool `[h, w]` each, for an image of `size` (height, width).
     `answer` is the true answer; empty where the data has none.
     """

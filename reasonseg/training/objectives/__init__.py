@@ -1,3 +1,1 @@
-"""What the stages of training minimise. One file a kind; `objective: language` in YAML chooses
-`language.py`.
-"""
+"""Objectives of training stages, one file each; `objective: language` in YAML is `language.py`."""

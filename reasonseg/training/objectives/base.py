@@ -1,6 +1,4 @@
-"""What an objective is: a segmenter with what only training needs. One file a kind, which names
-its class as `OBJECTIVE`.
-"""
+"""The base class of objectives, with helpers. Each objective's file has its class as `OBJECTIVE`."""
 
 from __future__ import annotations
 
@@ -19,32 +17,32 @@ from reasonseg.structures.sample import Sample
 
 
 class Objective(nn.Module):
-    """A segmenter with what only training needs. `forward(batch)` gives named losses, `loss` the
-    one to minimise.
+    """A segmenter with what only training needs.
 
-    Losses of several micro-batches and processes are averaged; where their sizes matter,
-    `counts(batch)` says over how many tokens and masks a batch sums, and `forward(batch, counts)`
-    divides by those of the whole step instead.
+    `forward(batch)` returns losses by name; `loss` is minimised. Losses of several micro-batches
+    and processes are averaged. Where their sizes matter, `counts(batch)` gives the numbers of
+    tokens and masks of a batch, and `forward(batch, counts)` divides by those of the whole step
+    instead.
     """
 
     segmenter: Segmenter
-    # options that an earlier stage of the run hands over, by `hands_over`
+    # options that an earlier stage of the run provides by `hands_over`
     needs: tuple[str, ...] = ()
 
     def dataset(self, data: Kind, length: int, seed: int) -> Any:
-        """`length` items, a pure function of the seed."""
+        """A data set of `length` items that depends on the seed only; it has `len` and an index."""
         raise NotImplementedError
 
     def collate(self, items: list) -> dict:
-        """Items to a batch, in a worker process."""
+        """A batch of items; runs in a worker process."""
         raise NotImplementedError
 
     def counts(self, batch: dict) -> dict[str, int]:
-        """What a loss is averaged over; empty where each batch counts the same."""
+        """The numbers over which a loss is averaged; empty where all batches have equal weight."""
         return {}
 
     def finish(self) -> None:
-        """What is done once when the stage ends."""
+        """Runs once when the stage ends."""
 
     def hands_over(self) -> dict[str, Any]:
         """What later stages of the run may need, by the name of their option."""
@@ -52,7 +50,7 @@ class Objective(nn.Module):
 
 
 class Samples(Dataset):
-    """Samples of ours as a data set of torch."""
+    """Our samples as a data set of torch."""
 
     def __init__(self, samples: Any):
         self.samples = samples
@@ -65,8 +63,9 @@ class Samples(Dataset):
 
 
 def kept(option: str, file: str) -> dict[str, torch.Tensor]:
-    """What an earlier stage's `finished.safetensors` holds beside the segmenter. Raises
-    `InputError` where there is none.
+    """What the `finished.safetensors` of an earlier stage holds beside the segmenter.
+
+    Raises `InputError` where the file does not exist.
     """
     if not Path(file).is_file():
         raise InputError(
@@ -79,13 +78,19 @@ def kept(option: str, file: str) -> dict[str, torch.Tensor]:
 
 
 def tower_features(segmenter: Segmenter, pixels: torch.Tensor) -> torch.Tensor:
-    """Patch features `[b, t, width]` of the backbone's vision tower."""
+    """Patch features `[b, t, width]` of the backbone's vision tower on `pixels` `[b, 3, s, s]`.
+
+    Raises `InputError` in a model without words.
+    """
     backbone: Any = segmenter.language()[0]
     return backbone.tower(pixels, output_hidden_states=True).hidden_states[-1]
 
 
 def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
-    """Values of a square grid of patches `[b, t, d]` at another grid, `[b, grid * grid, d]`."""
+    """Values `[b, t, d]` of a square grid of patches, resampled to `[b, grid * grid, d]`.
+
+    Bilinear interpolation.
+    """
     old = int(values.shape[1] ** 0.5)
     if old == grid:
         return values
@@ -96,14 +101,17 @@ def resampled(values: torch.Tensor, grid: int) -> torch.Tensor:
 
 @torch.no_grad()
 def mean_overlap(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Mean IoU of thresholded logits `[n, h, w]` with masks."""
+    """Mean IoU (0..1) of thresholded logits `[n, h, w]` with bool masks `[n, h, w]`."""
     marked = logits > 0
     union = (marked | masks).flatten(1).sum(1).clamp(min=1)
     return ((marked & masks).flatten(1).sum(1) / union).mean()
 
 
 def box_in(mask: torch.Tensor) -> tuple[float, ...]:
-    """A box around a mask `[h, w]`, each side off by up to two pixels."""
+    """A random box `(x0, y0, x1, y1)` in pixels around a mask `[h, w]`.
+
+    Each side is off by up to two pixels.
+    """
     ys, xs = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
     corners = (
         torch.stack([xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]).float().cpu() + 4 * torch.rand(4) - 2
@@ -113,8 +121,10 @@ def box_in(mask: torch.Tensor) -> tuple[float, ...]:
 
 
 def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
-    """A point where a drawn mask is wrong (1: missing, 0: too much), or in the middle of the
-    truth where it is right.
+    """A random click `(x, y, on)` where a drawn mask `[h, w]` is wrong.
+
+    `on` is 1 where the mask misses the truth `[h, w]` and 0 where it has too much. Where the mask
+    is right, the click is inside the truth.
     """
     wrong = (drawn ^ truth).nonzero()
     spots = wrong if len(wrong) else truth.nonzero()
@@ -123,8 +133,9 @@ def click(drawn: torch.Tensor, truth: torch.Tensor) -> tuple[float, float, int]:
 
 
 def framed_masks(masks: torch.Tensor, side: int) -> torch.Tensor:
-    """Masks `[n, h, w]` in a square frame of `side` pixels, at the top left, the longer side
-    filling it.
+    """Masks `[n, h, w]` in a square frame, float32 `[n, side, side]`.
+
+    They lie at the top left; the longer side is resized to `side` pixels.
     """
     height, width = masks.shape[-2:]
     if max(height, width) != side:

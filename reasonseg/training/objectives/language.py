@@ -1,6 +1,4 @@
-"""True answers and the masks they mean, through the whole model: the objective of LISA, and of
-every fine-tuning.
-"""
+"""Objective of LISA and of fine-tuning: true answers and their masks, through the whole model."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from reasonseg.training.objectives.base import Objective, Samples
 
 
 class Language(Objective):
-    """The losses of `Segmenter.loss`: text, and bce, dice and predicted IoU of masks. It has no
-    options.
+    """The losses of `Segmenter.loss`: text, and bce, dice and predicted IoU of masks.
+
+    It has no options.
     """
 
     def __init__(self, segmenter: Segmenter):
@@ -31,10 +30,10 @@ class Language(Objective):
         return {"samples": items}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, int]:
-        """Answer tokens and masks of a batch."""
-        spoken = [s for s in batch["samples"] if s.query.text.strip()]
-        backbone = self.segmenter.language()[0] if spoken else None
-        tokens = sum(len(backbone.answer_ids(s.truth.text)) for s in spoken) if backbone else 0
+        """The numbers of answer tokens and masks in a batch."""
+        worded = [s for s in batch["samples"] if s.query.text.strip()]
+        backbone = self.segmenter.language()[0] if worded else None
+        tokens = sum(len(backbone.answer_ids(s.truth.text)) for s in worded) if backbone else 0
         return {"tokens": tokens, "masks": sum(len(s.truth.masks) for s in batch["samples"])}
 
     def forward(self, batch: dict[str, Any], counts: dict | None = None) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
-"""SegGPT's stage: painting the mask of a picture after pictures whose masks are painted, in any
-colour.
+"""Objective of SegGPT: paint the mask of an image, given images with painted masks.
+
+Masks may have any colour.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.reference_masks import region
 from reasonseg.training.objectives.base import Objective, mean_overlap, resampled
 
-SHARPNESS = 2.0  # of the projection with which readers begin
-MAX_THINGS = 3  # of a family that are painted
+SHARPNESS = 2.0  # initial scale of the projection in the reading layers
+MAX_THINGS = 3  # number of painted objects per family
 
 
 class Painting(Objective):
-    """In-context painting on drawn families of scenes, one to `shown` references each, read
-    together.
+    """In-context painting on families of drawn scenes.
 
-    `white` is the share of things painted white, the others have a colour of their own; what is
-    around them is black. `eye` names a model (`embedded`, or a folder) whose vision tower looks:
-    where `fresh`, the first layers start as that tower, and `keep` weighs a loss that lets them go
-    on seeing in the two halves of a canvas what the tower sees in each picture alone. `find` weighs
-    the plainer question behind the painting, whether a patch of the picture is of the thing, asked
-    of the last states. `paint` weighs the painting; where it and `find` are 0, pictures go through
-    the first layers only.
+    Each object has 1 to `shown` references, which are read together. Options:
+
+    - `white`: share of objects that are painted white; the others have a random colour. The
+      background is black.
+    - `eye`: a model (`embedded`, or a folder) whose vision tower `fresh` and `keep` use.
+    - `fresh`: the first layers start as copies of that tower.
+    - `keep`: weight of a loss for the two halves of a canvas: their features stay close to those
+      that the tower has for each image alone.
+    - `find`: weight of a simpler loss on the last states: whether a patch of the image belongs to
+      the object.
+    - `paint`: weight of the painting loss. Where `paint` and `find` are 0, images run through the
+      first layers only.
     """
 
     def __init__(
@@ -51,20 +56,19 @@ class Painting(Objective):
         self.segmenter, self.shown, self.white = segmenter, shown, white
         self.keep, self.find, self.paint = keep, find, paint
         self.finder = nn.Linear(segmenter.decoder.model.config.hidden_size, 1)
-        looker = (
+        source = (
             Segmenter.from_pretrained(
                 None if eye == "embedded" else eye, device="cpu", dtype="float32"
             )
             if eye
             else None
         )
-        if looker is not None:
-            looker.requires_grad_(False)
-        if looker is not None and fresh:
-            copy_tower(segmenter.decoder, looker)
-        # a tuple, so that it is not saved: the tower, and the projection in which pictures are
-        # compared
-        self.eye: tuple[Any, ...] = compared_by(looker) if looker is not None else ()
+        if source is not None:
+            source.requires_grad_(False)
+        if source is not None and fresh:
+            copy_tower(segmenter.decoder, source)
+        # a tuple, so that its modules are not saved: the tower and the projection
+        self.eye: tuple[Any, ...] = compared_by(source) if source is not None else ()
 
     def dataset(self, data: Kind, length: int, seed: int) -> Families:
         config = data.config
@@ -79,8 +83,9 @@ class Painting(Objective):
         )
 
     def collate(self, items: list[dict]) -> dict:
-        """Canvases in the decoder's frame: pictures `[p, 3, s, s]`, and per thing which of them,
-        with masks `[s, s]`.
+        """Canvases in the decoder's frame.
+
+        Images are `[p, 3, s, s]`; each object has the indices of its images, and masks `[s, s]`.
         """
         decoder, pictures, things = self.segmenter.decoder, [], []
         for item in items:
@@ -108,7 +113,8 @@ class Painting(Objective):
         if not self.find and not self.paint:
             if alone is None:
                 raise InputError(
-                    "options: with find and paint 0 there is nothing to train but keep, which needs eye"
+                    "options: find and paint are 0, so keep has to be above 0 and eye has to name "
+                    "a model"
                 )
             kept = self.keeping(batch["things"], pictures, alone)
             return {"loss": kept, "keep": kept.detach()}
@@ -127,7 +133,11 @@ class Painting(Objective):
     def painted(
         self, things: list[dict], shown: int, pictures: torch.Tensor, alone: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Losses and overlap of things with `shown` references each."""
+        """Losses and mean IoU of objects with `shown` references each.
+
+        `pictures` are `[p, 3, s, s]`; `alone` `[p, t, d]` are the tower's features of each, or
+        None.
+        """
         decoder: Any = self.segmenter.decoder
         masks = torch.stack(
             [torch.stack([t["mask"], *(m for _, m in t["references"])]) for t in things]
@@ -164,8 +174,10 @@ class Painting(Objective):
     def keeping(
         self, things: list[dict], pictures: torch.Tensor, alone: torch.Tensor
     ) -> torch.Tensor:
-        """What is lost of `alone` when pictures stand above others, in the layers before the
-        streams merge.
+        """Loss of the features that change when two images share a canvas.
+
+        `alone` `[p, t, d]` are the tower's features of each image alone. Only the layers before the
+        two streams merge are run.
         """
         decoder: Any = self.segmenter.decoder
         pairs = torch.tensor(
@@ -182,30 +194,36 @@ class Painting(Objective):
 
     @torch.no_grad()
     def looked(self, pictures: torch.Tensor) -> torch.Tensor:
-        """What the tower sees in each picture `[p, 3, s, s]` alone: `[p, t, d]`."""
+        """The tower's features `[p, t, d]` of each image `[p, 3, s, s]` alone."""
         tower = self.eye[0].to(pictures.device)
         return tower(
             pictures, interpolate_pos_encoding=True, output_hidden_states=True
         ).hidden_states[-1]
 
     def unlike(self, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """1 - cosine of states `[b, t, d]` and what they are to be, where pictures are compared."""
+        """1 - mean cosine similarity of states and their targets, both `[b, t, d]`.
+
+        It is computed in the space in which the tower's model compares images.
+        """
         compare = self.eye[1].to(states.device).weight
         states, wanted = (x.float() @ compare.T for x in (states, wanted))
         return 1 - nn.functional.cosine_similarity(states, wanted, dim=-1).mean()
 
 
 def balanced(masks: torch.Tensor) -> torch.Tensor:
-    """Weights of pixels `[n, h, w]` under which a thing counts as much as all around it: a blank
-    canvas is no good start.
+    """Pixel weights `[n, h, w]` that give an object the same total weight as its background.
+
+    Without them a blank canvas has a small loss, and training starts badly.
     """
     share = masks.flatten(1).float().mean(1)[:, None, None].clamp(0.01, 0.99)
     return torch.where(masks, 0.5 / share, 0.5 / (1 - share))
 
 
 def painted_colors(count: int, white: float) -> torch.Tensor:
-    """Background and thing, 0..1 `[count, 2, 3]`: always black, and white or (the rest) any
-    colour well apart from it.
+    """Colours of background and object, 0..1, `[count, 2, 3]`.
+
+    The background is black. The object is white, or (a share of 1 - `white`) of a random colour
+    that differs clearly from black.
     """
     colors = torch.tensor([[0.0] * 3, [1.0] * 3]).repeat(count, 1, 1)
     for row in torch.nonzero(torch.rand(count) > white)[:, 0]:
@@ -215,7 +233,7 @@ def painted_colors(count: int, white: float) -> torch.Tensor:
 
 
 def compared_by(looker: Segmenter) -> tuple[Any, Any]:
-    """The vision tower of a model, and the projection in which its pictures are compared."""
+    """The vision tower of a model, and the projection in which it compares images."""
     backbone: Any = looker.backbone
     references: Any = looker.references
     return backbone.tower, references.visual_projection
@@ -223,13 +241,13 @@ def compared_by(looker: Segmenter) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def copy_tower(decoder, looker: Segmenter) -> None:
-    """Starts a SegGPT with another model's eye: its first layers are those of a SigLIP tower of the
-    same width and patch.
+    """Starts a SegGPT decoder from the vision tower of another model.
 
-    What the tower adds to its states is scaled to a size of about 1, which changes nothing in it
-    (every layer normalises what it reads) and lets fresh layers be heard. The layers after it find
-    like by like from the start: queries and keys are the projection in which that model compares a
-    picture with its references.
+    The first layers become those of a SigLIP tower of the same width and patch size. The tower's
+    residual updates are scaled to a size of about 1. This does not change the tower's output (every
+    layer normalises its input), and lets the fresh layers have an effect. The layers after it start
+    by matching similar patches: queries and keys are the projection in which that model compares an
+    image with its references.
     """
     model = decoder.model.model
     tower, projection = compared_by(looker)
@@ -260,13 +278,13 @@ def copy_tower(decoder, looker: Segmenter) -> None:
 
 
 def scaled(mine: Any, theirs: Any, size: float) -> None:
-    """Copies a linear map whose outputs are to be `size` times smaller."""
+    """Copies a linear map so that its outputs are `size` times smaller."""
     mine.weight.copy_(theirs.weight / size)
     mine.bias.copy_(theirs.bias / size)
 
 
 def tower_size(decoder, tower) -> float:
-    """The typical size of a tower's last states, on noise."""
+    """The standard deviation of a tower's last states on noise images."""
     pixels = torch.randn(
         4, 3, decoder.side, decoder.side, generator=torch.Generator().manual_seed(0)
     )

@@ -1,4 +1,4 @@
-"""The reference prompter's stage: a thing shown in some pictures is drawn in another."""
+"""Objective of the reference prompter: segment an object that is shown in other images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from reasonseg.segmenters.base import Segmenter
 from reasonseg.structures.reference_masks import region
 from reasonseg.training.objectives.base import Objective, mean_overlap
 
-TEMPERATURE = 0.07  # of `alike`
+TEMPERATURE = 0.07  # of the loss `alike`
 
 
 class References(Objective):
-    """Draws things from references to them, with their label or without it.
+    """Segments objects from references to them, with their label or without it.
 
-    One to `shown` pictures refer to each; `unnamed` is the share of things whose label is left out,
-    `mislabelled` that of those with the label of another thing, so that words it does not know do
-    no harm. `alike` weighs a contrastive loss: the pooled features of equal things, and of a thing
-    and its label, are closer than those of others (CLIP's loss, over things instead of pictures).
-    `tower` off leaves the vision tower as it is and computes no gradient through it.
+    Each object has references in 1 to `shown` images. Options:
+
+    - `unnamed`: share of objects whose label is left out.
+    - `mislabelled`: share of objects with the label of another one, so that unknown words do no
+      harm.
+    - `alike`: weight of a contrastive loss (CLIP's loss, over objects instead of images). The
+      pooled features of equal objects, and of an object and its label, become closer than those of
+      others.
+    - `tower`: off freezes the vision tower and computes no gradient through it.
     """
 
     def __init__(
@@ -54,8 +58,9 @@ class References(Objective):
         )
 
     def collate(self, items: list[dict]) -> dict:
-        """Pictures in a row, and per thing where it is asked for, what refers to it, its label
-        and truth.
+        """All images in one list, and for each object its images, masks, label and true mask.
+
+        `query` and `references` are indices of images; `asked` is the number of the query image.
         """
         vlp: Any = self.segmenter.references
         pictures, things = [], []
@@ -75,15 +80,15 @@ class References(Objective):
         segmenter, things = self.segmenter, batch["things"]
         vlp: Any = segmenter.references
         with torch.set_grad_enabled(self.tower and torch.is_grad_enabled()):
-            looked = vlp.patch_encoder.encode(batch["pictures"])
-        seen = vlp.placed(looked)
+            features = vlp.patch_encoder.encode(batch["pictures"])
+        seen = vlp.placed(features)
         device = seen.device
         labels = [t["label"] if torch.rand(()) >= self.unnamed else None for t in things]
         named = sorted({t["label"] for t in things})
         known = vlp.texts(named)
         blank = torch.zeros_like(known[:1])
         text = torch.cat([known[named.index(label)][None] if label else blank for label in labels])
-        # an unknown word means as little as a wrong one
+        # a wrong label stands for an unknown word: both carry no information
         wrong = torch.rand(len(text)) < self.mislabelled
         text = torch.where(wrong[:, None].to(device), text[torch.randperm(len(text))], text)
         tokens = torch.zeros(len(things), vlp.config.queries, vlp.config.width_out, device=device)
@@ -120,8 +125,11 @@ class References(Objective):
     def contrast(
         self, seen: torch.Tensor, things: list[dict], known: torch.Tensor, named: list[str]
     ) -> torch.Tensor:
-        """Cross entropy of finding, among all things of the batch, equal things, and the label
-        that belongs to each.
+        """The contrastive loss over all objects of the batch.
+
+        It is the cross entropy of finding equal objects, plus that of finding the label of each
+        object. `seen` are unit features `[p, t, e]` of the images, `known` those of the labels
+        `named`.
         """
         vlp: Any = self.segmenter.references
         rows, masks, names, labels = [], [], [], []

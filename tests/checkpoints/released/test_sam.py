@@ -80,9 +80,8 @@ def test_tokens_straight_into_the_decoder(decoder, encoded, io):
 def test_points_and_boxes(decoder, encoded, io, what):
     image, features = encoded
     points = [(*map(float, p), int(on)) for p, on in zip(io["points"], io["labels"], strict=True)]
-    given = {"points": (points, []), "box": ([], [io["box"]]), "points_box": (points, [io["box"]])}[
-        what
-    ]
+    box = tuple(map(float, io["box"]))
+    given = {"points": (points, []), "box": ([], [box]), "points_box": (points, [box])}[what]
     with torch.inference_mode():
         prompt = decoder.places(*given, image.shape[:2])
         logits, scores = decoder.decode(features, torch.zeros(1, dtype=torch.long), prompt)
