@@ -28,7 +28,7 @@ demo: setup
 
 # Two processes with one torch thread each: on two cores faster than one process with two threads.
 test: setup font browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)

@@ -1,0 +1,1 @@
+"""Research recipes, outside the package: how the packaged tiny models were trained."""

@@ -1,43 +1,43 @@
-"""Speed as ratios of paired runs in one process: bench.py
-latency|throughput|evaluation|training|encoder [--json FILE].
+"""Speed, as ratios of paired runs in one process.
 
-latency     one question on a new image, and a follow-up on the same, against (a) the reference protocol: no key-value cache, the
-            vision tower and the language model over the whole prefix at every token, image encoder at every question; and (b) a
-            plain transformers pipeline: `generate` with its cache, the decoder called apart, nothing kept. Answers of 4, 12 and
-            24 tokens are forced, so that all do the same work; masks are compared.
-throughput  `segmenter.batch` of 2 to 32 questions on as many images, against one by one
-evaluation  teacher-forced masks of 8 sentences an image, against the reference's way: the tower and the prefix for every sentence
-training    a step of 8 questions, adapters and mask decoder trained: frozen encoders run at every step, or what they made is read
-encoder     SAM's --vit with random weights, --batch pictures at once (bfloat16 on a GPU): eager, sdpa and compiled against the
-            original package (extra `sam`), one by one in float32
+    python -m scripts.bench latency|throughput|evaluation|training|encoder [--json FILE]
 
-A ratio is baseline time over our time: above 1 means we are faster. Medians of `--runs`, with their
-range.
+- latency: one question about a new image, and a second one about the same image, against (a) the
+  reference protocol: no key-value cache, the vision tower and the language model over the whole
+  prefix at every token, the image encoder at every question; and (b) a plain transformers pipeline:
+  `generate` with its cache, the decoder called separately, nothing cached. Answers of 4, 12 and 24
+  tokens are forced, so that all ways do the same work; masks are compared.
+- throughput: `segmenter.batch` of 2 to 32 questions about as many images, against one by one.
+- evaluation: teacher-forced masks of 8 sentences per image, against the reference's way: the tower
+  and the prefix for every sentence.
+- training: a step of 8 questions with adapters and mask decoder trained; frozen encoders run at
+  every step, or their features are read.
+- encoder: SAM's --vit with random weights, --batch images at once (bfloat16 on a GPU): eager, sdpa
+  and compiled, against the original package (extra `sam`), one by one in float32.
+
+A ratio is baseline time over our time: above 1 means we are faster. Reported are medians of
+`--runs`, with their range.
 """
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from reasonseg import Query, Segmenter
-from reasonseg.backbones import language as backbones
 from reasonseg.nn.feature_store import FeatureStore
 from reasonseg.nn.features import Features
 from reasonseg.nn.lora import add_lora, fold_adapters
 from reasonseg.nn.prompt import Prompt
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.sample import Sample
+from scripts.timing import Forced, answer_of, environment, forced, image, paired, ratio, show
 
 LENGTHS, BATCHES, SENTENCES = (4, 12, 24), (2, 4, 8, 16, 32), 8
 WORDS = (
@@ -50,47 +50,9 @@ WORDS = (
 )
 
 
-class Forced(LogitsProcessor):
-    """Says the given ids, whatever the scores; counts them as our own processor does."""
-
-    def __init__(self, ids: list[int]):
-        self.ids, self.steps, self.probabilities = ids, 0, []
-
-    def __call__(self, input_ids, scores):
-        """Scores in which the next given id is the greatest."""
-        return torch.full_like(scores.float(), -torch.inf).scatter(
-            1, self.choose(scores)[:, None], 0.0
-        )
-
-    def choose(self, scores):
-        """The next given id, for every row."""
-        self.steps += 1
-        self.probabilities.append(torch.ones(len(scores), device=scores.device))
-        return torch.full((len(scores),), self.ids[self.steps - 1], device=scores.device)
-
-
-@contextmanager
-def forced(ids: list[int]):
-    """Our engine says these ids."""
-    kept = backbones.MarkerLogitsProcessor
-    backbones.MarkerLogitsProcessor = lambda *_, **__: Forced(ids)
-    try:
-        yield
-    finally:
-        backbones.MarkerLogitsProcessor = kept
-
-
-def answer_of(segmenter: Segmenter, length: int) -> list[int]:
-    """Words, `<SEG>` and the end, `length` ids in all."""
-    backbone = segmenter.backbone
-    words = backbone.text_ids("the cup")
-    ids = (words * length)[: length - 2]
-    return [*ids, backbone.markers.seg, backbone.tokenizer.eos_token_id]
-
-
 @torch.inference_mode()
 def reference(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
-    """The reference protocol."""
+    """The mask of the reference protocol, bool `[1, h, w]`."""
     backbone = segmenter.backbone
     model, ids = backbone.model, backbone.prompt_ids(query)
     for token in answer:
@@ -107,7 +69,7 @@ def reference(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarr
 
 @torch.inference_mode()
 def plain(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
-    """`generate` with its own cache, then the decoder."""
+    """The mask by `generate` with its own cache, then the decoder, bool `[1, h, w]`."""
     backbone = segmenter.backbone
     row = torch.tensor([backbone.prompt_ids(query)], device=segmenter.device)
     out = backbone.model.generate(
@@ -125,7 +87,7 @@ def plain(segmenter: Segmenter, query: Query, answer: list[int]) -> np.ndarray:
 
 
 def drawn(segmenter: Segmenter, query: Query, state: torch.Tensor) -> np.ndarray:
-    """Encodes the image and draws one mask."""
+    """Encodes the image and draws one mask, bool `[1, h, w]`."""
     features = segmenter.decoder.encode([query.image])
     logits, _ = segmenter.decoder.decode(
         features, torch.zeros(1, dtype=torch.long), segmenter.prompter(state)
@@ -133,41 +95,8 @@ def drawn(segmenter: Segmenter, query: Query, state: torch.Tensor) -> np.ndarray
     return (segmenter.decoder.restore(logits, query.size) > 0).cpu().numpy()
 
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """(seconds, result)."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, result
-
-
-def paired(works: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each, in turns, after one run that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for run in range(runs + 1):
-        for name, work in works.items():
-            spent, _ = timed(work)
-            if run:
-                seconds[name].append(spent)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], baseline: str, ours: str) -> dict[str, float]:
-    """Median of the ratios of paired runs, and their range."""
-    ratios = [a / b for a, b in zip(seconds[baseline], seconds[ours], strict=True)]
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-
-
-def image(seed: int, size: tuple[int, int] = (480, 640)) -> np.ndarray:
-    """A picture of noise."""
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
 def latency(segmenter: Segmenter, runs: int) -> dict:
-    """First question and follow-up, by answer length."""
+    """Seconds and ratios of first and second question, by answer length."""
     seconds = {str(length): latency_of(segmenter, length, runs) for length in LENGTHS}
     spread = {
         f"{ours}_over_{baseline}": {
@@ -188,7 +117,7 @@ def latency(segmenter: Segmenter, runs: int) -> dict:
 
 
 def latency_of(segmenter: Segmenter, length: int, runs: int) -> dict[str, list[float]]:
-    """Seconds of each way of answering in `length` tokens."""
+    """Seconds of each way of answering with `length` tokens."""
     answer, query = answer_of(segmenter, length), Query(image(0), WORDS[0])
 
     def first():
@@ -209,7 +138,7 @@ def latency_of(segmenter: Segmenter, length: int, runs: int) -> dict[str, list[f
 
 
 def throughput(segmenter: Segmenter, runs: int) -> dict:
-    """Batches against one by one; sizes of images and lengths of questions mixed."""
+    """Batches against one by one, with mixed sizes of images and lengths of questions."""
     queries = [
         Query(image(i, (360 + 40 * (i % 4), 640 - 60 * (i % 3))), WORDS[i % len(WORDS)])
         for i in range(max(BATCHES))
@@ -231,27 +160,30 @@ def throughput(segmenter: Segmenter, runs: int) -> dict:
     return {"ratios": {"batch_over_single": ratios}, "spread": spread, "seconds": spent}
 
 
+def reference_states(segmenter: Segmenter, queries: list[Query], answer: list[int]) -> torch.Tensor:
+    """The states `[n, width]` that predict `<SEG>`: tower and prefix run for every question."""
+    backbone = segmenter.backbone
+    place = answer.index(backbone.markers.seg)
+    rows = [[*backbone.prompt_ids(q), *answer] for q in queries]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    embedded = backbone.embed(ids, backbone.encode([q.image for q in queries]))
+    hidden = backbone.model.model.language_model(
+        inputs_embeds=embedded, attention_mask=mask
+    ).last_hidden_state
+    _ = backbone.model.lm_head(hidden)
+    return torch.stack(
+        [hidden[i, len(row) - len(answer) + place - 1] for i, row in enumerate(rows)]
+    )
+
+
 @torch.inference_mode()
 def evaluation(segmenter: Segmenter, runs: int) -> dict:
-    """Teacher-forced masks of several sentences an image."""
+    """Teacher-forced masks of several sentences per image."""
     backbone, picture = segmenter.backbone, image(0)
     queries = [Query(picture, WORDS[i % len(WORDS)]) for i in range(SENTENCES)]
     answer = [*backbone.text_ids("<SEG>."), backbone.tokenizer.eos_token_id]
-    place = answer.index(backbone.markers.seg)
-
-    def states() -> torch.Tensor:
-        rows = [[*backbone.prompt_ids(q), *answer] for q in queries]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        embedded = backbone.embed(ids, backbone.encode([q.image for q in queries]))
-        hidden = backbone.model.model.language_model(
-            inputs_embeds=embedded, attention_mask=mask
-        ).last_hidden_state
-        _ = backbone.model.lm_head(hidden)
-        return torch.stack(
-            [hidden[i, len(row) - len(answer) + place - 1] for i, row in enumerate(rows)]
-        )
 
     def masks(features, prompt: Prompt):
         logits, _ = segmenter.decoder.decode(
@@ -260,7 +192,8 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
         return (segmenter.decoder.restore(logits, queries[0].size) > 0).cpu().numpy()
 
     def theirs():
-        return masks(segmenter.decoder.encode([picture]), segmenter.prompter(states()))
+        features = segmenter.decoder.encode([picture])
+        return masks(features, segmenter.prompter(reference_states(segmenter, queries, answer)))
 
     def ours():
         segmenter.forget()
@@ -297,7 +230,7 @@ def evaluation(segmenter: Segmenter, runs: int) -> dict:
 
 
 def training(segmenter: Segmenter, runs: int) -> dict:
-    """Seconds of a step with and without kept features, and how far apart their losses are."""
+    """Seconds of a step with and without stored features, and the difference of their losses."""
     samples = []
     for k, words in enumerate((*WORDS, *WORDS[:2])):
         mask = np.zeros((1, 480, 640), bool)
@@ -339,8 +272,9 @@ def training(segmenter: Segmenter, runs: int) -> dict:
 
 @torch.inference_mode()
 def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) -> dict:
-    """SAM's image encoder at 1024 pixels; `relative_error` is that of its embeddings (norm of
-    the difference over the norm).
+    """SAM's image encoder at 1024 pixels.
+
+    `relative_error` is that of its embeddings: norm of the difference over the norm.
     """
     from segment_anything import sam_model_registry
 
@@ -397,7 +331,7 @@ def encoder(_: Segmenter | None, runs: int, vit: str = "vit_b", batch: int = 1) 
 
 
 def clicked(decoder, embedding: torch.Tensor) -> torch.Tensor:
-    """The mask of a click into the middle of each picture."""
+    """The masks of a click into the middle of each image, bool `[b, s, s]`."""
     prompt = decoder.places([(320.0, 240.0, 1)], [], (480, 640))
     many = Prompt(prompt.tokens.expand(len(embedding), -1, -1))
     of = torch.arange(len(embedding), device=embedding.device)
@@ -413,33 +347,6 @@ MODES = {
 }
 
 
-def environment(segmenter: Segmenter | None) -> dict:
-    """What it was measured on."""
-    gpu = segmenter.device.type == "cuda" if segmenter else torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"cpu, {torch.get_num_threads()} threads"
-    model = segmenter.fingerprint if segmenter else ""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": device,
-        "model": model,
-    }
-
-
-def show(tree: dict, lead: str = "") -> None:
-    """Prints numbers a line each."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            show(value, f"{lead}{name} ")
-        else:
-            print(
-                f"{lead}{name}: {value:.3f}"
-                if isinstance(value, float)
-                else f"{lead}{name}: {value}"
-            )
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -448,11 +355,11 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="folder or hub id (default: the embedded model)")
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--compile", action="store_true", help="our step of a word")
+    parser.add_argument("--compile", action="store_true", help="compile our step of a token")
     parser.add_argument(
-        "--vit", choices=["vit_b", "vit_l", "vit_h"], default="vit_b", help="of encoder"
+        "--vit", choices=["vit_b", "vit_l", "vit_h"], default="vit_b", help="SAM of mode encoder"
     )
-    parser.add_argument("--batch", type=int, default=1, help="pictures of encoder")
+    parser.add_argument("--batch", type=int, default=1, help="images at once in mode encoder")
     options = parser.parse_args()
     alone = options.mode == "encoder"
     segmenter = None if alone else Segmenter.from_pretrained(options.model, compile=options.compile)

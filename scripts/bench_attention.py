@@ -1,10 +1,10 @@
-"""What our two ways of attention gain, as ratios of seconds in one process.
+"""The gain of our two implementations of attention, as ratios of seconds in one process.
+
+    bench_attention.py [--tokens N] [--side N]
 
 `products`: two plain products against torch's fused CPU kernel, forward and backward. `places`:
-SegGPT's relative positions as more channels under a fused kernel, against transformers' own layer,
-forward.
-
-bench_attention.py [--tokens N] [--side N]
+SegGPT's relative positions as additional channels with a fused kernel, against transformers' own
+layer, forward.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RUNS = 8
 
 
 def seconds(attention, tokens: int, batch: int = 64, heads: int = 6, width: int = 32) -> float:
-    """One pass forward and backward in bfloat16."""
+    """Seconds of one pass forward and backward in bfloat16."""
     parts = [
         torch.randn(batch, heads, tokens, width, dtype=torch.bfloat16, requires_grad=True)
         for _ in range(3)
@@ -35,7 +35,7 @@ def seconds(attention, tokens: int, batch: int = 64, heads: int = 6, width: int 
 
 @torch.inference_mode()
 def seconds_placed(attention, layer: SegGptAttention, side: int) -> float:
-    """One canvas of `2 side` x `side` patches through a layer."""
+    """Seconds of one canvas of `2 side` x `side` patches in a layer."""
     states = torch.randn(1, 2 * side, side, layer.qkv.in_features)
     began = time.perf_counter()
     attention(layer, states)
@@ -43,7 +43,7 @@ def seconds_placed(attention, layer: SegGptAttention, side: int) -> float:
 
 
 def told(name: str, spent: list[dict[str, float]], theirs: str, ours: str) -> None:
-    """Prints the median ratio; the first run warms up."""
+    """Prints the median ratio; the first run is a warm-up."""
     ratios = sorted(run[theirs] / run[ours] for run in spent[1:])
     print(
         f"{name}: {theirs} / {ours} {statistics.median(ratios):.2f} ({ratios[0]:.2f} to "

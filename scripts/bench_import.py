@@ -1,11 +1,14 @@
-"""LISA-7B's shapes with random weights, in the released layout: imported, asked, and measured.
+"""Import of a model with the shapes of LISA-7B and random weights, in the released layout.
 
-bench_import.py [--layers N] [--device D] [--dtype T] [--quantization int8|nf4] [--folder DIR]
-[--keep] [--json FILE] bench_import.py --shapes      only proves, on the meta device, that every
-tensor of the released model finds its place
+It is imported, it answers a question, and time and memory are measured.
 
-The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the extra
-`sam` for the names of SAM's tensors.
+    bench_import.py [--layers N] [--device D] [--dtype T] [--quantization int8|nf4]
+                    [--folder DIR] [--keep] [--json FILE]
+    bench_import.py --shapes
+
+`--shapes` only checks, on the meta device, that every tensor of the released model has a place in
+ours. The weights take 16 GB of disk and as much memory; `--layers 2` is a small version. Needs the
+extra `sam` for the names of SAM's tensors.
 """
 
 import argparse
@@ -38,7 +41,7 @@ SHARD = 3 * 2**30
 
 
 def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name, shape and stored precision of every tensor of a released LISA-7B with so many
+    """Name, shape and stored precision of all tensors of a released LISA-7B with `layers`
     layers.
     """
     from segment_anything import sam_model_registry
@@ -71,7 +74,7 @@ def shapes(layers: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 
 
 def config(layers: int) -> dict:
-    """config.json as released."""
+    """The config.json, as released."""
     return {
         "architectures": ["LISAForCausalLM"],
         "model_type": "llava",
@@ -102,7 +105,7 @@ def config(layers: int) -> dict:
 
 
 def tokenizer(folder: Path) -> None:
-    """A SentencePiece tokenizer of our own words, with LISA's three tokens."""
+    """Writes a SentencePiece tokenizer of our own words, with LISA's three tokens."""
     import io
 
     import sentencepiece
@@ -126,7 +129,7 @@ def tokenizer(folder: Path) -> None:
 
 
 def write(folder: Path, layers: int) -> int:
-    """Writes random weights in shards as released; returns the bytes of the largest."""
+    """Writes random weights in shards as released; returns the bytes of the largest shard."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
     tokenizer(folder)
@@ -151,8 +154,9 @@ def write(folder: Path, layers: int) -> int:
 
 
 def prove_shapes() -> None:
-    """Fills a LISA-7B without values with tensors that have only shapes; raises where one is
-    missing, left over or reshaped.
+    """Fills a LISA-7B on the meta device with tensors that have only shapes.
+
+    Raises `InputError` where one is missing, left over or of another shape.
     """
     from reasonseg.checkpoints.released import llava, sam
     from reasonseg.checkpoints.released.layout import Layout
@@ -188,13 +192,13 @@ def prove_shapes() -> None:
     )
     filling.done(allow=elsewhere)
     print(
-        f"{len(Shapes.of)} tensors, every one in its place; only CLIP's and the identity come "
+        f"{len(Shapes.of)} tensors, all have a place; only those of CLIP and the identity come "
         "from elsewhere"
     )
 
 
 def peak_host() -> int:
-    """The most memory this process ever held, in bytes, mapped files included (Linux)."""
+    """The peak memory of this process in bytes, with mapped files (Linux)."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -204,7 +208,7 @@ def peak_host() -> int:
 
 
 def measure(folder: Path, options) -> dict:
-    """Imports and asks; seconds and peak memory."""
+    """Imports the model and answers a question; returns seconds and peak memory."""
     before = peak_host()
     began = time.perf_counter()
     model = Segmenter.from_pretrained(
@@ -247,7 +251,7 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", choices=["int8", "nf4"])
     parser.add_argument(
-        "--folder", type=Path, help="where the weights are written, or lie from an earlier run"
+        "--folder", type=Path, help="where the weights are written, or are from an earlier run"
     )
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -258,7 +262,7 @@ if __name__ == "__main__":
     largest = None if folder.exists() else write(folder, options.layers)
     if largest:
         print(f"wrote {folder}, largest shard {largest / 2**30:.2f} GiB")
-    if largest:  # measured in a process of its own: writing leaves a peak behind
+    if largest:  # measured in a new process: writing raises the memory peak of this one
         again = [
             sys.executable,
             "-m",

@@ -1,8 +1,8 @@
 """Figures of a Python package's layout: code_report.py [PACKAGE ...].
 
-Entries at the top level, modules that import one another in a circle, functions over 60 lines, lines
-over 100 columns, the share of public docstrings that give a shape, and the share of windows of 8
-code lines that occur more than once.
+Entries at the top level, modules in import cycles, functions over 60 lines, lines over 100 columns,
+the share of public docstrings with a shape, and the share of windows of 8 code lines that occur
+more than once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def imports_of(file: Path, known: dict[str, Path]) -> set[str]:
 
 
 def in_circles(known: dict[str, Path]) -> set[str]:
-    """Modules from which one gets back to themselves by imports; the package's front door left out."""
+    """The modules in an import cycle; the package's own `__init__` is left out."""
     edges = {name: imports_of(file, known) for name, file in known.items() if "." in name}
     found = set()
     for start in edges:
@@ -62,14 +62,14 @@ def public_docstrings(file: Path) -> list[str | None]:
 
 
 def long_functions(file: Path) -> int:
-    """Functions over 60 lines."""
+    """The number of functions over 60 lines."""
     tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     functions = [n for n in tree if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     return sum((n.end_lineno or 0) - n.lineno + 1 > 60 for n in functions)
 
 
 def repeated(files: list[Path]) -> float:
-    """Share of windows of code lines that occur more than once, 0..1."""
+    """The share of windows of code lines that occur more than once, 0..1."""
     windows: Counter[tuple[str, ...]] = Counter()
     for file in files:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -80,7 +80,7 @@ def repeated(files: list[Path]) -> float:
 
 
 def report(package: Path) -> dict[str, str]:
-    """The figures of one package."""
+    """The figures of one package, by name."""
     known = modules_of(package)
     files = list(known.values())
     texts = [f.read_text(encoding="utf-8") for f in files]

@@ -1,5 +1,6 @@
-"""What 8-bit and 4-bit language models cost in masks, on drawn test scenes: compare_quantization.py
-[--model M] [--limit N] [--json FILE].
+"""The loss in masks by 8-bit and 4-bit language models, on drawn test scenes.
+
+compare_quantization.py [--model M] [--limit N] [--json FILE]
 """
 
 import argparse
@@ -17,13 +18,15 @@ BATCH = 32
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """IoU of two masks."""
+    """IoU of two masks `[h, w]`, 0..1."""
     return count(a, b).giou
 
 
 def compare(samples: list[Sample], full: list[Answer], small: list[Answer]) -> dict[str, float]:
-    """Loss of gIoU (over questions the full model finds something for), share with the same
-    objects, masks gone blank.
+    """Differences between the answers of the full model and those of a small one.
+
+    They are the loss of gIoU over questions with a target, the share of questions with the same
+    objects (both 0..1), and the number of masks that became empty.
     """
     drops, same, blank = [], [], 0
     for sample, a, b in zip(samples, full, small, strict=True):
@@ -46,7 +49,7 @@ def compare(samples: list[Sample], full: list[Answer], small: list[Answer]) -> d
 
 
 def answers(model: Segmenter, samples: list[Sample], name: str) -> list[Answer]:
-    """The model's answers, with progress."""
+    """The model's answers, with a progress bar."""
     starts = tqdm(range(0, len(samples), BATCH), desc=name)
     return [a for i in starts for a in model.batch([s.query for s in samples[i : i + BATCH]])]
 

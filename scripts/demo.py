@@ -1,5 +1,6 @@
-"""Asks the embedded model about the bundled pictures, one a level, and writes what it sees:
-demo.py FOLDER.
+"""Asks the embedded model about the packaged images, one per level, and writes its answers.
+
+demo.py FOLDER
 """
 
 import argparse
@@ -42,7 +43,7 @@ def main() -> None:
     with atomic_write(out / "sheet.png") as aside:
         contact_sheet(cells).save(aside, format="PNG")
     print(
-        f"\nwrote {out}/sheet.png (look at this one), {out}/LEVEL-overlay.png, and masks with "
+        f"\nwrote {out}/sheet.png (all answers), {out}/LEVEL-overlay.png, and masks with "
         f"answer.json in {out}/LEVEL"
     )
 

@@ -1,9 +1,9 @@
-"""Draws the pictures of the demo, one a level, from the validation split: draw_demo_pictures.py
-[--seed N].
+"""Draws the images of the demo, one per level, from the validation split.
 
-Of the seeds from N on it takes the first on which the embedded model is right about all seven: a
-demo shows what is meant to happen, and how often that happens is measured (`reasonseg eval
-scenes`), not shown.
+    draw_demo_pictures.py [--seed N]
+
+It takes the first seed from N on for which the embedded model answers all seven questions right. A
+demo shows the intended behaviour; how often it succeeds is measured by `reasonseg eval scenes`.
 """
 
 import argparse
@@ -25,14 +25,14 @@ RIGHT = 0.7  # the least IoU of a mask that counts as right
 
 
 def drawn(sample: Sample) -> bytes:
-    """The picture as a small PNG file."""
+    """The image as a small PNG file."""
     file = io.BytesIO()
     Image.fromarray(sample.query.image).quantize(128).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def is_right(answer: Answer, truth: Answer) -> bool:
-    """As many masks as are true, in their order, each close to its own."""
+    """Whether the masks are as many as the true ones, in their order, and each close to its own."""
     if answer.status != truth.status or len(answer.masks) != len(truth.masks):
         return False
     pairs = zip(answer.masks, truth.masks, strict=True)
@@ -40,7 +40,7 @@ def is_right(answer: Answer, truth: Answer) -> bool:
 
 
 def main() -> None:
-    """Writes the pictures and their questions into the package."""
+    """Writes the images and their questions into the package."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=5)
     segmenter = Segmenter.from_pretrained()

@@ -1,10 +1,10 @@
-"""What examples are worth, measured on drawn scenes with the embedded models: every figure with its
-95 % interval.
+"""The benefit of examples, on drawn scenes with the embedded models, with 95 % intervals.
 
-    python -m scripts.few_shot_claims [few-shot,composed,selection,ensembles] [--limit 1000] [--seggpt DIR] [--out out/claims.json]
+    python -m scripts.few_shot_claims [few-shot,composed,selection,ensembles]
+        [--limit 1000] [--seggpt DIR] [--out out/claims.json]
 
-Differences are paired: the same pictures on both sides. Groups that were finished are kept and not
-measured again.
+Differences are paired: both sides have the same images. Finished groups are stored and not measured
+again.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from reasonseg.structures.images import atomic_write
 
 GROUPS = ("few-shot", "composed", "selection", "ensembles")
 BATCH = 16
-POOL, FUSED = 16, 4  # references of a class to choose from, and how many are read together
+POOL, FUSED = 16, 4  # references of a class to choose from; number of those used together
 DRAWS = 1000
 
 
 def main() -> None:
-    """Measures the groups asked for and prints the table."""
+    """Measures the chosen groups and prints the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("groups", nargs="?", default=",".join(GROUPS))
     parser.add_argument("--limit", type=int, default=1000, help="episodes of each measurement")
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--seggpt", default="tiny-seggpt", metavar="M", help="for ensembles")
     parser.add_argument("--out", default="out/claims.json")
     parser.add_argument(
-        "--docs", metavar="FILE", help="also write the tables there, after its mark <!-- claims -->"
+        "--docs",
+        metavar="FILE",
+        help="also write the tables to this file, after its mark <!-- claims -->",
     )
     options = parser.parse_args()
     out = Path(options.out)
@@ -87,7 +89,7 @@ def main() -> None:
 
 
 def markdown(group: str, results: dict) -> str:
-    """A table of one group for the docs."""
+    """The table of one group for the documentation."""
     rows = [
         f"| {name} | {told(name, row)} | {'{:.3f} to {:.3f}'.format(*row['ci95'])} |\n"
         for name, row in results.items()
@@ -104,7 +106,7 @@ def told(name: str, row: dict) -> str:
 
 
 def answered(segmenter, queries: list[Query], name: str) -> list[np.ndarray]:
-    """One mask a query: all masks of its answer together."""
+    """One mask `[h, w]` per query: the union of all masks of its answer."""
     masks = []
     for start in tqdm(range(0, len(queries), BATCH), desc=name, disable=not sys.stderr.isatty()):
         for answer in segmenter.batch(queries[start : start + BATCH]):
@@ -115,7 +117,7 @@ def answered(segmenter, queries: list[Query], name: str) -> list[np.ndarray]:
 
 
 def overlaps(samples, masks) -> list[dict]:
-    """Counts of each sample's whole truth."""
+    """Pixel counts of each sample's whole true mask."""
     found = (count(m, s.truth.masks.any(0)) for s, m in zip(samples, masks, strict=True))
     return [
         {"inter": c.inter, "union": c.union, "class": s.truth.labels[0]}
@@ -124,13 +126,13 @@ def overlaps(samples, masks) -> list[dict]:
 
 
 def miou(rows: list[dict]) -> dict:
-    """mIoU over classes with its interval."""
+    """mIoU over classes (0..1) with its interval."""
     value, interval = class_means([r["class"] for r in rows], rows)
     return {"value": value, "ci95": interval, "n": len(rows)}
 
 
 def gain(rows: list[dict], over: list[dict], seed: int = 0) -> dict:
-    """The difference of two mIoUs on the same episodes, drawn again together."""
+    """The difference of two mIoUs on the same episodes, with a paired bootstrap interval."""
     names = sorted({r["class"] for r in rows})
     of = np.array([names.index(r["class"]) for r in rows])
     sides = [np.array([[r["inter"], r["union"]] for r in side], float) for side in (rows, over)]
@@ -158,7 +160,7 @@ def episodes(limit: int, **fields) -> list:
 
 
 def few_shot(model, limit: int) -> dict:
-    """One and five references, with the label and without, on withheld and on seen classes."""
+    """One and five references, with the label and without, on withheld and seen classes."""
     results, rows = {}, {}
     for group in ("withheld", "seen"):
         for shots, prompt in ((1, "reference"), (5, "reference"), (1, "both"), (1, "label")):
@@ -180,9 +182,7 @@ def few_shot(model, limit: int) -> dict:
 
 
 def composed(model, limit: int) -> dict:
-    """Words beside an example ("one like this, but red"), against the words alone and the
-    example alone.
-    """
+    """Words with an example ("one like this, but red"), against words alone and example alone."""
     results = {}
     for withheld in (False, True):
         data = Scenes("test", limit, levels=("alike",), shown=1, withheld=withheld).build()
@@ -205,8 +205,9 @@ def composed(model, limit: int) -> dict:
 
 
 def selection(model, limit: int) -> dict:
-    """One of `POOL` references taken at random, or the most similar (prompt-SelF); then the
-    nearest few together.
+    """One of `POOL` references, random or the most similar (prompt-SelF); then the nearest few.
+
+    The nearest `FUSED` references are used together.
     """
     segmenter, rows = model("words"), {}
     data = Episodes(count=limit, shots=POOL, group="withheld").build()
@@ -230,7 +231,7 @@ def selection(model, limit: int) -> dict:
 
 @torch.inference_mode()
 def nearest(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, list[Reference]]:
-    """A pool in the order in which each way to compare takes it."""
+    """The references sorted by similarity to the image, for each measure of similarity."""
     prompter = segmenter.references
     seen = prompter.placed(prompter.patch_encoder.encode([image, *(r.image for r in pool)]))
     shares = [marked_shares(prompter, r.mask, seen.shape[1]) for r in pool]
@@ -245,9 +246,7 @@ def nearest(segmenter, image: np.ndarray, pool: list[Reference]) -> dict[str, li
 
 
 def ensembles(model, limit: int) -> dict:
-    """A SegGPT after one and after five references with each ensemble, and over the eight
-    arrangements.
-    """
+    """A SegGPT with one and five references, each ensemble, and the eight arrangements."""
     base, results = model("seggpt"), {}
     one, five = episodes(limit, shots=1), episodes(limit, shots=5)
     first = overlaps(one, answered(base, [s.query for s in one], "one reference"))
@@ -268,7 +267,7 @@ def ensembles(model, limit: int) -> dict:
 
 
 def show(group: str, results: dict) -> None:
-    """A table of one group."""
+    """Prints the table of one group."""
     table = Table("what", "mIoU", "95 % interval", "episodes", title=group)
     for name, row in results.items():
         table.add_row(name, told(name, row), "{:.3f} to {:.3f}".format(*row["ci95"]), str(row["n"]))

@@ -1,11 +1,13 @@
-"""Ten thousand malformed or hostile requests: no 5xx but 503, memory that stays, and the next good
-request right.
+"""Ten thousand malformed or hostile requests to a server.
+
+It must answer no 5xx but 503, its memory must not grow, and the next valid request must have the
+right answer.
 
     python -m scripts.fuzz_server [--count 10000] [--out out/hostile.json]
 
-As many of each family: truncated pictures, bombs, wrong types, huge fields, random bytes, deep
-JSON, broken forms, strange paths and methods, strange headers, what schemathesis makes of our
-OpenAPI; and a few bodies that never end.
+Each family has the same number of requests: truncated images, decompression bombs, wrong types,
+huge fields, random bytes, deep JSON, broken forms, strange paths and methods, strange headers.
+After them come schemathesis with our OpenAPI, and a few bodies that never end.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ SLOW = 8
 
 
 def picture(rng: random.Random, side: int = 64, kind: str = "PNG") -> bytes:
-    """A picture of noise."""
+    """An image file of noise."""
     file = io.BytesIO()
     noise = np.frombuffer(rng.randbytes(side * side * 3), np.uint8).reshape(side, side, 3)
     Image.fromarray(noise).save(file, format=kind)
@@ -44,7 +46,7 @@ def picture(rng: random.Random, side: int = 64, kind: str = "PNG") -> bytes:
 
 
 def bomb(side: int = 20_000) -> bytes:
-    """A small file of a huge picture."""
+    """A small file of a huge image."""
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, format="PNG")
     return file.getvalue()
@@ -84,7 +86,7 @@ NAMES = [
 
 
 def truncated(rng):
-    """A picture that ends too early."""
+    """An image file that ends too early."""
     whole = picture(rng, kind=rng.choice(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
     return (
         "POST",
@@ -94,13 +96,13 @@ def truncated(rng):
 
 
 def bombs(rng):
-    """A picture larger than it looks."""
+    """An image that is larger than its file suggests."""
     image = base64.b64encode(BOMB).decode()
     return "POST", rng.choice(["/v1/segment", "/v1/sessions"]), {"json": {"image": image}}
 
 
 def wrong_types(rng):
-    """JSON whose fields are something else."""
+    """JSON whose fields have wrong types."""
     fields = {rng.choice(NAMES): rng.choice(ODD) for _ in range(rng.randrange(1, 5))}
     if rng.random() < 0.6:
         fields["image"] = base64.b64encode(picture(rng, 16)).decode()
@@ -112,7 +114,7 @@ def wrong_types(rng):
 
 
 def huge_fields(rng):
-    """Fields beyond any use."""
+    """Fields of extreme size."""
     size = rng.choice([10**4, 10**5, 10**6])
     fields = {"image": base64.b64encode(picture(rng, 16)).decode(), "text": "the cup"}
     fields |= rng.choice(
@@ -127,7 +129,7 @@ def huge_fields(rng):
 
 
 def random_bytes(rng):
-    """No format at all."""
+    """Random bytes as a body."""
     kind = rng.choice(
         [
             "application/json",
@@ -145,7 +147,7 @@ def random_bytes(rng):
 
 
 def deep(rng):
-    """Nesting without end."""
+    """Deeply nested JSON that is never closed."""
     depth = rng.randrange(100, 100_000)
     return (
         "POST",
@@ -158,7 +160,7 @@ def deep(rng):
 
 
 def broken_forms(rng):
-    """Forms cut and twisted."""
+    """Forms that are cut and changed at random."""
     body = (
         b'--b\r\nContent-Disposition: form-data; name="image"; filename="../../x.png"\r\n\r\n'
         + picture(rng, 16)
@@ -178,7 +180,7 @@ def broken_forms(rng):
 
 
 def strange_paths(rng):
-    """What is not there."""
+    """Paths and methods that do not exist."""
     path = rng.choice(
         [
             "/..%2f..%2fetc/passwd",
@@ -193,7 +195,7 @@ def strange_paths(rng):
 
 
 def strange_headers(rng):
-    """Headers nobody sends."""
+    """Unusual headers."""
     headers = {
         rng.choice(
             ["accept", "content-encoding", "transfer-encoding-x", "x-forwarded-for", "range"]
@@ -216,7 +218,7 @@ FAMILIES = [
 
 
 async def attack(address: str, todo: Iterator, seen: Counter) -> None:
-    """Sends all jobs, a few at a time."""
+    """Sends all requests, a few at a time, and counts the results in `seen`."""
 
     async def worker() -> None:
         async with httpx.AsyncClient(base_url=address, timeout=120) as http:
@@ -233,13 +235,14 @@ async def attack(address: str, todo: Iterator, seen: Counter) -> None:
 
 
 async def slow(address: str, seen: Counter) -> None:
-    """Bodies that drip and never end."""
+    """Sends bodies byte by byte that never end."""
     host, port = address.removeprefix("http://").split(":")
 
     async def drip() -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
-            b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n"
+            b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100000\r\n\r\n"
         )
         try:
             async with asyncio.timeout(30):
@@ -258,7 +261,7 @@ async def slow(address: str, seen: Counter) -> None:
 
 
 def good(address: str) -> dict:
-    """A request that everybody may send."""
+    """The answer to a valid request."""
     from reasonseg.serving.page import PICTURES
 
     with (PICTURES / "name.png").open("rb") as file:
@@ -271,7 +274,7 @@ def good(address: str) -> dict:
 
 
 def schemathesis(address: str, count: int, seen: Counter) -> None:
-    """What schemathesis makes of the OpenAPI; its own word for a 5xx is `ServerError`."""
+    """Runs schemathesis with the server's OpenAPI; it reports a 5xx as `ServerError`."""
     command = shutil.which("schemathesis") or str(Path(sys.executable).with_name("schemathesis"))
     if not Path(command).is_file():
         seen["schemathesis", "not installed"] += 1
@@ -290,7 +293,7 @@ def schemathesis(address: str, count: int, seen: Counter) -> None:
 
 
 def main() -> None:
-    """Attacks and prints."""
+    """Sends all requests and prints the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--out", default="out/hostile.json")

@@ -1,10 +1,9 @@
-"""How a server holds up: 32 clients for a minute, against `segmenter.batch` called directly in the
-same run.
+"""Load test of a server: 32 clients for a minute, against `segmenter.batch` in the same run.
 
     python -m scripts.load_server [--clients 32] [--seconds 60] [--out out/load.json]
 
-Goodput is answered questions a second; the baseline is the same questions in batches of 16,
-measured before and after.
+Goodput is the number of answered questions per second. The baseline is the same questions in
+batches of 16, called directly, measured before and after.
 """
 
 from __future__ import annotations
@@ -28,17 +27,20 @@ from reasonseg import Query, Segmenter
 from reasonseg.datasets.scenes import Config
 from scripts.server_process import served
 
-QUESTIONS, AT_MOST = 64, 60  # AT_MOST: requests a second that there are pictures for
+QUESTIONS, AT_MOST = 64, 60  # AT_MOST: prepared requests per second
 
 
 def questions() -> list[Query]:
-    """Drawn scenes with a question each."""
+    """Drawn scenes with one question each."""
     data = Config("val", QUESTIONS, size=224).build()
     return [data[i].query for i in range(QUESTIONS)]
 
 
 def direct(segmenter, queries: list[Query], seconds: float) -> float:
-    """Questions a second of `batch`, 16 at a time; pictures come anew, as they do from clients."""
+    """Questions per second of `batch`, 16 at a time.
+
+    Images are encoded anew each time, as those of clients are.
+    """
     segmenter.batch(queries[:16])
     began, done = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
@@ -49,7 +51,7 @@ def direct(segmenter, queries: list[Query], seconds: float) -> float:
 
 
 def body_of(query: Query, number: int) -> bytes:
-    """A request whose picture nobody has sent before: its first pixel is a number."""
+    """A request whose image is new: its first pixel encodes a number."""
     file, image = io.BytesIO(), query.image.copy()
     image[0, 0] = number % 256, number // 256 % 256, 0
     Image.fromarray(image).save(file, format="PNG", compress_level=1)
@@ -61,7 +63,7 @@ def body_of(query: Query, number: int) -> bytes:
 async def client(
     address: str, bodies: Iterator[bytes], until: float, seen: list[tuple[int, float]]
 ) -> None:
-    """Asks one question after another; a 503 is waited out as Retry-After says."""
+    """Sends one question after another; after a 503 it waits as long as Retry-After says."""
     async with httpx.AsyncClient(base_url=address, timeout=120) as http:
         while time.perf_counter() < until:
             body = next(bodies)
@@ -77,7 +79,7 @@ async def client(
 async def clients(
     address: str, bodies: Iterator[bytes], count: int, seconds: float
 ) -> list[tuple[int, float]]:
-    """All of them."""
+    """(status, seconds) of all requests of `count` clients."""
     seen: list[tuple[int, float]] = []
     until = time.perf_counter() + seconds
     await asyncio.gather(*(client(address, bodies, until, seen) for _ in range(count)))
@@ -85,7 +87,7 @@ async def clients(
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measures and prints the result."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)

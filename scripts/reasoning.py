@@ -1,11 +1,10 @@
-"""LISA's claim in miniature: a model never asked what things are for, before and after 239 samples
-that reason.
+"""LISA's claim on a small scale: 239 reasoning samples, for a model without such questions before.
 
     python -m scripts.reasoning
 
-Trains `recipes/embedded/configs/plain.yaml` (no question about functions; killed, it goes on where
-it stopped), writes 239 questions about functions as a folder, runs `reasonseg finetune` on it, and
-asks the test split before and after. Paper: gIoU 44.4 -> 52.9.
+It trains `recipes/embedded/configs/plain.yaml` (no question about functions; a killed run resumes),
+writes 239 questions about functions as a folder, runs `reasonseg finetune` on it, and evaluates the
+test split before and after. Paper: gIoU 44.4 -> 52.9.
 """
 
 import argparse
@@ -33,7 +32,7 @@ LEVELS = ("function", "novel", "name")
 
 
 def without_words(seed: int = 0) -> Segmenter:
-    """The embedded model with a language model, projector and prompter of fresh weights."""
+    """The embedded model with fresh weights in language model, projector and prompter."""
     set_seed(seed)
     model = Segmenter.from_pretrained(dtype=torch.float32)
     backbone, tower = model.backbone, model.backbone.tower.state_dict()
@@ -44,8 +43,9 @@ def without_words(seed: int = 0) -> Segmenter:
 
 
 def function_samples(count: int) -> Iterator[Sample]:
-    """Questions about functions of the training split, one a scene; scenes that give rise to
-    none are passed over.
+    """Questions about functions from the training split, one per scene.
+
+    Scenes that allow no such question are skipped.
     """
     data = Config("train", 10 * count, 239, size=252, levels=("function",)).build()
     found = 0
@@ -60,7 +60,7 @@ def function_samples(count: int) -> Iterator[Sample]:
 
 
 def write_samples(folder: Path, count: int) -> None:
-    """The questions as `samples.jsonl` and pictures."""
+    """Writes the questions as `samples.jsonl` and images."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for i, sample in enumerate(function_samples(count)):
@@ -78,7 +78,7 @@ def write_samples(folder: Path, count: int) -> None:
 
 
 def scored(source: Path, out: Path, limit: int) -> dict:
-    """What `reasonseg eval scenes` says of a model, on the test split."""
+    """The scores of `reasonseg eval scenes` for a model, on the test split."""
     model = Segmenter.from_pretrained(source, dtype=torch.float32)
     return evaluate_scenes(model, limit=limit, levels=LEVELS, out=out)["levels"]
 
@@ -121,7 +121,7 @@ def main() -> None:
         scored(p / "model", options.out / f"eval_{p.name}", options.limit)
         for p in (plain, options.out / "tuned")
     )
-    print("| questions | never asked about functions | after 239 samples |\n|---|---|---|")
+    print("| questions | no training on functions | after 239 samples |\n|---|---|---|")
     for level in LEVELS:
         cells = [
             f"{v['giou']:.3f} ({v['ci95'][0]:.3f} to {v['ci95'][1]:.3f})"

@@ -1,9 +1,9 @@
-"""Measures what was published (`scripts/published.yaml`) as far as weights and data are here; says
-what the rest lacks.
+"""Measures the published figures (`scripts/published.yaml`) for which weights and data exist.
 
     scripts/reproduce.sh --models DIR --data DIR [--only WORD] [--out out/reproduce]
 
-Evaluations resume; rows that ask the same command share its run.
+For the others it prints what is missing. Evaluations resume; rows with the same command share one
+run.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def read(models: str, data: str) -> list[dict]:
 
 
 def measure(arguments: list[str], out: Path) -> dict | None:
-    """The summary of a `reasonseg` command, run or gone on with in a folder of its own; None
-    where it ends with an error.
+    """The summary of a `reasonseg` command, which runs or resumes in its own folder.
+
+    None where it ends with an error.
     """
     place = out / hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:12]
     command = [sys.executable, "-m", "reasonseg.cli", *arguments, "--out", str(place), "--json"]
@@ -46,7 +47,7 @@ def measure(arguments: list[str], out: Path) -> dict | None:
 
 
 def at(summary: dict, key: str) -> float | None:
-    """A number in a summary by its dotted place."""
+    """A number in a summary by its dotted key; None where there is none."""
     found = summary
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
@@ -67,7 +68,7 @@ def verdict(row: dict, value: float | None) -> str:
 
 
 def main() -> int:
-    """Runs what can be run; 1 where a number is off."""
+    """Runs what can be run; returns 1 where a number is off."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

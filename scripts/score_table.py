@@ -1,5 +1,6 @@
-"""Writes the table of an `eval scenes` summary into the README and the model card:
-score_table.py SUMMARY.
+"""Writes the table of an `eval scenes` summary into the README and the model card.
+
+score_table.py SUMMARY
 """
 
 import argparse
@@ -21,7 +22,7 @@ TARGETS = {
 
 
 def table(summary: dict) -> str:
-    """Markdown: a row a level with what was aimed for, then what the scores are worth."""
+    """Markdown: a row per level with its target, then the scores for comparison."""
     lines = ["| level | gIoU | 95 % interval | aimed for | questions |", "|---|---|---|---|---|"]
     for level, row in summary["levels"].items():
         low, high = row["ci95"]
@@ -30,7 +31,7 @@ def table(summary: dict) -> str:
         else:
             score, goal = f"{row['giou']:.3f}", f"{TARGETS[level]:.2f}" if level in TARGETS else "-"
         lines.append(f"| {level} | {score} | {low:.3f} - {high:.3f} | {goal} | {row['n']} |")
-    overall, worth, novel = summary["overall"], summary["baselines"], summary["levels"]["novel"]
+    overall, others, novel = summary["overall"], summary["baselines"], summary["levels"]["novel"]
     known = overall["t_acc"]
     low, high = overall["ci95"]
     strict = summary["levels"]["multi"]["strict_giou"]
@@ -39,15 +40,14 @@ def table(summary: dict) -> str:
         f"{overall['n']} |"
     )
     return "\n".join(lines) + (
-        "\n\nFor comparison: a random object's true mask scores "
-        f"{worth['random_object']['giou']:.3f}, "
-        "this model shown another image "
-        f"{worth['text_only']['giou']:.3f}, its decoder told each object by its box "
-        f"{worth['true_object']['giou']:.3f}. "
-        "Masks are compared place by place; with every mask beyond those asked for as a wrong "
-        f"one `multi` scores {strict:.3f}. "
+        f"\n\nThe mask of a random object scores {others['random_object']['giou']:.3f}, "
+        f"this model shown another image {others['text_only']['giou']:.3f}, "
+        f"its decoder with each object's box as prompt {others['true_object']['giou']:.3f}. "
+        "Masks are compared one by one, in their order. If extra masks count as errors, `multi` "
+        f"scores {strict:.3f}. "
         "`novel` is the function level in wordings that training never used; "
-        f"{1 - novel['t_acc']:.0%} of it is refused, and without it T-acc is {known:.3f}."
+        f"{1 - novel['t_acc']:.0%} of its questions are refused. Without `novel`, T-acc is "
+        f"{known:.3f}."
     )
 
 

@@ -1,4 +1,4 @@
-"""A server of our own for a measurement: started on a free port, waited for, stopped."""
+"""A server for a measurement: started on a free port, awaited, and stopped at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import httpx
 
 @contextmanager
 def served(*options: str, patience: float = 120) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`reasonseg serve` without its page, ready to answer: (address, process)."""
+    """(address, process) of a running `reasonseg serve` without its page.
+
+    Raises `RuntimeError` where it does not answer within `patience` seconds.
+    """
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])

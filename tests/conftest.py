@@ -91,3 +91,22 @@ def pytest_sessionfinish(session):
             "|---|---|---|---|",
         ]
         Path(file).write_text("\n".join([*head, *rows]) + "\n")
+
+
+# files that take longest, in seconds on one core: they start first, so that no worker ends alone
+LONGEST = (
+    "training/test_processes", "serving/test_ray_annotate", "nn/test_quantization",
+    "training/test_finetune", "training/test_validation", "nn/test_generation",
+    "training/test_run", "checkpoints/test_delta", "cli/test_every_model", "test_examples",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order in which they are to start."""
+
+    def rank(item) -> int:
+        path = item.path.as_posix()
+        places = [k for k, name in enumerate(LONGEST) if path.endswith(f"tests/{name}.py")]
+        return places[0] if places else len(LONGEST)
+
+    items.sort(key=rank)  # stable: within a file and elsewhere the order stays

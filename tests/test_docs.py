@@ -1,4 +1,4 @@
-"""The documentation: links lead somewhere, commands parse, examples run, and the words are plain."""
+"""The documentation: links lead somewhere, commands parse, examples run, words are plain."""
 
 import re
 import shlex

@@ -8,7 +8,8 @@ import sys
 CODE = """
 import importlib.util, sys
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] == "torchvision" else real(name, *a)
+hidden = lambda name: name.split(".")[0] == "torchvision"
+importlib.util.find_spec = lambda name, *a: None if hidden(name) else real(name, *a)
 class Hidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "torchvision":
@@ -16,7 +17,8 @@ class Hidden:
 sys.meta_path.insert(0, Hidden())
 import numpy as np
 from reasonseg import Query, Segmenter
-answer = Segmenter.from_pretrained(device="cpu")(Query(np.zeros((40, 50, 3), np.uint8), "the cat"), force_seg=True)
+query = Query(np.zeros((40, 50, 3), np.uint8), "the cat")
+answer = Segmenter.from_pretrained(device="cpu")(query, force_seg=True)
 assert answer.masks.shape[1:] == (40, 50)
 assert "torchvision" not in sys.modules
 print("answered")

@@ -1,1 +1,1 @@
-"""Metrics, and evaluations that keep a row for each question and can be resumed."""
+"""Metrics, and evaluations that store one row per question and can be resumed."""

@@ -1,10 +1,10 @@
-"""Published benchmarks: ReasonSeg and the RefCOCO family, teacher-forced (LISA's protocol) and
-generated, kept apart.
+"""Published benchmarks (ReasonSeg, RefCOCO family): teacher-forced and generated scores.
 
-Teacher-forced, the true words (`<SEG>.` in the published sets, "The disc <SEG>." in a folder of
-one's own) are put into the model's mouth, so a model that would refuse or only talk is not
-penalised. Generated, it answers by itself, all masks of its answer together are compared, and
-nothing marked counts as an empty mask.
+Teacher-forced (LISA's protocol): the model is given the true answer text (`<SEG>.` in the published
+sets, "The disc <SEG>." in a folder of one's own). So a model that would refuse, or answer without a
+mask, is not penalised. Generated: the model answers by itself. The union of all masks of its answer
+is compared, and an answer without masks counts as an empty mask. Both scores are reported
+separately.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def evaluate_benchmark(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on the data set that `config` builds; returns and
-    writes the summary of `contracts`.
+    """Evaluates a segmenter (or a predictions file) on a data set; returns the summary.
 
-    `limit` takes the first samples; `seed` draws the intervals. With `out`, `rows.jsonl` and
-    `summary.json` are written there and a run that was cut off is resumed. A sample that cannot be
-    read becomes a row with its error, is counted, and is tried again by the next run. Raises
-    `InputError` for a data set that is not there or malformed predictions.
+    `config` builds the data set; the summary has the form that `contracts` documents. `limit` takes
+    the first samples; `seed` is that of the bootstrap intervals. With `out`, `rows.jsonl` and
+    `summary.json` are written there, and an interrupted run resumes. A sample that cannot be read
+    becomes a row with its error; it is counted, and tried again by the next run. Raises
+    `InputError` for a missing data set or malformed predictions.
     """
     data, answer = config.build(), Answerer(segmenter, predictions)
     total = len(data) if limit is None else min(limit, len(data))
@@ -87,9 +87,7 @@ def _read(data, indices: list[int]) -> tuple[list[Sample], list[dict]]:
 
 
 def row(sample: Sample, answers: dict[str, Answer]) -> dict:
-    """What is kept of one sample: counts of each way of answering, the generated words and
-    masks.
-    """
+    """The stored row of one sample: counts per way of answering, the generated text and masks."""
     target = union(sample.truth.masks, sample.query.size).astype(np.uint8)
     if sample.ignored is not None:
         target[sample.ignored] = IGNORE
@@ -115,13 +113,15 @@ def row(sample: Sample, answers: dict[str, Answer]) -> dict:
 
 
 def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """All masks `[n, h, w]` as one, bool `[h, w]`; blank where there are none."""
+    """The union of all masks `[n, h, w]`, bool `[h, w]`; empty where there are none."""
     return np.asarray(masks.any(0)) if len(masks) else np.zeros(size, bool)
 
 
 def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
-    """gIoU, cIoU, n and a 95 % interval of each way of answering; of short and long questions;
-    refusals; errors.
+    """The summary of rows, scores 0..1.
+
+    It has gIoU, cIoU, n and a 95 % interval for each way of answering, in all and for short and
+    long questions; refusals (N-acc, T-acc); and the number of errors.
     """
     good = [r for r in rows if "error" not in r]
     summary: dict[str, Any] = _ways(good, lambda r: True, seed)
@@ -138,7 +138,7 @@ def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
 def _ways(rows: list[dict], chosen: Callable[[dict], bool], seed: int) -> dict[str, dict]:
     found = {}
     for way in WAYS:
-        # sums in one order
+        # sorted, so that sums have a fixed order
         mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])
         if not mine:
             continue

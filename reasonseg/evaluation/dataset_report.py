@@ -1,5 +1,6 @@
-"""Looks at a data set before it is trusted: reads every sample, counts, draws a few, and finds
-pictures that two splits share.
+"""Checks a data set before use: reads and counts all samples, draws some, finds shared images.
+
+Shared images are those that are in two splits.
 """
 
 from __future__ import annotations
@@ -16,43 +17,47 @@ from tqdm import tqdm
 from reasonseg.errors import InputError
 from reasonseg.structures.contact_sheet import save_sheet
 
-SHOWN, NAMED = 8, 20  # samples drawn, and problems listed, of each split
+SHOWN, NAMED = 8, 20  # samples drawn of each split, and problems listed
 
 
 @dataclass
 class DatasetReport:
-    """What was found: samples and pictures of each split, what is missing, what is broken, what
-    is shared.
+    """The results of a check.
+
+    - `counts`: samples, images, and mean marked share of an image (0..1) of each split.
+    - `missing`: the splits that do not exist, with the reason.
+    - `problems`: (split, id, message) of the samples that cannot be read.
+    - `shared`: the number of images that two splits have in common.
     """
 
-    # samples, pictures, mean share of the picture marked
     counts: dict[str, tuple[int, int, float]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    problems: list[tuple[str, str, str]] = field(default_factory=list)  # (split, id, what)
+    problems: list[tuple[str, str, str]] = field(default_factory=list)
     shared: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """As sentences."""
-        said = [
+        """The report as sentences, one per line."""
+        sentences = [
             f"{split}: {samples} samples on {pictures} pictures, {100 * share:.1f} % marked on "
             "average"
             for split, (samples, pictures, share) in self.counts.items()
         ]
-        said += [f"{split}: not there ({why})" for split, why in self.missing.items()]
-        said += [f"broken: {split}, {name}: {what}" for split, name, what in self.problems[:NAMED]]
+        sentences += [f"{split}: not there ({why})" for split, why in self.missing.items()]
+        sentences += [
+            f"broken: {split}, {name}: {what}" for split, name, what in self.problems[:NAMED]
+        ]
         if len(self.problems) > NAMED:
-            said.append(f"and {len(self.problems) - NAMED} more that are broken")
-        return said + [
+            sentences.append(f"and {len(self.problems) - NAMED} more that are broken")
+        return sentences + [
             f"{a} and {b} share {n} pictures: do not train on one and test on the other"
             for (a, b), n in self.shared.items()
         ]
 
 
 def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) -> DatasetReport:
-    """Reads the data sets that `configs` builds, by split, and draws some samples of each under
-    `out`.
+    """Checks the data sets in `configs` (by split) and draws some samples of each under `out`.
 
-    Raises `InputError` where not one split is there.
+    Raises `InputError` where no split exists.
     """
     found, pictures = DatasetReport(), {}
     for split, config in configs.items():
@@ -73,7 +78,7 @@ def inspect(configs: Mapping[str, Any], out: str | Path, progress: bool = True) 
 
 
 def _read(split: str, data, out: Path, found: DatasetReport, progress: bool) -> set[str]:
-    """Reads every sample of a split; returns the hashes of its pictures."""
+    """Reads every sample of a split; returns the hashes of its images."""
     seen, shares, shown, latest = set(), [], [], None
     every = max(len(data) // SHOWN, 1)
     for i in tqdm(range(len(data)), desc=split, disable=not progress):

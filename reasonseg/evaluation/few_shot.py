@@ -1,5 +1,6 @@
-"""Few-shot evaluation: mIoU over classes and FB-IoU, seen and withheld classes apart, as the
-papers define them.
+"""Few-shot evaluation: mIoU over classes and FB-IoU, separately for seen and withheld classes.
+
+Both are defined as in the papers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from reasonseg.structures.answer import Answer
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.sample import Sample
 
-DRAWS = 1000  # of the bootstrap
+DRAWS = 1000  # draws of the bootstrap
 
 
 def evaluate_episodes(
@@ -33,11 +34,10 @@ def evaluate_episodes(
     predictions: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on `config.count` episodes of each group; returns
-    and writes the summary.
+    """Evaluates a segmenter (or a predictions file) on `config.count` episodes of each group.
 
-    With `out`, `rows.jsonl` and `summary.json` are written there and a run that was cut off is
-    resumed. Raises `InputError` where no group has an episode.
+    Returns the summary. With `out`, `rows.jsonl` and `summary.json` are written there, and an
+    interrupted run resumes. Raises `InputError` where no group has an episode.
     """
     sets = {group: replace(config, group=group).build() for group in groups}
     sets = {group: data for group, data in sets.items() if len(data)}
@@ -62,7 +62,7 @@ def evaluate_episodes(
 
 
 def _row(sample: Sample, answer: Answer) -> dict:
-    """Every mask of the answer counts as one: the papers' masks are of a class, not of a thing."""
+    """The row of one episode. All masks of an answer are joined: a papers' mask is of a class."""
     found = union(answer.masks, sample.query.size)
     truth = sample.truth.masks[0].astype(np.uint8)
     if sample.ignored is not None:
@@ -78,8 +78,9 @@ def _row(sample: Sample, answer: Answer) -> dict:
 
 
 def summarise(rows: list[dict]) -> dict[str, Any]:
-    """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; a group without episodes
-    is absent.
+    """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; scores 0..1.
+
+    A group without episodes is absent.
     """
     summary = {}
     for group in GROUPS:
@@ -101,10 +102,10 @@ def summarise(rows: list[dict]) -> dict[str, Any]:
 def class_means(
     classes: Sequence[str], counts: Sequence[dict], seed: int = 0
 ) -> tuple[float, list[float]]:
-    """(mIoU, its 95 % interval): the mean over classes of summed intersection over summed union,
-    episodes drawn again.
+    """(mIoU, its 95 % interval): the mean over classes of summed intersection / summed union.
 
-    A class that a draw leaves out is left out of its mean.
+    Values are 0..1. The interval is a bootstrap over episodes; a class without an episode in a draw
+    is left out of the mean of that draw.
     """
     names = sorted(set(classes))
     of = np.array([names.index(c) for c in classes])

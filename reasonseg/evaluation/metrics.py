@@ -1,4 +1,4 @@
-"""Counts that add, and the scores the papers make of them. All scores are fractions."""
+"""Counts of pixels that can be added, and the scores of the papers. All scores are 0..1."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 
 from reasonseg.errors import InputError
 
-IGNORE = 255  # in a ground truth: neither thing nor background
+IGNORE = 255  # in a true mask: neither object nor background
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixels of one or more masks: `inter` and `union` of the thing, the same for the
-    background, and `n` masks.
+    """Pixel counts of one or more masks.
 
-    `ious` sums the IoU of each mask (1 where both are empty), after LISA's validation.
+    `inter` and `union` are those of the object, `back_inter` and `back_union` those of the
+    background. `n` is the number of masks. `ious` sums the IoU of each mask (1 where both are
+    empty), as in LISA's validation.
     """
 
     inter: int = 0
@@ -35,26 +36,26 @@ class Counts:
 
     @property
     def giou(self) -> float:
-        """Mean IoU over masks (gIoU)."""
+        """Mean IoU over masks (gIoU), 0..1."""
         return self.ious / max(self.n, 1)
 
     @property
     def ciou(self) -> float:
-        """Summed intersection over summed union (cIoU)."""
+        """Summed intersection over summed union (cIoU), 0..1."""
         return self.inter / self.union if self.union else 0.0
 
     @property
     def fb_iou(self) -> float:
-        """Mean of the thing's and the background's IoU of the summed counts (FB-IoU)."""
+        """Mean of the IoU of object and background, from summed counts (FB-IoU), 0..1."""
         return (self.inter / max(self.union, 1) + self.back_inter / max(self.back_union, 1)) / 2
 
 
 def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
-    """Counts of one predicted mask bool `[h, w]` against a truth: bool, or uint8 with 1 the thing
-    and 255 ignored.
+    """Counts of one predicted mask, bool `[h, w]`, against a true mask `[h, w]`.
 
-    IoU is inter / (union + 1e-5), or 1 where the union is empty (LISA, `validate`). Raises
-    `InputError` on other shapes.
+    The true mask is bool, or uint8 with 1 for the object and 255 for ignored pixels. IoU is inter /
+    (union + 1e-5), or 1 where the union is empty (LISA, `validate`). Raises `InputError` where the
+    shapes differ.
     """
     if mask.shape != truth.shape:
         raise InputError(
@@ -62,7 +63,7 @@ def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
         )
     truth = np.asarray(truth)
     seen = truth != IGNORE if truth.dtype != bool else np.ones(truth.shape, bool)
-    # any other value is neither, as in the reference's two-bin histogram
+    # any other value is neither, as in the two-bin histogram of LISA's code
     thing, back = (
         truth == 1,
         truth == 0,
@@ -76,8 +77,9 @@ def count(mask: np.ndarray, truth: np.ndarray) -> Counts:
 
 
 def mean_iou(by_class: dict[object, Counts]) -> float:
-    """Mean over classes of the IoU of their summed counts (mIoU of few-shot segmentation);
-    unseen classes count 0.
+    """Mean over classes of the IoU of their summed counts (mIoU of few-shot segmentation), 0..1.
+
+    Classes without a union count 0.
     """
     return (
         float(np.mean([c.inter / max(c.union, 1) for c in by_class.values()])) if by_class else 0.0
@@ -87,12 +89,13 @@ def mean_iou(by_class: dict[object, Counts]) -> float:
 def refusals(
     absent_truth: Sequence[bool], absent_said: Sequence[bool]
 ) -> tuple[float | None, float | None]:
-    """(N-acc, T-acc): absent questions that were refused, and present ones that were not; None
-    where there are none.
+    """(N-acc, T-acc): shares of absent questions refused, and of present questions not refused.
+
+    Values are 0..1; None where there are no such questions.
     """
-    truth, said = np.asarray(absent_truth, bool), np.asarray(absent_said, bool)
-    refused = float(said[truth].mean()) if truth.any() else None
-    answered = float((~said[~truth]).mean()) if (~truth).any() else None
+    truth, answers = np.asarray(absent_truth, bool), np.asarray(absent_said, bool)
+    refused = float(answers[truth].mean()) if truth.any() else None
+    answered = float((~answers[~truth]).mean()) if (~truth).any() else None
     return refused, answered
 
 
@@ -113,7 +116,7 @@ def bootstrap(
 
 
 def bootstrap_mean(values: Sequence[float], draws: int = 1000, seed: int = 0) -> list[float]:
-    """`bootstrap` of a plain mean, all draws at once."""
+    """The same as `bootstrap` of the mean of `values`, with all draws computed at once."""
     if not len(values):
         return [0.0, 0.0]
     rng = np.random.default_rng(seed)

@@ -1,6 +1,4 @@
-"""One loop for every evaluation: rows are kept as they come, so that a killed run resumes; and
-predictions of others.
-"""
+"""The loop of all evaluations, whose rows are stored so that runs resume; predictions files."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import from_rle
 from reasonseg.structures.sample import Sample
 
-BATCH = 16  # questions asked together
+BATCH = 16  # questions per batch
 
 
 def run_evaluation(
@@ -42,14 +40,13 @@ def run_evaluation(
     whole: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Asks every question once, keeps a row for each, and returns and writes the summary of all
-    rows.
+    """Answers every question once, stores one row each, and returns and writes the summary.
 
-    `ids` are the names of the samples of each group, `ask(group, indices)` gives the rows of up to
-    `BATCH` samples of one group. `key` says what the evaluation is: `out` is refused where it holds
-    rows of another one. Killed, it resumes and ends with the same summary; with `whole` a batch
-    that was cut off is asked again whole, so that every batch is what it would have been. Rows with
-    an `error` are always tried again.
+    `ids` are the names of the samples of each group. `ask(group, indices)` returns the rows of up
+    to `BATCH` samples of one group. `key` identifies the evaluation: raises `InputError` where
+    `out` holds rows of another one. A killed run resumes and ends with the same summary. With
+    `whole`, an incomplete batch is computed again as a whole, so that every batch is the same as
+    without the interruption. Rows with an `error` are always tried again.
     """
     known = {row["id"]: row for row in kept(out, json.loads(json.dumps(key))) if "error" not in row}
     rows, batches = [], []
@@ -77,8 +74,10 @@ def run_evaluation(
 
 
 class Answerer:
-    """Who answers: a segmenter, or a file of predictions. `name` changes with the model's
-    weights or the file's bytes.
+    """The source of answers: a segmenter, or a predictions file.
+
+    `name` changes with the model's weights or the file's content. Raises `InputError` where there
+    is neither.
     """
 
     def __init__(self, segmenter: SegmenterProtocol | None, predictions: str | Path | None):
@@ -94,14 +93,17 @@ class Answerer:
             raise InputError("nothing to score: give a model or a file of predictions")
 
     def __call__(self, samples: list[Sample]) -> list[Answer]:
-        """Generated answers to samples."""
+        """Generated answers to samples, in their order."""
         if self.given is not None or self.segmenter is None:
             return answers_from(samples, self.given or {})
         return self.segmenter.batch([s.query for s in samples])
 
 
 def kept(out: str | Path | None, key: dict) -> list[dict]:
-    """Rows of an earlier run with the same settings; an earlier run with others is an error."""
+    """Rows of an earlier run with the same settings.
+
+    Raises `InputError` where the earlier run had others.
+    """
     if out is None:
         return []
     out = Path(out)
@@ -110,14 +112,14 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
         raise InputError(
             f"{out} holds an evaluation with other settings; choose another --out or remove it"
         )
-    wait_for_everyone()  # until everybody has looked
+    wait_for_everyone()  # until all processes have read run.json
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(run) as aside:
             aside.write_text(json.dumps(key, indent=1) + "\n")
-        # a line cut off goes
+        # an incomplete last line is dropped
         rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]
-        # killed in a rewrite, a row is in two files
+        # after a kill during a rewrite, a row is in two files
         rewrite(out, list({row["id"]: row for row in rows}.values()))
     wait_for_everyone()
     return list(_whole_lines((out / "rows.jsonl").read_text()))
@@ -128,7 +130,7 @@ def _files(out: Path) -> list[Path]:
 
 
 def whole_batches(rows: list[dict], ids: list[str], size: int) -> list[dict]:
-    """Rows of the complete batches of `size` ids."""
+    """The rows that belong to complete batches of `size` ids."""
     done = {row["id"] for row in rows}
     batches = [batch for batch in batched(ids, size) if all(name in done for name in batch)]
     complete = {name for batch in batches for name in batch}
@@ -136,7 +138,7 @@ def whole_batches(rows: list[dict], ids: list[str], size: int) -> list[dict]:
 
 
 def rewrite(out: str | Path | None, rows: list[dict]) -> None:
-    """Replaces `rows.jsonl`, and what other processes of this run had kept apart."""
+    """Replaces `rows.jsonl`, and removes the row files of other processes of this run."""
     if out is None or not is_main_process():
         return
     with atomic_write(Path(out) / "rows.jsonl") as aside:
@@ -163,13 +165,12 @@ def collect(
     had: int,
     progress: bool,
 ) -> list[dict]:
-    """The rows that `ask` gives for each batch, kept in `out` as they come; `had` were there
-    before.
+    """Runs `ask` on all batches, stores the rows, and returns all of them.
 
-    Processes that were launched together take batches in turn; each keeps its rows in a file of its
-    own, and all return all rows in the order of the batches.
+    They are in the order of the batches. Several processes take batches in turns; each stores its
+    rows in its own file.
     """
-    wait_for_everyone()  # rows.jsonl is as it should be from here on
+    wait_for_everyone()  # rows.jsonl is complete from here on
     mine, fresh = process_share(list(enumerate(batches))), []
     total = had + sum(map(len, batches))
     with tqdm(
@@ -190,7 +191,7 @@ def _own(out: Path) -> Path:
 
 
 def batched(items: list, size: int) -> list[list]:
-    """Items in lists of `size`, the last shorter."""
+    """Items in lists of `size`; the last list may be shorter."""
     return [items[k : k + size] for k in range(0, len(items), size)]
 
 
@@ -210,7 +211,10 @@ def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:
 
 
 def read_predictions(file: str | Path) -> dict[str, dict]:
-    """A JSONL of `{"id", "objects": [{"segmentation"}], "status"}` by id."""
+    """The rows of a JSONL file by id: `{"id", "objects": [{"segmentation"}], "status"}`.
+
+    Raises `InputError` where the file is missing or malformed.
+    """
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist")
     found = {}
@@ -226,8 +230,9 @@ def read_predictions(file: str | Path) -> dict[str, dict]:
 
 
 def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
-    """The predicted answers of samples. Raises `InputError` where one is missing or a mask is of
-    another size.
+    """The predicted answers of samples.
+
+    Raises `InputError` where one is missing or a mask has another size than its image.
     """
     answers = []
     for sample in samples:

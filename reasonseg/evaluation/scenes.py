@@ -1,7 +1,6 @@
-"""Evaluation: asks every question of a data set, keeps a row for each, and sums the rows up.
+"""Evaluation on drawn scenes: one row per question, and a summary.
 
-Rows are appended as they come; a killed run goes on where it stopped and ends with the same
-summary.
+Rows are appended as they come. A killed run resumes and ends with the same summary.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ def evaluate_scenes(
     predictions: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Scores a segmenter (or a predictions file) on drawn scenes; returns and writes the summary of
-    `contracts`.
+    """Evaluates a segmenter (or a predictions file) on drawn scenes; returns the summary.
 
-    `limit` questions in all, split evenly over `levels`. With `out`, `rows.jsonl` and
-    `summary.json` are written there and a run that was cut off is resumed. Raises `InputError` for
-    unknown levels or splits or malformed predictions.
+    The summary has the form that `contracts` documents. `limit` is the number of questions in all,
+    split evenly over `levels`. With `out`, `rows.jsonl` and `summary.json` are written there, and
+    an interrupted run resumes. Raises `InputError` for unknown levels or splits, or malformed
+    predictions.
     """
     data = _data(split, limit, seed, levels, sprites)
     config, levels = data.config, data.config.levels
@@ -70,7 +69,7 @@ def evaluate_scenes(
 
 
 def _data(split: str, limit: int, seed: int, levels: Sequence[str], sprites: str) -> Scenes:
-    """The questions; a pack of one's own may have no properties, or too few things to miss one."""
+    """The questions. A custom pack may have no properties, or too few things for some levels."""
     config = Config(split, limit, seed, levels=tuple(levels), sprites=sprites)
     data = Scenes(config)
     if not sprites:
@@ -78,7 +77,7 @@ def _data(split: str, limit: int, seed: int, levels: Sequence[str], sprites: str
     askable = tuple(level for level in levels if data.askable(level))
     if dropped := [level for level in levels if level not in askable]:
         listed = ", ".join(dropped)
-        warnings.warn(f"{sprites} gives rise to no questions of {listed}; left out", stacklevel=3)
+        warnings.warn(f"{sprites} allows no questions of {listed}; left out", stacklevel=3)
     return Scenes(replace(config, levels=askable))
 
 
@@ -100,17 +99,16 @@ def _row(sample: Sample, answer: Answer) -> dict:
 
 
 def overlaps(masks: np.ndarray, truths: np.ndarray) -> list[Counts]:
-    """Counts of each true mask against the predicted one in the same place; a missing one counts
-    as empty.
+    """Counts of each true mask `[n, h, w]` against the predicted mask of the same index.
+
+    A missing prediction counts as empty.
     """
     blank = np.zeros(truths.shape[1:], bool)
     return [count(masks[i] if i < len(masks) else blank, truth) for i, truth in enumerate(truths)]
 
 
 def _random_object(sample: Sample, scene) -> float | None:
-    """Mean IoU when any object of the scene is taken for each target: what pointing blindly
-    earns.
-    """
+    """Mean IoU over all objects of the scene as the answer for each target: the score by chance."""
     if not len(sample.truth.masks):
         return None
     masks = [thing.mask for thing in scene.objects]
@@ -122,8 +120,10 @@ def _random_object(sample: Sample, scene) -> float | None:
 def _add_baselines(
     segmenter, samples: list[Sample], others: list[Sample], rows: list[dict]
 ) -> None:
-    """`text_only`: the same words about another picture. `true_object`: the decoder, told each
-    object by its box.
+    """Adds the baselines that need the model.
+
+    `text_only`: the same words with another image. `true_object`: the decoder, with the box of each
+    object as prompt.
     """
     shown = [
         replace(s.query, image=_resized(o.query.image, s.query.size))
@@ -155,12 +155,12 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) -> dict[str, Any]:
-    """The summary of rows: per level gIoU, cIoU, T-acc and n with a 95 % interval; refusals;
-    overall; baselines.
+    """The summary of rows: scores per level, overall, and of the baselines, all 0..1.
 
-    `strict_giou` takes every mask beyond those asked for as one more that is wrong; gIoU, which
-    compares place by place, does not see them. The T-acc beside N-acc is over every question that
-    has a target, `novel` ones too; each level has its own.
+    Each level has gIoU, cIoU, T-acc and n with a 95 % interval; `absent` has N-acc and T-acc.
+    `strict_giou` counts every mask beyond the number of true masks as one more error; gIoU compares
+    masks by index and ignores extra masks. The T-acc beside N-acc is over all questions that have a
+    target, including `novel` ones; each level has its own.
     """
     present = [row for row in rows if row["counts"]]
     known = [row for row in present if row["level"] != "novel"]
@@ -169,8 +169,8 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
         mine = [row for row in rows if row["level"] == level]
         if level == "absent":
             refused = [row["status"] == "absent" for row in mine]
-            said = refused + [row["status"] == "absent" for row in present]
-            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(present), said)
+            answers = refused + [row["status"] == "absent" for row in present]
+            n_acc, t_acc = refusals([True] * len(mine) + [False] * len(present), answers)
             summary["levels"][level] = {
                 "n_acc": n_acc,
                 "t_acc": t_acc,
@@ -194,7 +194,7 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
 def _scores(rows: list[dict]) -> dict[str, Any]:
     each = [float(np.mean([Counts(**c).giou for c in row["counts"]])) for row in rows]
     total = sum((Counts(**c) for row in rows for c in row["counts"]), Counts())
-    # share of the masks
+    # the share of true masks among all compared ones
     wanted = [len(row["counts"]) / max(len(row["counts"]), len(row["objects"])) for row in rows]
     return {
         "giou": float(np.mean(each)) if each else None,

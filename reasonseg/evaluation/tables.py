@@ -1,4 +1,4 @@
-"""Tables for the terminal (rich)."""
+"""Tables of scores for the terminal (rich)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from rich.table import Table
 
 
 def print_scenes(summary: dict) -> None:
-    """The scores of `eval scenes`: a line a level, then what they are worth."""
-    table = Table(
-        title="eval scenes", caption="strict: gIoU with masks beyond those asked for as wrong ones"
-    )
+    """Prints the scores of `eval scenes`, a row per level, and the baselines."""
+    table = Table(title="eval scenes", caption="strict: gIoU where extra masks count as errors")
     for name in ("level", "gIoU", "95 % interval", "strict", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
@@ -26,23 +24,21 @@ def print_scenes(summary: dict) -> None:
         )
     console = Console()
     console.print(table)
-    worth = Table(title="what the score is worth")
-    worth.add_column("baseline")
-    worth.add_column("gIoU", justify="right")
-    said = {
+    baselines = Table(title="baselines")
+    baselines.add_column("baseline")
+    baselines.add_column("gIoU", justify="right")
+    meanings = {
         "random_object": "a random object's true mask",
         "text_only": "this model, shown another image",
-        "true_object": "this decoder, told the object by its box",
+        "true_object": "this decoder, with the object's box as prompt",
     }
     for name, row in summary["baselines"].items():
-        worth.add_row(f"{name}: {said[name]}", _number(row["giou"]))
-    console.print(worth)
+        baselines.add_row(f"{name}: {meanings[name]}", _number(row["giou"]))
+    console.print(baselines)
 
 
 def print_benchmark(name: str, summary: dict) -> None:
-    """The scores of a published benchmark: teacher-forced and generated, then short and long
-    questions.
-    """
+    """Prints the scores of a published benchmark: teacher-forced and generated, short and long."""
     table = Table(title=f"eval {name}")
     for column in ("questions", "answers", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(column, justify="left" if column in ("questions", "answers") else "right")
@@ -64,7 +60,7 @@ def print_benchmark(name: str, summary: dict) -> None:
 
 
 def print_episodes(name: str, summary: dict) -> None:
-    """Few-shot scores: classes seen in training and withheld ones, apart."""
+    """Prints few-shot scores, separately for classes seen in training and withheld classes."""
     table = Table(title=f"eval episodes, {name}")
     for column in ("classes", "mIoU", "95 % interval", "FB-IoU", "episodes"):
         table.add_column(column, justify="left" if column == "classes" else "right")

@@ -75,9 +75,8 @@ class StageTrainer(Trainer):
     def get_train_dataloader(self):
         """A data loader whose workers end with this process, in whatever way it ends."""
         loader = super().get_train_dataloader()
-        inner = getattr(
-            loader, "base_dataloader", loader
-        )  # accelerate's loader wraps that of torch
+        # accelerate's loader wraps that of torch
+        inner = getattr(loader, "base_dataloader", loader)
         inner.worker_init_fn = partial(begin_worker, inner.worker_init_fn)
         return loader
 

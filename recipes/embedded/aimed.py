@@ -1,5 +1,6 @@
-"""The language stage of the embedded models: masks are drawn for a share of a batch, and every
-`<SEG>` is drawn to a code.
+"""The language stage of the embedded models, with targets for the prompt of every `<SEG>`.
+
+Masks are drawn for a share of each batch only; every `<SEG>` has a code as its target.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ TEMPERATURE, POINTING = 0.1, 0.3  # of `Aimed.miss`
 class Aimed(Language):
     """True answers through the whole model, for backbone `llava`.
 
-    `aim` draws the prompt of each `<SEG>` towards the code of the mask it means (needs a coder from
-    the `codes` stage); `drawn` is the share of a batch whose masks are drawn and compared, the rest
-    is only aimed. Of the drawn, a share `placed` also gets a box beside its `<SEG>`, as many a
-    click that corrects the mask drawn without it, as many only a box or a click.
+    - `aim`: weight of a loss that moves the prompt of each `<SEG>` to the code of its mask. It
+      needs a coder from the `codes` stage.
+    - `drawn`: share of a batch whose masks are drawn and compared; the rest has the `aim` loss
+      only.
+    - `placed`: this share of the drawn masks also gets a box beside its `<SEG>`; an equal share
+      gets a click that corrects the mask drawn without it; an equal share gets a box or a click
+      alone.
+
+    Raises `InputError` for a backbone whose vision tower cannot be run alone.
     """
 
     needs = ("coder",)
@@ -53,38 +59,38 @@ class Aimed(Language):
                 "objective aimed needs a backbone whose vision tower can be run alone; llava is one"
             )
         self.aim, self.drawn, self.placed, self.coder = aim, drawn, placed, coder
-        self.overlap = torch.zeros(())  # mean IoU of the masks drawn last, for the log
+        self.overlap = torch.zeros(())  # mean IoU of the last drawn masks, for the log
 
     def counts(self, batch: dict) -> dict[str, int]:
-        """None: its losses are averaged over what is drawn of a batch."""
+        """Empty: the losses are averaged over the drawn part of a batch."""
         return {}
 
     def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
         samples, segmenter = batch["samples"], self.segmenter
-        spoken = [i for i, s in enumerate(samples) if s.query.text.strip()]
-        looked = self.looked(samples)
+        worded = [i for i, s in enumerate(samples) if s.query.text.strip()]
+        features = self.looked(samples)
         images, of_image = distinct([s.query.image for s in samples])
-        patches = torch.stack([looked[id(image)] for image in images])
-        asked = [samples[i] for i in spoken]
-        said, _ = distinct([s.query.image for s in asked])
+        patches = torch.stack([features[id(image)] for image in images])
+        asked = [samples[i] for i in worded]
+        shown, _ = distinct([s.query.image for s in asked])
         seen = segmenter.backbone.model.model.multi_modal_projector(
-            torch.stack([looked[id(image)] for image in said])
+            torch.stack([features[id(image)] for image in shown])
         )
         regions = segmenter.backbone.regions(
-            [s.query for s in asked], lambda shown: [looked[id(image)] for image in shown]
+            [s.query for s in asked], lambda others: [features[id(image)] for image in others]
         )
         options = {"features": seen, "regions": regions, "given": self.given(asked)}
         output = segmenter.backbone.teach(asked, segmenter.prompter.config.at, **options)
         tokens = segmenter.prompter(output.states).tokens[:, 0]
         truths = [torch.from_numpy(s.truth.masks).to(segmenter.device) for s in samples]
         places = torch.tensor(
-            [of_image[spoken[k]] for k in output.sample_index], device=segmenter.device
+            [of_image[worded[k]] for k in output.sample_index], device=segmenter.device
         )
         parts = {"text": output.cross_entropy / max(output.tokens, 1)}
-        parts["aim"] = self.miss(tokens, patches.detach()[places], [truths[i] for i in spoken])
+        parts["aim"] = self.miss(tokens, patches.detach()[places], [truths[i] for i in worded])
         if self.drawn:
             count = max(int(len(samples) * self.drawn), 1)
-            prompts, sample_index = target_prompts(segmenter, samples, output, Memory(looked))
+            prompts, sample_index = target_prompts(segmenter, samples, output, Memory(features))
             kept = [m for m, owner in enumerate(sample_index) if owner < count]
             encoded = segmenter.decoder.encode(images[: 1 + max(of_image[:count])])
             where = torch.tensor([of_image[sample_index[m]] for m in kept], device=segmenter.device)
@@ -93,19 +99,20 @@ class Aimed(Language):
             )
         weights = segmenter.settings.loss
         loss = sum((self.aim if k == "aim" else getattr(weights, k)) * v for k, v in parts.items())
-        said = {
+        logged = {
             "words": output.correct / max(output.tokens, 1),
             **({"giou": self.overlap} if self.drawn else {}),
         }
-        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **said}
+        return {"loss": loss, **{k: v.detach() for k, v in parts.items()}, **logged}
 
     def given(self, samples: list[Sample]) -> list[int] | None:
-        """How many tokens of each answer are read and not output."""
+        """The number of tokens of each answer that are input and not trained; None: none."""
         return None
 
     def looked(self, samples: list[Sample]) -> dict[int, torch.Tensor]:
-        """The tower's features `[t, width]` of every picture of the samples, references too, by
-        identity.
+        """The tower's features `[t, width]` of all images of the samples, by `id(image)`.
+
+        Images of references are included.
         """
         pictures = [s.query.image for s in samples] + [
             r.image for s in samples for r in s.query.references
@@ -119,14 +126,15 @@ class Aimed(Language):
     def draw(
         self, encoded, of: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Mask losses of one prompt each on images `of` against `truth` `[m, h, w]`, all of one
-        size.
+        """Mask losses of one prompt per mask on images `of`.
+
+        The true masks `truth` are `[m, h, w]`, all of one size.
         """
         decoder, size = self.segmenter.decoder, tuple(truth.shape[-2:])
-        fate = (
+        share = (
             torch.rand(len(truth)) / self.placed if self.placed else torch.full((len(truth),), 9.0)
         )
-        names = [("boxed", "mended", "alone")[int(f)] if f < 3 else "plain" for f in fate]
+        names = [("boxed", "mended", "alone")[int(f)] if f < 3 else "plain" for f in share]
         groups: dict[tuple, list[int]] = {}
         for m, name in enumerate(names):
             groups.setdefault((name, prompts[m].kind), []).append(m)
@@ -155,8 +163,10 @@ class Aimed(Language):
     def prompt(
         self, name: str, encoded, of: torch.Tensor, tokens: torch.Tensor, truth: torch.Tensor
     ) -> Prompt:
-        """`plain` tokens, `boxed` and `mended` ones (see the class), or a box or click `alone`,
-        without words.
+        """The prompt of masks in one group `name`.
+
+        `plain`: the tokens `[m, d]`. `boxed`, `mended`: tokens with a box or a correcting click
+        (see the class). `alone`: a box or a click without words.
         """
         decoder, size, plain = self.segmenter.decoder, tuple(truth.shape[-2:]), Prompt(tokens)
         if name == "plain":
@@ -183,13 +193,12 @@ class Aimed(Language):
     def miss(
         self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]
     ) -> torch.Tensor:
-        """How far prompt tokens `[m, d]` are from the codes of the masks they mean, averaged over
-        masks.
+        """Loss between prompt tokens `[m, d]` and the codes of their masks, averaged over masks.
 
-        (1 - cosine) + relative squared distance, and a share of the cross entropy of pointing:
-        among the codes of all patches of the image, those under the mask should be the likest. Only
-        that tells equal things apart from the first step; a distance alone is content with their
-        mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
+        It is (1 - cosine) + relative squared distance, and `POINTING` times a cross entropy: among
+        the codes of all patches of the image, those under the mask should be the most similar. Only
+        the cross entropy separates equal things from the first step; a distance alone is small at
+        their mean. `patches` `[m, t, width]` are the tower's features of each mask's image.
         """
         framed = torch.cat(
             [framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)]
@@ -212,13 +221,13 @@ class Aimed(Language):
 
 
 class Memory:
-    """Stands for an `ImageCache` where the features of every picture are at hand."""
+    """Replaces an `ImageCache` where the features of all images are known."""
 
     def __init__(self, looked: dict[int, torch.Tensor]):
         self.looked = looked
 
     def __call__(self, encoders, images, encode, side: int = 0) -> torch.Tensor:
-        """What was made of the images, row by row."""
+        """The features of the images, one row per image."""
         return torch.stack([self.looked[id(image)] for image in images])
 
 

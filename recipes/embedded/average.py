@@ -1,5 +1,6 @@
-"""Averages a trained model with what an earlier stage of its run ended with: average.py MODEL
-STAGE/finished.safetensors OUT.
+"""Averages the weights of a model with those at the end of an earlier stage of its run.
+
+average.py MODEL STAGE/finished.safetensors OUT
 """
 
 import argparse
@@ -22,7 +23,7 @@ if __name__ == "__main__":
     )
     with torch.no_grad():
         for name, value in segmenter.state_dict().items():
-            # of tied weights it has one name
+            # tied weights have one name there
             if (other := earlier.get(f"segmenter.{name}")) is not None:
                 value.copy_((value + other.float()) / 2)
     segmenter.save_pretrained(options.out, torch.float16)

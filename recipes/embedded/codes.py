@@ -1,4 +1,4 @@
-"""The decoder's stage: drawing what a code points at."""
+"""The decoder's stage: segment the object of a code."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from reasonseg.training.objectives.base import (
 )
 from recipes.embedded.patches import corner_pad
 
-SHARP = 2.0  # of `align`
+SHARP = 2.0  # scale in `align`
 
 
 class Coder(nn.Module):
-    """A code for what a mask marks: the tower's features under it, averaged, as one prompt token.
+    """The code of a mask: the tower's features under it, averaged, as one prompt token.
 
-    The features say what a patch shows and where its thing lies, so the code singles out one thing;
-    what the decoder learns on codes holds for things that never had a name.
+    The features contain what a patch shows and where its object lies, so a code identifies one
+    object. What the decoder learns with codes also applies to objects that never had a name.
     """
 
     def __init__(self, width_in: int, width_out: int):
@@ -39,8 +39,9 @@ class Coder(nn.Module):
         self.project = nn.Linear(width_in, width_out, bias=False)
 
     def forward(self, features: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-        """Features `[n, t, width]`, the share of each patch under the mask `[n, t]` -> codes
-        `[n, width_out]`.
+        """Codes `[n, width_out]` from features `[n, t, width]` and patch shares `[n, t]`.
+
+        The shares (0..1) are those of each patch under the mask.
         """
         pooled = torch.einsum("ntw,nt->nw", self.norm(features), shares) / shares.sum(
             1, keepdim=True
@@ -49,17 +50,16 @@ class Coder(nn.Module):
 
 
 def patch_shares(masks: torch.Tensor, grid: int) -> torch.Tensor:
-    """How much of each patch of a square frame a mask covers: `[n, s, s]` -> `[n, grid * grid]`."""
+    """The share (0..1) of each patch that a mask covers: `[n, s, s]` to `[n, grid * grid]`."""
     return nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid).flatten(1)
 
 
 @torch.no_grad()
 def align(decoder: nn.Module, coder: Coder) -> None:
-    """Starts the decoder where like finds like: its neck projects features as the coder does, its
-    queries equal its keys.
+    """Initialises a decoder so that codes match similar patches.
 
-    Both are made `SHARP` times larger than usual, so that a code's attention falls on what
-    resembles it from the first step.
+    Its neck projects features as the coder does, and its queries equal its keys. Both are `SHARP`
+    times larger than usual, so that a code attends to similar patches from the first step.
     """
     coder.project.weight.mul_(3**0.5)  # codes of unit variance, as the normalised embedding has
     neck = decoder.model.vision_encoder.neck
@@ -78,8 +78,9 @@ def align(decoder: nn.Module, coder: Coder) -> None:
 
 
 class SceneMasks(Dataset):
-    """Scene `i` of a seed as (padded image, masks, how each is asked for: 0 its code, 1 a click,
-    2 a box).
+    """Scene `i` of a seed: padded image, masks, and the prompt of each mask.
+
+    The prompt is 0 a code, 1 a click, 2 a box.
     """
 
     def __init__(self, sprites: list, size: int, seed: int, length: int):
@@ -100,12 +101,14 @@ class SceneMasks(Dataset):
 
 
 class Codes(Objective):
-    """Draws every thing of a scene from its code, or from a click or a box.
+    """Segments every object of a scene from its code, a click or a box.
 
-    `match` keeps the decoder's image embedding close to the codes of its patches, so that finding
-    what a code means starts as finding what looks like it; without it training stays on a plateau
-    (every thing drawn at once) for long. `fresh` off keeps a decoder's own weights at the start,
-    and `coder` (the `finished.safetensors` of an earlier stage) its coder's.
+    - `match`: weight of a loss that keeps the decoder's image embedding close to the codes of its
+      patches. So a code first matches similar patches. Without it, training stays on a plateau for
+      long: all objects are drawn at once.
+    - `fresh`: off keeps the decoder's own weights at the start.
+    - `coder`: the `finished.safetensors` of an earlier stage, from which the coder's weights are
+      read.
     """
 
     def __init__(
@@ -176,7 +179,7 @@ class Codes(Objective):
         return {"loss": loss, **{k: v.detach() for k, v in sums.items()}, "giou": iou}
 
     def hands_over(self) -> dict[str, nn.Module]:
-        """Its coder, to which the language stage draws prompts."""
+        """The coder, whose codes are the targets of the language stage."""
         return {"coder": self.coder}
 
     def _places(self, kind: int, mine: torch.Tensor, masks: torch.Tensor) -> Prompt:

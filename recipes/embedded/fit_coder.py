@@ -1,8 +1,10 @@
-"""Finds again the codes that a model's prompter was taught to say: fit_coder.py MODEL
-OUT.safetensors [--samples N].
+"""Fits a coder to the prompts of a trained model.
 
-The coder of a training run is not shipped; this one is the least-squares fit of prompt tokens to
-the tower's features under the masks they mean. A `codes` stage takes it as `options.coder`.
+    fit_coder.py MODEL OUT.safetensors [--samples N]
+
+The coder of a training run is not part of the package. This one is the least-squares fit of prompt
+tokens to the tower's features under the masks they mean. A `codes` stage takes it as
+`options.coder`.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from reasonseg.training.objectives.base import framed_masks, tower_features
 from recipes.embedded.codes import Coder, patch_shares
 
 BATCH = 120
-RIDGE = 1e-3  # normalised features add up to 0, so one direction is empty
+RIDGE = 1e-3  # normalised features have sum 0, so one direction is empty
 DATA = Config(
     "train",
     size=252,
@@ -33,13 +35,14 @@ DATA = Config(
 
 @torch.inference_mode()
 def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tower's features under masks, normalised and pooled `[m, width]`, and the prompt
-    tokens that mean them `[m, d]`.
+    """Pooled features `[m, width]` under masks, and the prompt tokens `[m, d]` of these masks.
+
+    The features are the tower's, normalised.
     """
     data = replace(DATA, count=count, seed=7).build()
     backbone = segmenter.backbone
     pool = Coder(backbone.tower.config.hidden_size, backbone.tower.config.hidden_size)
-    nn.init.eye_(pool.project.weight)  # its code is then what it pools
+    nn.init.eye_(pool.project.weight)  # its codes are then the pooled features
     pooled, tokens = [], []
     for start in range(0, count, BATCH):
         samples = [data[i] for i in range(start, min(start + BATCH, count))]
@@ -62,8 +65,9 @@ def pairs(segmenter: Segmenter, count: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def fitted(pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[Coder, float]:
-    """The coder that says what lies under masks as the prompter does, and the mean cosine
-    between the two.
+    """The coder that fits the prompter best, and the mean cosine similarity of both.
+
+    `pooled` are `[m, width]`, `tokens` `[m, d]`.
     """
     coder = Coder(pooled.shape[1], tokens.shape[1])
     known, wanted = pooled.double(), tokens.double()
@@ -74,8 +78,8 @@ def fitted(pooled: torch.Tensor, tokens: torch.Tensor) -> tuple[Coder, float]:
     with torch.no_grad():
         coder.project.weight.copy_(weight)
         coder.norm.bias.copy_(torch.linalg.pinv(weight, rtol=1e-2) @ aim - middle)
-        said = coder.project(pooled + coder.norm.bias)
-        return coder, float(nn.functional.cosine_similarity(said, tokens, dim=-1).mean())
+        codes = coder.project(pooled + coder.norm.bias)
+        return coder, float(nn.functional.cosine_similarity(codes, tokens, dim=-1).mean())
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
-"""Gives the SAM of a model a larger picture, and so finer masks: grow_decoder.py MODEL SIDE OUT.
-Positions are interpolated.
+"""Gives the SAM of a model a larger input image, and so finer masks.
+
+    grow_decoder.py MODEL SIDE OUT
+
+Position embeddings are interpolated.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from reasonseg.training.objectives.base import resampled
 
 
 def grown(decoder: SamDecoder, side: int) -> SamDecoder:
-    """The same weights for pictures of `side` pixels, a multiple of the patch size."""
+    """The same weights for images of `side` pixels, a multiple of the patch size."""
     old = decoder.model.config
     tree = old.to_dict()
     for part in ("vision_config", "prompt_encoder_config"):
@@ -50,4 +53,4 @@ if __name__ == "__main__":
         segmenter = Segmenter.from_pretrained(options.model, dtype="float32", device="cpu")
         segmenter.decoder = grown(segmenter.decoder, options.side)
         segmenter.save_pretrained(options.out)
-    print(f"pictures of {options.side} pixels, masks of {segmenter.decoder.side}, in {options.out}")
+    print(f"images of {options.side} pixels, masks of {segmenter.decoder.side}, in {options.out}")

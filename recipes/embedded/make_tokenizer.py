@@ -1,5 +1,6 @@
-"""Trains the embedded model's tokenizer on the sentences of drawn scenes: make_tokenizer.py
-FOLDER [--size N].
+"""Trains the embedded model's tokenizer on the sentences of drawn scenes.
+
+make_tokenizer.py FOLDER [--size N]
 """
 
 import argparse
@@ -10,7 +11,7 @@ from recipes.embedded.tokenizer import make_tokenizer
 
 
 def sentences(count: int = 6000):
-    """What is asked and answered in training, and every name and wording there is."""
+    """Questions and answers of training, and all names and wordings."""
     data = Config("train", count, size=48, per_scene=3).build()
     for i in range(len(data)):
         sample = data[i]

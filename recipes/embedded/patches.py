@@ -1,10 +1,10 @@
-"""Dense supervision of a vision tower on drawn scenes: every patch says what it shows, its colour,
-and its thing's box.
+"""Dense supervision of a vision tower on drawn scenes: object, colour and box of every patch.
 
-The first stage of the embedded model: a tower that can name what it sees is worth many epochs of
-language later. Asked to, it also learns which patches are of one thing, where the middle of
-each lies, how many others are like it and which of them it is from the left: a causal language
-model over patches finds what a patch says, and does not count.
+This is the first stage of the embedded model. A tower that can name what an image shows saves many
+epochs of language training. With `apart`, it also learns which patches belong to one object, where
+the centre of each object lies, how many others of its name there are, and its rank among them from
+the left. A causal language model over patches can retrieve such facts from a patch, but it cannot
+count.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from reasonseg.segmenters.base import Segmenter
 from reasonseg.training.objectives.base import Objective, kept, resampled, tower_features
 
 COLORS = tuple(HUES)
-BACKGROUND = -1  # in `color` and `upside_down`: nothing to say
-BLUR = 0.6  # patches: how far the middle of a thing is spread
-MOST = 4  # equal things that are told apart in number, and places among them
+BACKGROUND = -1  # in `color` and `upside_down`: no label
+BLUR = 0.6  # spread of an object's centre, in patches
+MOST = 4  # classes of a count of equal objects, and of a rank among them
 
 
 class DenseScenes(Dataset):
-    """Scene `i` of a seed as (pixels, labels per patch), a pure function of both. Every
-    `crowded`-th is crowded.
+    """Scene `i` of a seed as (pixels, labels per patch), a pure function of both.
+
+    Every `crowded`-th scene has many objects.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class DenseScenes(Dataset):
         if i >= self.length:
             raise IndexError(i)
         rng = np.random.default_rng([self.seed, 77, i])
-        # a bigger picture comes in softened
+        # a larger image is resized, and so softer
         side = self.size if rng.random() < 0.8 else self.size * 3 // 2
         scene = draw_scene(
             rng, self.sprites, side, crowd=int(rng.integers(6, 9)) if i % self.crowded == 1 else 0
@@ -71,12 +72,14 @@ class DenseScenes(Dataset):
         return {"image": image, **self.labels(scene)}
 
     def labels(self, scene: Scene) -> dict[str, np.ndarray]:
-        """Per patch: `thing` (0 background), `color`, `upside_down` (-1 unknown), `box` as
-        fractions of the side.
+        """Labels of each patch, arrays `[t]` unless given otherwise.
 
-        `owner` says which thing of the scene it is (0 background), `middle` how much of the middle
-        of that thing it holds, `row` `[t, 4]` how that thing stands among its like (`standing`; 0
-        in the background).
+        - `thing`: the class, 0 for the background. `color`: its colour. `upside_down`: 0 or 1. -1
+          is unknown.
+        - `box` `[t, 4]`: the object's box as fractions of the side.
+        - `owner`: the number of the object in the scene, 0 for the background.
+        - `middle`: the share of the object's centre in the patch.
+        - `row` `[t, 4]`: the object's counts among equal ones (`standing`); 0 in the background.
         """
         side, owner = max(scene.image.shape), owners(scene, self.size // self.patch)
         table = [(0, BACKGROUND, BACKGROUND, 0, 0, 0, 0)]
@@ -97,8 +100,9 @@ class DenseScenes(Dataset):
 
 
 def owners(scene: Scene, grid: int) -> np.ndarray:
-    """Which thing each of `grid * grid` patches of a scene in a square frame shows: its index
-    plus one, 0 the background.
+    """The object of each of `grid * grid` patches of a scene in a square frame, `[grid * grid]`.
+
+    It is the object's index plus one, or 0 for the background.
     """
     side = max(scene.image.shape)
     share = np.zeros((len(scene.objects) + 1, grid, grid), np.float32)
@@ -106,18 +110,19 @@ def owners(scene: Scene, grid: int) -> np.ndarray:
         padded = np.zeros((side, side), np.float32)
         padded[: thing.mask.shape[0], : thing.mask.shape[1]] = thing.mask
         share[k] = padded.reshape(grid, side // grid, grid, side // grid).mean((1, 3))
-    share[0] = 0.4  # a patch belongs to a thing that covers more of it than this
+    share[0] = 0.4  # a patch belongs to an object that covers more of it than this
     share = share.reshape(len(share), -1)
     owner = share.argmax(0)
-    for k in range(1, len(share)):  # a necklace may cover no patch so well; it has its best one
+    for k in range(1, len(share)):  # a thin object may cover no patch so well; it gets its best one
         if k not in owner:
             owner[share[k].argmax()] = k
     return owner
 
 
 def middles(scene: Scene, owner: np.ndarray) -> np.ndarray:
-    """How much of the middle of its thing's box each patch of `owner` holds, float32: 1 for each
-    thing, most in the nearest.
+    """The share of its object's box centre in each patch of `owner`, float32 `[t]`.
+
+    The shares of an object have sum 1; the nearest patch has the largest.
     """
     grid, side = int(len(owner) ** 0.5), max(scene.image.shape)
     places = (np.stack(np.divmod(np.arange(len(owner)), grid)[::-1], 1) + 0.5) / grid
@@ -137,10 +142,10 @@ def middles(scene: Scene, owner: np.ndarray) -> np.ndarray:
 
 
 def standing(scene: Scene) -> np.ndarray:
-    """Of each thing, int64 `[n, 4]`: how many others are called the same, how many of those are
-    further left; so for its kind.
+    """Counts of each object among similar ones, int64 `[n, 4]`, at most `MOST` - 1.
 
-    At most `MOST` - 1 each.
+    Columns: how many others have the same name, how many of those are further left; the same for
+    the category.
     """
     things = scene.objects
     x = np.array([thing.center[0] for thing in things])
@@ -152,15 +157,17 @@ def standing(scene: Scene) -> np.ndarray:
 
 
 def stood(scene: Scene, owner: np.ndarray) -> np.ndarray:
-    """How the thing of each patch of `owner` stands, int64 `[t, 4]`: its `standing`, 0 in the
-    background.
+    """The `standing` of each patch's object, int64 `[t, 4]`; 0 in the background.
+
+    `owner` `[t]` has the object of each patch.
     """
     return np.concatenate([np.zeros((1, 4), np.int64), standing(scene)])[owner]
 
 
 def corner_pad(image: np.ndarray, size: int, fill: int = 128) -> np.ndarray:
-    """uint8 `[h, w, c]` padded with `fill` (mid grey) at the right and bottom to `[size, size,
-    c]`.
+    """uint8 `[h, w, c]` padded at the right and bottom to `[size, size, c]`.
+
+    `fill` is mid grey.
     """
     padded = np.full((size, size, image.shape[2]), fill, np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
@@ -168,7 +175,7 @@ def corner_pad(image: np.ndarray, size: int, fill: int = 128) -> np.ndarray:
 
 
 class DenseHeads(nn.Module):
-    """Linear readers of patch features `[b, t, width]`: thing, colour, turn, box."""
+    """Linear heads on patch features `[b, t, width]`: object, colour, orientation, box."""
 
     def __init__(self, width: int, things: int):
         super().__init__()
@@ -179,8 +186,9 @@ class DenseHeads(nn.Module):
     def forward(
         self, features: torch.Tensor, labels: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Losses by name, `loss` their sum, `accuracy` the share of foreground patches named
-        right.
+        """Losses by name from features `[b, t, width]`; `loss` is their weighted sum.
+
+        `accuracy` is the share of foreground patches with the right object.
         """
         features = self.norm(features)
         thing = self.thing(features).float()
@@ -206,7 +214,7 @@ class DenseHeads(nn.Module):
 
 
 def middle_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy of logits `[n, t, 1]` with `middles` `[n, t]`, for each thing."""
+    """Binary cross entropy of logits `[n, t, 1]` with `middles` `[n, t]`, per object."""
     each = F.binary_cross_entropy_with_logits(logits.float()[..., 0], shares, reduction="sum")
     return each / shares.sum().clamp(min=1)
 
@@ -214,11 +222,11 @@ def middle_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 def standing_read(
     logits: torch.Tensor, stand: torch.Tensor, shown: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Cross entropy of logits `[n, t, 4 * MOST]` with how things stand `[n, t, 4]` (`standing`)
-    where patches show one `[n, t]`.
+    """Cross entropy of logits `[n, t, 4 * MOST]` with `standing` `[n, t, 4]` of patches `shown`.
 
-    `name` and `kind` are means over those with others like them, and as much over the rest;
-    `ranked` is how often both columns of `name` are right among the former.
+    `shown` `[n, t]` marks the patches of objects. `name` and `kind` average objects that have
+    others of their name or category, and, with equal weight, the rest. `ranked` is how often both
+    columns of `name` are right among the former.
     """
     row, parts = logits.float().unflatten(-1, (4, MOST)), {}
     missed = F.cross_entropy(row.flatten(0, 2), stand.flatten(), reduction="none").view_as(stand)
@@ -233,11 +241,11 @@ def standing_read(
 
 
 class ApartHeads(nn.Module):
-    """Readers of patch features that tell things apart: which patches are of one thing, where its
-    middle lies, how it stands among its like.
+    """Heads on patch features that separate objects.
 
-    Two patches are of one thing where the product of a query and a key says so, as attention would
-    find it.
+    They predict which patches belong to one object, where its centre lies, and its `standing`. Two
+    patches belong to one object where the product of a query and a key is high, so that attention
+    can use it.
     """
 
     def __init__(self, width: int, narrow: int = 48):
@@ -246,14 +254,15 @@ class ApartHeads(nn.Module):
         self.query, self.key = nn.Linear(width, narrow), nn.Linear(width, narrow)
         self.middle, self.row = nn.Linear(width, 1), nn.Linear(width, 4 * MOST)
         self.bias = nn.Parameter(torch.tensor(-2.0))
-        nn.init.constant_(self.middle.bias, -4.0)  # few patches are a middle
+        nn.init.constant_(self.middle.bias, -4.0)  # few patches contain a centre
 
     def forward(
         self, features: torch.Tensor, labels: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Losses by name, `apart` their sum; `together` and `ranked` are how often patches of
-        equal things are judged rightly: two of them to be of two things, one by how its thing
-        stands among those of its name.
+        """Losses by name from features `[b, t, width]`; `apart` is their sum.
+
+        `together` and `ranked` are how often patches of equal objects are judged right: pairs as
+        belonging to two objects, and an object's rank among those of its name.
         """
         features, owner, thing = self.norm(features), labels["owner"], labels["thing"]
         logits = (
@@ -277,14 +286,16 @@ class ApartHeads(nn.Module):
 
 
 class Dense(Objective):
-    """Names every patch of drawn scenes with the backbone's vision tower; then hands its layers to
-    the decoder's encoder.
+    """Trains the backbone's vision tower on every patch of drawn scenes.
 
-    `apart` weighs telling things apart (`ApartHeads`). `keep` weighs staying close to the features
-    the tower began with, for those who read them already; `readers` (the `finished.safetensors` of
-    an earlier stage) are taken on, since fresh ones would shake it. Every `crowded`-th scene (2 or
-    more) is full of things, which have few equals. `copy` off leaves the encoder alone, where it
-    has learned already.
+    - `copy`: at the end the decoder's image encoder gets the tower's layers. Off: it keeps its own,
+      where it is trained already.
+    - `apart`: weight of separating objects (`ApartHeads`).
+    - `keep`: weight of a loss that keeps the features close to those at the start, for parts that
+      were trained on them.
+    - `readers`: the `finished.safetensors` of an earlier stage, whose heads are used; fresh heads
+      would disturb the tower.
+    - `crowded`: every so many-th scene (2 or more) has many objects, of which few are equal.
     """
 
     def __init__(
@@ -313,7 +324,7 @@ class Dense(Objective):
         self.heads = DenseHeads(self.width, len(pack_of("")))
         self.apart_heads = ApartHeads(self.width) if apart else None
         before = deepcopy(segmenter.backbone.tower).requires_grad_(False) if keep else None
-        object.__setattr__(self, "before", before)  # seen, not owned: neither trained nor saved
+        object.__setattr__(self, "before", before)  # not registered: neither trained nor saved
         if readers:
             self.load_state_dict(kept("readers", readers), strict=False)
 
@@ -344,24 +355,23 @@ class Dense(Objective):
         return parts
 
     def finish(self) -> None:
-        """Gives the decoder's image encoder the tower's layers, as far as it has them."""
+        """Copies the tower's layers to the decoder's image encoder, as many as it has."""
         if self.copy:
             copy_tower(self.segmenter.backbone.tower, self.segmenter.decoder.encoder)
 
 
 @torch.no_grad()
 def copy_tower(tower: nn.Module, encoder: nn.Module) -> None:
-    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer (both are plain
-    pre-norm ViTs).
+    """Copies a SigLIP tower into a SAM encoder of the same width, layer by layer.
 
-    Positions are interpolated where the encoder's picture is larger.
+    Both are plain pre-norm ViTs. Positions are interpolated where the encoder's image is larger.
     """
     patches, positions = (
         tower.embeddings.patch_embedding,
         tower.embeddings.position_embedding.weight,
     )
     encoder.patch_embed.projection.load_state_dict(patches.state_dict())
-    grid = encoder.pos_embed.shape[1]  # may be finer than the tower's
+    grid = encoder.pos_embed.shape[1]  # may be finer than that of the tower
     encoder.pos_embed.copy_(resampled(positions[None], grid).unflatten(1, (grid, grid)))
     for theirs, ours in zip(encoder.layers, tower.encoder.layers, strict=False):
         theirs.layer_norm1.load_state_dict(ours.layer_norm1.state_dict())

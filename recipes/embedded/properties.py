@@ -1,10 +1,9 @@
-"""Words and what stands behind them: the language stage with a plain question about what its states
-know.
+"""The language stage with auxiliary losses on what the language model's states contain.
 
-A question such as "the thing that keeps you dry" is answered by a match: what it asks for against
-what each thing in the picture is good for. Taught by answers alone a small language
-model learns many pairs of a wording and a thing by heart, and cannot tell that nothing matches.
-Here its states halfway up must hold both sides of the match.
+A question such as "the thing that keeps you dry" is answered by a match of two facts: the property
+it asks for, and the properties of each object in the image. From answers alone, a small language
+model memorises many pairs of a wording and an object, and cannot notice that nothing matches. Here
+the states of a middle layer must contain both facts.
 """
 
 from __future__ import annotations
@@ -31,16 +30,18 @@ from recipes.embedded.patches import MOST as STANDING
 from recipes.embedded.patches import owners, standing_read, stood
 
 NOT_ASKED, SWAPPED = -1, "swapped"
-FEW = 10.0  # about as many facts hold of a thing; their losses are summed and divided by this
-BACKGROUND = 0.25  # of a foreground patch's weight
-MOST = 8  # things that are told apart in number
+FEW = 10.0  # about the number of facts of an object; the sum of their losses is divided by it
+BACKGROUND = 0.25  # weight of a background patch; a foreground patch has 1
+MOST = 8  # larger numbers of objects are not distinguished
 COUNTED = ("number", "coming", "name", "kind")  # losses that `counting` weighs
 
 
 class Known(NamedTuple):
-    """A sample and what is known of it: the thing of each patch (0 background), how that one
-    stands among its like (`standing`), the property asked for and the number of things asked for
-    (`NOT_ASKED` where it asks for none, or for a single thing).
+    """A sample with its labels.
+
+    `things` has the object of each patch (0 background), `stand` its counts among similar objects
+    (`standing`). `about` is the property and `number` the number of objects in the question
+    (`NOT_ASKED` where it asks for no property, or for one object).
     """
 
     sample: Sample
@@ -51,16 +52,21 @@ class Known(NamedTuple):
 
 
 class Properties(Aimed):
-    """`Aimed` on drawn scenes, and beside it `knowing`: what the states after layer `layer` of the
-    language model say.
+    """`Aimed` on drawn scenes, with linear heads on states of the language model.
 
-    Linear readers, dropped after training: at each patch, what is true of the thing it shows (its
-    name, its kind, its properties); where a question that asks for a property ends, which one. A
-    share `swapped` of those questions is another's, taught only from where the answer has said what
-    it takes it to mean: what follows must go by that and by the picture, and no wording can be
-    learnt by heart. `counting` weighs two more readers: at each patch, how its thing stands among
-    its like; one layer higher, where a question for several things ends and about each `<SEG>`, how
-    many masks are yet to come. Other options: see `Aimed`.
+    The heads are dropped after training.
+
+    - `knowing`: weight of the heads on the states after layer `layer` (1 or more): at each patch,
+      the facts of its object (name, kind, properties); at the end of a question for a property,
+      this property.
+    - `swapped`: share of those questions that are replaced by a question for another property.
+      Their answers are trained only from the place where the property is stated. What follows
+      depends on that property and the image, so no wording can be memorised.
+    - `counting`: weight of two more heads: at each patch, the `standing` of its object; one layer
+      higher, how many masks follow, at the end of a question for several objects and around each
+      `<SEG>`.
+
+    Other options: see `Aimed`.
     """
 
     def __init__(
@@ -76,8 +82,8 @@ class Properties(Aimed):
         backbone = segmenter.backbone
         if backbone.patch_encoder is None or backbone.pixels.aspect != "pad":
             raise InputError(
-                "objective properties is for backbone llava with pixels.aspect pad, which sees "
-                "whole pictures"
+                "objective properties is for backbone llava with pixels.aspect pad, which reads "
+                "whole images"
             )
         if not 1 <= layer <= len(backbone.layers):
             raise InputError(
@@ -93,7 +99,7 @@ class Properties(Aimed):
         width = backbone.width
         self.norm = nn.LayerNorm(width)
         self.shown, self.asked = nn.Linear(width, len(facts)), nn.Linear(width, len(facts))
-        nn.init.constant_(self.shown.bias, -4.0)  # few facts hold
+        nn.init.constant_(self.shown.bias, -4.0)  # few facts are true
         self.row, self.number = nn.Linear(width, 4 * STANDING), nn.Linear(width, MOST + 1)
         self.seen: list[torch.Tensor] = []
 
@@ -129,11 +135,11 @@ class Properties(Aimed):
         }
 
     def counts(self, batch: dict) -> dict[str, int]:
-        """None: what is known is averaged over a batch."""
+        """Empty: the losses of the heads are averaged over a batch."""
         return {}
 
     def given(self, samples: list[Sample]) -> list[int]:
-        """The tokens up to the colon, of answers to swapped questions."""
+        """The number of tokens up to the colon, in answers to swapped questions; 0 in others."""
         backbone = self.segmenter.backbone
         leads = [
             s.truth.text.rsplit(": ", 1)[0] + ":" if s.level == SWAPPED else "" for s in samples
@@ -144,15 +150,15 @@ class Properties(Aimed):
         layers = self.segmenter.backbone.layers
         higher = min(self.layer, len(layers) - 1)
         self.seen = []
-        watches = [
+        hooks = [
             layers[i].register_forward_hook(lambda module, inputs, output: self.seen.append(output))
             for i in (self.layer - 1, higher)
         ]
         try:
             parts = super().forward(batch, counts)
         finally:
-            for watch in watches:
-                watch.remove()
+            for hook in hooks:
+                hook.remove()
         known = self.known(*(self.norm(states.float()) for states in self.seen), batch)
         self.seen = []
         parts["loss"] = parts["loss"] + self.knowing * (known["shown"] + known["asked"])
@@ -162,8 +168,10 @@ class Properties(Aimed):
     def known(
         self, states: torch.Tensor, higher: torch.Tensor, batch: dict
     ) -> dict[str, torch.Tensor]:
-        """Losses of the readers on states `[rows, t, width]` and those a layer higher, and how
-        often `asked`, `number`, what is `coming` and all facts `shown` are read rightly.
+        """Losses of the heads on states `[rows, t, width]` and on those a layer higher.
+
+        Also accuracies: of `asked` (`heard`), `number` (`counted`), `coming` (`followed`) and of
+        all facts of a patch (`facts`).
         """
         backbone, samples = self.segmenter.backbone, batch["samples"]
         images, row = distinct([s.query.image for s in samples])
@@ -190,8 +198,9 @@ class Properties(Aimed):
     def patches_read(
         self, patches: torch.Tensor, things: torch.Tensor, stand: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Losses of what patches `[n, t, width]` say of their things `[n, t]` and of how those
-        stand `[n, t, 4]`.
+        """Losses of the heads on patches `[n, t, width]`.
+
+        The targets are their objects `[n, t]` and the `standing` of these `[n, t, 4]`.
         """
         truth, logits = self.held[things], self.shown(patches)
         each = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(-1) / FEW
@@ -201,9 +210,7 @@ class Properties(Aimed):
         return parts | {"shown": (each * weight).sum() / weight.sum(), "facts": right}
 
     def ends(self, samples: list[Sample], row: list[int], start: int) -> list[int]:
-        """Where each prompt ends in its packed row (see `Pack`): the state there begins the
-        answer.
-        """
+        """The end of each prompt in its packed row (see `Pack`), where the answer is predicted."""
         backbone = self.segmenter.backbone
         cut = start + backbone.patches
         filled = dict.fromkeys(row, cut)
@@ -217,9 +224,7 @@ class Properties(Aimed):
     def coming(
         self, samples: list[Sample], ends: list[int], numbers: list[int]
     ) -> tuple[torch.Tensor, ...]:
-        """(sample, place in its row, how many masks are yet to come there) for the state before
-        each `<SEG>` and its own.
-        """
+        """(sample, position in its row, masks that follow), for states before and at `<SEG>`."""
         backbone, found = self.segmenter.backbone, [(0, 0, NOT_ASKED)]  # never empty
         for k, (sample, end, number) in enumerate(zip(samples, ends, numbers, strict=True)):
             if number == NOT_ASKED:
@@ -252,8 +257,9 @@ def _chosen(
 
 
 def facts_of(sprites: list[Sprite]) -> tuple[list[str], np.ndarray]:
-    """All facts, and which hold of each sprite `[1 + sprites, facts]`, the background first, of
-    which none does.
+    """All facts, and a bool array `[1 + sprites, facts]` of those true for each sprite.
+
+    The first row is the background, which has none.
     """
     true = [{f"name {s.name}", f"kind {s.category}", *s.properties} for s in sprites]
     facts = sorted(set().union(*true))

@@ -1,5 +1,6 @@
-"""Puts a trained model folder into the package as the embedded model: ship_tiny.py FOLDER. The
-model card stays.
+"""Puts a trained model folder into the package as the embedded model; the model card stays.
+
+ship_tiny.py FOLDER [--as NAME]
 """
 
 import argparse
@@ -31,6 +32,6 @@ if __name__ == "__main__":
     settings = target / "settings.yaml"
     tree = yaml.safe_load(settings.read_text())
     if options.name == "tiny":
-        tree["memory"] = 0  # it was taught single questions
+        tree["memory"] = 0  # it was trained on single questions
     settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     print(f"{size / 1e6:.1f} MB now in {EMBEDDED.parent}")

@@ -1,6 +1,4 @@
-"""Makes a tokenizer: SentencePiece (BPE, byte fallback) on sentences, as a Llama tokenizer of
-transformers.
-"""
+"""Trains a SentencePiece tokenizer (BPE, byte fallback) and saves it as transformers' Llama one."""
 
 from __future__ import annotations
 
@@ -16,8 +14,9 @@ from reasonseg.structures.markers import REJ, SEG, add_markers
 
 
 def make_tokenizer(sentences: Iterable[str], size: int, folder: str | Path) -> LlamaTokenizer:
-    """Trains on `sentences` to at most `size` pieces, adds `<image>`, `<SEG>` and `<REJ>`,
-    writes `folder`.
+    """Trains on `sentences` to at most `size` pieces and writes the tokenizer to `folder`.
+
+    It also has `<image>`, `<SEG>` and `<REJ>`.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

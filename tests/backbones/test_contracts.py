@@ -10,8 +10,8 @@ from tiny_models import tiny_qwen
 from reasonseg import Answer, InputError, Query, Sample
 from reasonseg.backbones import chat_vlm
 from reasonseg.backbones.language import LanguageBackbone
-from reasonseg.nn.generation import MarkerLogitsProcessor
 from reasonseg.config import kinds as config
+from reasonseg.nn.generation import MarkerLogitsProcessor
 from reasonseg.structures.markers import Markers, add_markers, joined, pieces
 
 KINDS = config.kinds("backbones")

@@ -124,7 +124,10 @@ def recognise(place):
     file = place / "pointer.txt"
     return file if file.is_file() else None
 
-FORMAT = Format("a pointer to a packaged model", recognise, lambda file, options: load(file.read_text(), device="cpu"))
+def read(file, options):
+    return load(file.read_text(), device="cpu")
+
+FORMAT = Format("a pointer to a packaged model", recognise, read)
 """,
     ),
     "added_command": (
@@ -174,7 +177,8 @@ class Squares:
         image, mask = np.full((40, 40, 3), 90, np.uint8), np.zeros((40, 40), bool)
         mask[5 + i % 9 : 25, 10:30] = True
         image[mask] = 255
-        return Sample(Query(image, "the square"), Answer("The square <SEG>.", mask[None], [1], ["square"], "found"), self.id(i))
+        truth = Answer("The square <SEG>.", mask[None], [1], ["square"], "found")
+        return Sample(Query(image, "the square"), truth, self.id(i))
 """,
     ),
 }

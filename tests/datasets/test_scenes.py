@@ -45,7 +45,10 @@ def test_the_knowledge_file_is_rich_and_sound():
 
 
 def content(words):
-    little = "a an the of in on at to that which what something thing one some any is are it its with for and or by you your"
+    little = (
+        "a an the of in on at to that which what something thing one some any is are it its with "
+        "for and or by you your"
+    )
     return set(re.findall(r"[a-z']+", words.lower())) - set(little.split())
 
 

@@ -15,9 +15,8 @@ from transformers import SegGptForImageSegmentation
 
 from reasonseg import InputError, Query, Reference, Segmenter
 from reasonseg.decoders import seggpt
-from reasonseg.nn import canvas
 from reasonseg.decoders.seggpt import Config, arranged, restored
-from reasonseg.nn import losses
+from reasonseg.nn import canvas, losses
 from reasonseg.nn.prompt import Canvas, Painted, Prompt, palette
 from reasonseg.prompters.examples import Config as ExamplesConfig
 

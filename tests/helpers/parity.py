@@ -20,10 +20,11 @@ def oracle(*parts):
 
 TITLE = """# Parity with the reference implementations
 
-Written by `pytest tests/checkpoints/released tests/decoders/test_seggpt.py --parity-table docs/explanation/parity.md` (float32, CPU),
-from what the reference implementations printed on tiny random weights in the released layouts. `B ...` is SAM alone,
-`eval_*` LISA's chat path, `forward_*` its teacher-forced one, `C ...` VLP-SAM step by step, `F ...` SegGPT (`train_*` with
-random patches masked; its gradient norms agree too). Token ids are compared too, and are equal in every case.
+Written by `pytest tests/checkpoints/released tests/decoders/test_seggpt.py --parity-table
+docs/explanation/parity.md` (float32, CPU), from what the reference implementations printed on tiny
+random weights in the released layouts. `B ...` is SAM alone, `eval_*` LISA's chat path, `forward_*`
+its teacher-forced one, `C ...` VLP-SAM step by step, `F ...` SegGPT (`train_*` with random patches
+masked; its gradient norms agree too). Token ids are compared too, and are equal in every case.
 """
 # (case, what is compared, largest difference, allowed), for docs/explanation/parity.md
 PARITY: list[tuple[str, str, float, float]] = []

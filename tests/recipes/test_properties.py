@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from reasonseg import InputError
-from reasonseg.backbones.base import IGNORED
 from reasonseg.backbones.llava import Pack
 from reasonseg.config.schema import Kind
 from reasonseg.datasets.scenes import Config, pack_of
 from reasonseg.datasets.synthetic.knowledge import Knowledge
+from reasonseg.nn.packing import IGNORED
 from recipes.embedded.codes import Codes
 from recipes.embedded.patches import MOST as STANDING
 from recipes.embedded.properties import MOST, NOT_ASKED, Properties, facts_of

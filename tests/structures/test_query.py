@@ -118,5 +118,8 @@ def test_import_and_help_load_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, reasonseg, reasonseg.cli.main; reasonseg.cli.main.build_parser(); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, reasonseg, reasonseg.cli.main; reasonseg.cli.main.build_parser(); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

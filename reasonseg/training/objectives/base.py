@@ -1,4 +1,4 @@
-"""The base class of objectives, with helpers. Each objective's file has its class as `OBJECTIVE`."""
+"""The base class of objectives, and helpers. An objective's file has its class as `OBJECTIVE`."""
 
 from __future__ import annotations
 

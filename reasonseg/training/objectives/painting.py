@@ -244,10 +244,10 @@ def copy_tower(decoder, looker: Segmenter) -> None:
     """Starts a SegGPT decoder from the vision tower of another model.
 
     The first layers become those of a SigLIP tower of the same width and patch size. The tower's
-    residual updates are scaled to a size of about 1. This does not change the tower's output (every
-    layer normalises its input), and lets the fresh layers have an effect. The layers after it start
-    by matching similar patches: queries and keys are the projection in which that model compares an
-    image with its references.
+    residual updates are scaled to a size of about 1. This changes only the scale of its states,
+    since every layer normalises its input, and lets the fresh layers have an effect. The layers
+    after it start by matching similar patches: queries and keys are the projection in which that
+    model compares an image with its references.
     """
     model = decoder.model.model
     tower, projection = compared_by(looker)
