@@ -1,0 +1,1 @@
+"""The recipe of the embedded model: its configs, objectives and scripts."""
