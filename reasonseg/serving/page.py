@@ -17,10 +17,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
+from gradio.utils import get_upload_folder
 
 from reasonseg.errors import InputError
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.page_guard import PageGuard
 from reasonseg.serving.requests import Limits
 from reasonseg.serving.session import Session
 from reasonseg.structures.answer import Answer
@@ -341,6 +343,9 @@ def mount(app: FastAPI, token: str | None = None) -> FastAPI:
     blocks = make_page(state.engine, state.conversations, state.limits)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     auth = ("reasonseg", token) if token else None
+    # gradio checks the paths of events only where the page was launched, not where it is mounted
+    blocks.has_launched = True
+    app.add_middleware(PageGuard, uploads=get_upload_folder(), limits=state.limits)
     return gr.mount_gradio_app(
         app,
         blocks,

@@ -9,10 +9,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reasonseg.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
 
 UNREADABLE = (
     OSError,
@@ -26,6 +30,8 @@ UNREADABLE = (
     struct.error,
     zlib.error,
 )
+# formats of image files that are read, everywhere
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 MAX_PIXELS = 100_000_000  # about 10000 x 10000; larger images are refused before decoding
 
 
@@ -41,7 +47,7 @@ def read_image(
     """
     from PIL import Image, ImageOps
 
-    with _opened(source, pixels, name) as picture:
+    with open_image(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
             grey = np.asarray(picture, np.float64)
@@ -63,7 +69,7 @@ def read_mask(
     """
     from PIL import ImageOps
 
-    with _opened(source, pixels, name) as picture:
+    with open_image(source, pixels, name) as picture:
         picture = ImageOps.exif_transpose(picture)
         if picture.mode == "P":
             # an indexed mask: index 0 is the background, independent of its colour
@@ -75,9 +81,38 @@ def read_mask(
         return values.max(-1) > 0 if values.ndim == 3 else values > 0
 
 
+def formats() -> tuple[str, ...]:
+    """The formats that are read, by Pillow's names: those of `FORMATS` that it decodes itself.
+
+    Pillow knows about 40 more; some of them start other programs (EPS runs Ghostscript).
+    """
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 @contextmanager
-def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
-    """The decoded PIL image of a file; errors of the decoder become `InputError`."""
+def open_image(
+    source: str | Path | bytes,
+    pixels: int = MAX_PIXELS,
+    name: str = "the image",
+    decode: bool = True,
+) -> Iterator[PILImage.Image]:
+    """The PIL image of a file, with its own mode and values; the only place that opens images.
+
+    Args:
+        source: A path, or the bytes of a file.
+        pixels: An image with more is refused before it is decoded.
+        name: What errors call bytes.
+        decode: Off: only the header is read.
+
+    Yields:
+        The image, open until the block ends.
+
+    Raises:
+        InputError: The file is missing, of another format, damaged, or too large.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, bytes):
@@ -92,18 +127,20 @@ def _opened(source: str | Path | bytes, pixels: int, name: str) -> Iterator:
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=formats()) as picture:
             width, height = picture.size
             if width * height > pixels:
                 raise InputError(
                     f"{path} is {width}x{height}, more than the {pixels / 1e6:g} million pixels "
                     "read; make it smaller"
                 )
-            picture.load()
+            if decode:
+                picture.load()
             yield picture
     except UnidentifiedImageError:
         raise InputError(
-            f"{path} is not an image that can be read; give a JPEG, PNG, WebP, GIF, BMP or TIFF"
+            f"{path} is not an image that can be read; "
+            "give a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
         ) from None
     except InputError:
         raise

@@ -1,0 +1,131 @@
+"""Checks what a browser sends to the page's events, before gradio reads it.
+
+An event may name a file on the server: gradio copies such a file into its cache and serves it. Only
+files that were uploaded through the page may be named, never another path, a link to one, or a URL;
+and an upload with too many pixels is refused before it is decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reasonseg.errors import InputError
+from reasonseg.serving.requests import Limits
+from reasonseg.structures.images import open_image
+
+OURS = "/v1/"  # the HTTP API, which has checks of its own
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+
+
+class PageGuard:
+    """An ASGI layer around the page.
+
+    Args:
+        app: The app with the page.
+        uploads: The folder into which gradio writes uploads.
+        limits: `body` bytes of a request, `pixels` of an image.
+    """
+
+    def __init__(self, app: ASGIApp, uploads: str | Path, limits: Limits):
+        self.app, self.uploads, self.limits = app, Path(uploads), limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it with `{"error": ...}` and 413 or 422."""
+        if not _is_event(scope):
+            return await self.app(scope, receive, send)
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > self.limits.body:
+                return await _refused("the request is too large", 413)(scope, receive, send)
+            if not message.get("more_body"):
+                break
+        problem = await asyncio.to_thread(self.problem, body)
+        if problem is not None:
+            return await _refused(problem, 422)(scope, receive, send)
+        return await self.app(scope, _replayed(body, receive), send)
+
+    def problem(self, body: bytes) -> str | None:
+        """What is wrong with the body of an event; None where it may pass."""
+        try:
+            tree = json.loads(body) if body.strip() else None
+        except ValueError:
+            return "the request is not valid JSON"
+        except RecursionError:
+            return "the request is nested too deeply"
+        for path in _paths(tree):
+            if not isinstance(path, str) or not self._uploaded(path):
+                return "a file was named that was not uploaded here; upload it again"
+            if Path(path).suffix.lower() in IMAGES:
+                try:
+                    with open_image(path, self.limits.pixels, "the image", decode=False):
+                        pass
+                except InputError as error:
+                    return str(error).replace(path, "the image")
+        return None
+
+    def _uploaded(self, path: str) -> bool:
+        """Whether a path is a plain file in the folder of uploads, reached by no link."""
+        file = Path(path)
+        if not file.is_absolute() or ".." in file.parts:
+            return False
+        try:
+            return file.is_file() and file.resolve() == file and self._inside(file)
+        except (OSError, ValueError):
+            return False
+
+    def _inside(self, file: Path) -> bool:
+        return file.is_relative_to(self.uploads.resolve())
+
+
+def _is_event(scope: Scope) -> bool:
+    """Whether a request calls an event of the page: a POST to it, uploads left out."""
+    if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+        return False
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    kind = dict(scope["headers"]).get(b"content-type", b"")
+    return not path.startswith(OURS) and not kind.startswith(b"multipart/form-data")
+
+
+def _paths(tree: Any) -> Iterator[Any]:
+    """Every file that a tree of JSON names, wherever it is: values under `path`, and those under
+    `url` that gradio would read in their place (no path, or a `data:` address, which no upload is).
+    """
+    todo = [tree]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if value.get("path") is not None:
+                yield value["path"]
+            url = value.get("url")
+            if url is not None and (value.get("path") is None or str(url).startswith("data:")):
+                yield url
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+
+
+def _refused(problem: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": problem, "detail": problem}, status)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again

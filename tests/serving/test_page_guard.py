@@ -1,0 +1,103 @@
+"""No event of the page can name a file that was not uploaded through it."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from reasonseg.serving.page_guard import PageGuard
+from reasonseg.serving.requests import Limits
+
+
+@pytest.fixture(scope="module")
+def client(segmenter):
+    from reasonseg.serving.api import make_app
+    from reasonseg.serving.page import mount
+
+    with TestClient(mount(make_app(segmenter))) as client:
+        yield client
+
+
+def png(width=8, height=8) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def uploaded(client) -> Path:
+    answer = client.post("/gradio_api/upload", files={"files": ("image.png", png(), "image/png")})
+    assert answer.status_code == 200, answer.text
+    return Path(answer.json()[0])
+
+
+def called(client, event: dict, path: str | None, url: str | None = None):
+    """The answer to a call of an event with a file in every one of its inputs."""
+    file = {"path": path, "url": url, "meta": {"_type": "gradio.FileData"}}
+    return client.post(
+        "/gradio_api/queue/join",
+        json={"data": [file] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "s"},
+    )
+
+
+def foreign(upload: Path, folder: Path) -> list[str]:
+    """Paths and addresses that no one uploaded."""
+    secret = folder / "secret.txt"
+    secret.write_text("not to be read from outside")
+    link = upload.parent / "link.png"
+    if not link.is_symlink():
+        os.symlink(secret, link)
+    return [
+        "/etc/passwd",
+        str(secret),
+        str(link),
+        f"{upload.parent}/../../../../../../../..{secret}",
+        "http://127.0.0.1:9/secret.txt",
+        "file:///etc/passwd",
+        "pyproject.toml",
+        "/etc/pass\0wd",
+    ]
+
+
+def test_every_event_refuses_what_was_not_uploaded(client, tmp_path):
+    events = client.get("/config").json()["dependencies"]
+    assert any(event["inputs"] for event in events)
+    upload = uploaded(client)
+    for event in events:
+        for path in foreign(upload, tmp_path) if event["inputs"] else ():
+            answer = called(client, event, path)
+            assert answer.status_code == 422, (event["id"], path, answer.text)
+            assert "not uploaded" in answer.json()["error"]
+
+
+def test_an_upload_passes(client):
+    events = client.get("/config").json()["dependencies"]
+    event = next(event for event in events if event["inputs"])
+    answer = called(client, event, str(uploaded(client)))
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("url", ["data:image/png;base64,", "http://127.0.0.1:9/image.png"])
+def test_an_address_in_place_of_a_file_is_refused(client, url, named):
+    upload = str(uploaded(client)) if named and url.startswith("data:") else None
+    for event in client.get("/config").json()["dependencies"]:
+        if event["inputs"]:
+            assert called(client, event, upload, url).status_code == 422
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path):
+    file = tmp_path.resolve() / "image.png"
+    file.write_bytes(png(40, 40))
+    body = b'{"data": [{"path": "%s"}]}' % str(file).encode()
+    app = None
+    assert PageGuard(app, tmp_path, Limits(pixels=1600)).problem(body) is None
+    problem = PageGuard(app, tmp_path, Limits(pixels=1599)).problem(body)
+    assert problem is not None and "40x40" in problem and str(tmp_path) not in problem
+
+
+@pytest.mark.parametrize("body", [b"{", b"[" * 200_000, b'{"path": 3}', b'{"a": [{"path": {}}]}'])
+def test_a_damaged_body_is_refused(tmp_path, body):
+    assert PageGuard(None, tmp_path, Limits()).problem(body)
