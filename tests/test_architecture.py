@@ -146,6 +146,11 @@ def test_files_and_functions_are_small(file):
             assert length <= 60, f"{file.name}: {node.name} is {length} lines"
 
 
+def test_images_are_opened_in_one_place():
+    places = {f.relative_to(PACKAGE).as_posix() for f in FILES if "Image.open(" in f.read_text()}
+    assert places == {"structures/images.py"}  # with its limits and its list of formats
+
+
 def test_the_top_of_the_package_reads_as_a_table_of_contents():
     entries = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
     assert len(entries) <= 20 and not [name for name in entries if "util" in name]

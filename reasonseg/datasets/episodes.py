@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from reasonseg.datasets.base import Name
 from reasonseg.datasets.synthetic.drawing import Scene
@@ -28,7 +27,7 @@ from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.datasets.synthetic.sprites import Sprite, default_pack, load_pack
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import read_image
+from reasonseg.structures.images import open_image, read_image, read_values
 from reasonseg.structures.query import Query, Reference
 from reasonseg.structures.sample import Sample
 
@@ -247,7 +246,7 @@ class FoldEpisodes:
 
     def _read(self, files: tuple[str, str], value: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = (self._place(name) for name in files)
-        values = np.array(Image.open(mask))
+        values = read_values(mask)
         picture = read_image(image)
         if values.shape != picture.shape[:2]:
             raise InputError(f"{mask} is {list(values.shape)}, its image {list(picture.shape[:2])}")
@@ -307,7 +306,8 @@ class FolderEpisodes:
 
     def _read(self, file: Path) -> tuple[np.ndarray, np.ndarray]:
         picture = read_image(file.with_suffix(".jpg"))
-        mask = np.array(Image.open(file).convert("L")) > 127
+        with open_image(file) as opened:
+            mask = np.array(opened.convert("L")) > 127
         if mask.shape != picture.shape[:2]:
             raise InputError(f"{file} is {list(mask.shape)}, its image {list(picture.shape[:2])}")
         return picture, mask.astype(np.uint8)

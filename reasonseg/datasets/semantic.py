@@ -14,12 +14,11 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from reasonseg.datasets.base import Name, Stream, sample_indices, training_turn, validation_question
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import read_image
+from reasonseg.structures.images import read_image, read_values
 from reasonseg.structures.markers import FORCED
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
@@ -141,9 +140,8 @@ class Semantic:
             raise InputError(f"{file}: there is no image {self.folder / file.stem}.jpg")
         image = read_image(picture)
         try:
-            with Image.open(file) as opened:
-                values = np.asarray(opened)
-        except (OSError, ValueError, SyntaxError) as error:
+            values = read_values(file)
+        except InputError as error:
             raise InputError(f"{file} is not a label map: {error}") from None
         if values.ndim != 2 or values.shape != image.shape[:2]:
             raise InputError(

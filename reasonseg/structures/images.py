@@ -81,6 +81,16 @@ def read_mask(
         return values.max(-1) > 0 if values.ndim == 3 else values > 0
 
 
+def read_values(
+    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image"
+) -> np.ndarray:
+    """The values of an image file as they are stored, `[h, w]` or `[h, w, channels]`; of an indexed
+    image the indices. Raises `InputError` as `open_image` does.
+    """
+    with open_image(source, pixels, name) as picture:
+        return np.array(picture)
+
+
 def formats() -> tuple[str, ...]:
     """The formats that are read, by Pillow's names: those of `FORMATS` that it decodes itself.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from reasonseg.errors import InputError
+from reasonseg.structures.images import open_image
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -44,21 +44,21 @@ def read_json(file: Path) -> Any:
 def indexed_classes(files: dict[Any, Any], named: bool) -> dict[Any, list[int]]:
     """The classes (pixel values) in each mask of a data set, by its key; empty for binary masks.
 
-    `files` are paths or open files; `named` is whether `labels.json` names the classes. The masks
-    count as indexed (pixel value = class) if they are named, or if together they have more than
-    one value besides 0 and 255 and either palettes or few small values.
+    `files` are paths or the bytes of files; `named` is whether `labels.json` names the classes. The
+    masks count as indexed (pixel value = class) if they are named, or if together they have more
+    than one value besides 0 and 255 and either palettes or few small values.
     """
     found: dict[Any, list[int]] = {}
     palettes = False
     for key, file in files.items():
         try:
-            with Image.open(file) as picture:
+            with open_image(file) as picture:
                 palettes |= picture.mode == "P"
                 if picture.mode in ("P", "L"):
                     found[key] = [
                         int(v) for v in np.unique(np.asarray(picture)) if v not in (0, 255)
                     ]
-        except OSError:
+        except InputError:
             continue  # the error is raised when the mask is read
     values = {v for each in found.values() for v in each}
     indexed = named or (len(values) > 1 and (palettes or (len(values) <= 32 and max(values) < 64)))

@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from reasonseg.datasets.layouts.base import PICTURES, Entry, indexed_classes, read_json
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_mask
+from reasonseg.structures.images import open_image, read_mask, read_values
 
 
 def entries(root: Path) -> list[Entry]:
@@ -35,7 +34,7 @@ def entries(root: Path) -> list[Entry]:
             )
 
             def masks(size, file=file, value=value):
-                return [_marked(file) if value is None else np.asarray(Image.open(file)) == value]
+                return [_marked(file) if value is None else read_values(file) == value]
 
             found.append(Entry(pictures[file.stem], f"the {name}", (name,), masks))
     return found
@@ -43,7 +42,7 @@ def entries(root: Path) -> list[Entry]:
 
 def _marked(file: Path) -> np.ndarray:
     """A binary mask: True from half of its largest value on, or where not 0 for values 0 and 1."""
-    with Image.open(file) as picture:
+    with open_image(file) as picture:
         values = np.asarray(picture) if picture.mode in ("L", "I", "I;16") else None
     return (
         read_mask(file)

@@ -6,16 +6,14 @@ the text of every mask is "the thing".
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from reasonseg.datasets.layouts.base import Entry, indexed_classes, read_json
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_mask
+from reasonseg.structures.images import read_mask, read_values
 
 # columns that may hold the text or label of a mask
 WORDS = (
@@ -68,9 +66,7 @@ def _rows(file: Path, names: dict) -> list[Entry]:
     ]
     said = table[words].to_pylist() if words else [None] * len(rows)
     classes = (
-        {}
-        if words
-        else indexed_classes({n: io.BytesIO(mask) for n, (_, mask) in enumerate(rows)}, bool(names))
+        {} if words else indexed_classes({n: mask for n, (_, mask) in enumerate(rows)}, bool(names))
     )
     for number, ((picture, mask), text) in enumerate(zip(rows, said, strict=True)):
         name = shown.setdefault(picture, file.with_suffix("") / str(number))
@@ -93,11 +89,7 @@ def _rows(file: Path, names: dict) -> list[Entry]:
 
 def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
     """bool `[h, w]`: where a mask has the class `value`, or (None) where it is not black."""
-    return (
-        read_mask(mask, name=name)
-        if value is None
-        else np.asarray(Image.open(io.BytesIO(mask))) == value
-    )
+    return read_mask(mask, name=name) if value is None else read_values(mask, name=name) == value
 
 
 def _bytes(cell: Any, place: str) -> bytes:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.errors import InputError
+from reasonseg.structures.images import open_image
 
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -180,8 +181,9 @@ def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:
     if folder.resolve() not in path.parents:
         raise InputError(f"{place}: 'file' {entry['file']!r} lies outside the pack")
     try:
-        picture = Image.open(path).convert("RGBA")
-    except OSError as error:
+        with open_image(path) as opened:
+            picture = opened.convert("RGBA")
+    except InputError as error:
         raise InputError(f"{place}: cannot read {path.name}: {error}") from None
     opaque = np.asarray(picture.getchannel("A")) > 127
     bounds = Image.fromarray(opaque).getbbox()
