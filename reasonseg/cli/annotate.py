@@ -5,7 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from reasonseg.cli.options import Command, Parser, add_model_options, model_keywords, positive
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_bank_options,
+    add_model_options,
+    model_keywords,
+    positive,
+)
 from reasonseg.errors import InputError
 
 
@@ -28,25 +35,7 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument(
         "--queries", metavar="FILE", help="a file of questions, one per line (default: none)"
     )
-    parser.add_argument(
-        "--bank",
-        metavar="DIR",
-        default="",
-        help="a folder of annotated images to select references from (default: none)",
-    )
-    parser.add_argument(
-        "--shots",
-        type=positive,
-        default=1,
-        metavar="K",
-        help="references to select from the bank (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--by",
-        choices=["pixel", "global", "thing"],
-        default="pixel",
-        help="how the bank compares images (default: %(default)s)",
-    )
+    add_bank_options(parser)
     _add_pool_options(parser)
     add_model_options(parser)
 

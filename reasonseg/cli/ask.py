@@ -5,6 +5,7 @@ from __future__ import annotations
 from reasonseg.cli.options import (
     Command,
     Parser,
+    add_bank_options,
     add_model_options,
     box,
     load_model,
@@ -71,25 +72,7 @@ def _add_reference_options(parser: Parser) -> None:
         metavar="L",
         help="the label of a reference, in the same order (default: no label)",
     )
-    parser.add_argument(
-        "--bank",
-        metavar="DIR",
-        help="a folder of annotated images to select references from; with --label only "
-        "those of that label (default: none)",
-    )
-    parser.add_argument(
-        "--shots",
-        type=positive,
-        default=1,
-        metavar="K",
-        help="references to select from the bank (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--by",
-        choices=["pixel", "global", "thing"],
-        default="pixel",
-        help="how the bank compares images (default: %(default)s)",
-    )
+    add_bank_options(parser, "; with --label only those of that label")
 
 
 def _add_answer_options(parser: Parser) -> None:

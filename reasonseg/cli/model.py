@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Command, Parser
+from reasonseg.cli.options import DTYPES, Command, Parser, add_checkpoint_options
 
 
 def _import_arguments(parser: Parser) -> None:
@@ -17,39 +17,11 @@ def _import_arguments(parser: Parser) -> None:
         action="store_true",
         help="compare with the original segment-anything (default: off)",
     )
-    parser.add_argument(
-        "--clip", metavar="DIR", help="vision tower (default: the one beside the weights)"
-    )
-    parser.add_argument(
-        "--sam",
-        metavar="FILE",
-        help="another mask decoder: .pth, folder or hub id (default: the one of the weights)",
-    )
-    parser.add_argument(
-        "--template",
-        help="conversation template: llava_v1, vicuna_v1, llava_llama_2 "
-        "(default: that of the checkpoint)",
-    )
-    parser.add_argument(
-        "--read",
-        choices=["predicting", "at"],
-        help="the hidden state that prompts the decoder: the one that predicts <SEG>, or the one "
-        "at <SEG> (default: that of the checkpoint)",
-    )
+    add_checkpoint_options(parser)
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=DTYPES,
         help="precision of the written weights (default: unchanged)",
-    )
-    parser.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="PREFIX",
-        help="prefix of weights that may be missing or unused; may be repeated (default: none)",
-    )
-    parser.add_argument(
-        "--revision", help="commit, branch or tag of a hub model (default: the newest)"
     )
 
 
@@ -87,7 +59,7 @@ def _merge_arguments(parser: Parser) -> None:
     parser.add_argument("target", metavar="DST", help="the model folder to write")
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=DTYPES,
         help="precision of the written weights (default: float32)",
     )
 

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from reasonseg.errors import InputError
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that prints a mistake in one line and exits with code 2.
@@ -57,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is a GPU)")
     group.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=DTYPES,
         help="precision of the weights (default: float32 on CPU, bfloat16 on CUDA)",
     )
     group.add_argument(
@@ -65,41 +67,87 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["int8", "nf4"],
         help="quantization of the language model's layers (default: none)",
     )
+    add_checkpoint_options(group)
     group.add_argument(
+        "--compile",
+        action="store_true",
+        help="faster generation after about half a minute of compiling (default: off)",
+    )
+
+
+def add_checkpoint_options(parser: Any) -> None:
+    """Adds the options that say how released weights are read, to a parser or a group."""
+    parser.add_argument(
         "--clip",
         metavar="DIR",
-        help="vision tower, for a released checkpoint without one (default: none)",
+        help="vision tower, for a released checkpoint without one (default: the one beside the "
+        "weights)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--sam",
-        metavar="DIR",
-        help="another mask decoder, or SegGPT's refiner (default: the model's)",
+        metavar="FILE",
+        help="another mask decoder, or SegGPT's refiner: .pth, folder or hub id "
+        "(default: the model's)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--template",
         help="conversation template: plain, llava_v1, vicuna_v1, llava_llama_2 "
         "(default: the model's)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--read",
         choices=["predicting", "at"],
         help="the hidden state that prompts the decoder: the one that predicts <SEG>, or the one "
         "at <SEG> (default: the model's)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="PREFIX",
         help="prefix of weights that may be missing or unused; may be repeated (default: none)",
     )
-    group.add_argument(
+    parser.add_argument(
         "--revision", help="commit, branch or tag of a hub model (default: the newest)"
     )
-    group.add_argument(
-        "--compile",
-        action="store_true",
-        help="faster generation after about half a minute of compiling (default: off)",
+
+
+def add_bank_options(parser: argparse.ArgumentParser, labels: str = "") -> None:
+    """Adds the options of a folder to select references from; `labels` says what labels do."""
+    parser.add_argument(
+        "--bank",
+        metavar="DIR",
+        default="",
+        help=f"a folder of annotated images to select references from{labels} (default: none)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="references to select from the bank (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=["pixel", "global", "thing"],
+        default="pixel",
+        help="how the bank compares images (default: %(default)s)",
+    )
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a config file and settings to change."""
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/tiny.yaml")
+    add_overrides(parser, "workers=4")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds settings to change."""
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help=f"settings to change, such as {example} (default: none)",
     )
 
 

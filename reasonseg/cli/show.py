@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from reasonseg.cli.options import Command, Parser, add_model_options, load_model, verbs_of
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_config_arguments,
+    add_model_options,
+    load_model,
+    verbs_of,
+)
 
 
 def _arguments(parser: Parser) -> None:
     what = verbs_of(parser, "what", "WHAT")
     config = what.add_parser("config", help="print all settings of a config, with defaults")
-    config.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/tiny.yaml")
-    config.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings to change, such as workers=4 (default: none)",
-    )
+    add_config_arguments(config)
     config.set_defaults(run=_show_config)
     model = what.add_parser("model", help="print the components of a model and their sizes")
     add_model_options(model)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from reasonseg.cli.options import Command, Parser, add_model_options, load_model
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_config_arguments,
+    add_model_options,
+    add_overrides,
+    load_model,
+)
 
 
 def _train_arguments(parser: Parser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/tiny.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings to change, such as workers=4 (default: none)",
-    )
+    add_config_arguments(parser)
 
 
 def _train(options) -> None:
@@ -34,12 +35,7 @@ def _finetune_arguments(parser: Parser) -> None:
         help="a folder in the layout of COCO or LabelMe, with images/ and masks/, or with "
         "samples.jsonl",
     )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="settings to change, such as train.max_steps=500 (default: none)",
-    )
+    add_overrides(parser, "train.max_steps=500")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="the folder to write to (required)"
     )

@@ -20,8 +20,24 @@ Group = tuple[np.ndarray, list[Reference]]
 Makes = Literal["tokens", "examples"]
 
 
+class Weights(Protocol):
+    """What every prompter offers of its weights; modules of torch have all but `learned`."""
+
+    def learned(self) -> dict[str, Tensor]:
+        """The weights that are saved beside the settings."""
+        ...
+
+    def to(self, *args: Any, **kwargs: Any) -> nn.Module: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(
+        self, state_dict: Any, strict: bool = True, assign: bool = False
+    ) -> Any: ...
+
+
 @runtime_checkable
-class Prompter(Protocol):
+class Prompter(Weights, Protocol):
     """Turns states of a language model into prompt tokens. The `Config` of its file builds it.
 
     Attributes:
@@ -53,21 +69,9 @@ class Prompter(Protocol):
         """
         ...
 
-    def learned(self) -> dict[str, Tensor]:
-        """The weights that are saved beside the settings."""
-        ...
-
-    def to(self, *args: Any, **kwargs: Any) -> nn.Module: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(
-        self, state_dict: Any, strict: bool = True, assign: bool = False
-    ) -> Any: ...
-
 
 @runtime_checkable
-class ReferencePrompter(Protocol):
+class ReferencePrompter(Weights, Protocol):
     """Turns annotated images into prompts: tokens (`vlp`), or examples for a decoder that learns
     in context (`examples`).
 
@@ -129,15 +133,3 @@ class ReferencePrompter(Protocol):
     def save(self, folder: Path) -> None:
         """Writes what needs a folder of its own; nothing where all is in `learned`."""
         ...
-
-    def learned(self) -> dict[str, Tensor]:
-        """The weights that are saved beside the settings."""
-        ...
-
-    def to(self, *args: Any, **kwargs: Any) -> nn.Module: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(
-        self, state_dict: Any, strict: bool = True, assign: bool = False
-    ) -> Any: ...

@@ -19,6 +19,13 @@ from reasonseg.cli.main import main
 from reasonseg.errors import InputError
 
 
+def copied(source, place):
+    """A folder's files, to be spoilt; the source may be read-only."""
+    shutil.copytree(source, place, copy_function=shutil.copyfile)
+    place.chmod(0o755)
+    return place
+
+
 @pytest.fixture(scope="module")
 def clip():
     return str(oracle("A_lisa", "clip-vit-tiny-patch14"))
@@ -26,11 +33,8 @@ def clip():
 
 @pytest.fixture
 def copy(tmp_path):
-    """LISA's files, to be spoilt."""
-    place = tmp_path / "weights"
-    shutil.copytree(oracle("A_lisa", "checkpoint"), place, copy_function=shutil.copyfile)
-    place.chmod(0o755)
-    return place
+    """LISA's files."""
+    return copied(oracle("A_lisa", "checkpoint"), tmp_path / "weights")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,14 @@ def released(clip):
 
 def change(file, **fields):
     file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def clip_with(clip, tmp_path, **fields):
+    """A copy of the vision tower whose config says something else."""
+    other = copied(clip, tmp_path / "clip")
+    vision = json.loads((other / "config.json").read_text())["vision_config"]
+    change(other / "config.json", vision_config={**vision, **fields})
+    return other
 
 
 def refused(copy, clip, *words, **options):
@@ -136,24 +148,14 @@ def test_more_tokens_than_rows(copy, clip):
 
 
 def test_a_clip_of_another_patch_size(copy, clip, tmp_path):
-    other = tmp_path / "clip"
-    shutil.copytree(clip, other, copy_function=shutil.copyfile)
-    other.chmod(0o755)
-    config = json.loads((other / "config.json").read_text())
-    config["vision_config"]["patch_size"] = 16
-    (other / "config.json").write_text(json.dumps(config))
+    other = clip_with(clip, tmp_path, patch_size=16)
     refused(copy, str(other), other / "config.json", "patch_size is 16", "patch14")
     change(copy / "config.json", vision_tower="my-tower", mm_vision_tower="my-tower")
     refused(copy, str(other), "196 image tokens", 256)
 
 
 def test_a_clip_of_another_width(copy, clip, tmp_path):
-    other = tmp_path / "clip"
-    shutil.copytree(clip, other, copy_function=shutil.copyfile)
-    other.chmod(0o755)
-    config = json.loads((other / "config.json").read_text())
-    config["vision_config"]["hidden_size"] = 64
-    (other / "config.json").write_text(json.dumps(config))
+    other = clip_with(clip, tmp_path, hidden_size=64)
     refused(copy, str(other), "hidden_size is 64", 32)
 
 
