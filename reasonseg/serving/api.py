@@ -117,8 +117,7 @@ async def tree_of(request: Request, limits: Limits) -> Any:
     Raises `Failure` 408 where the body takes more than `limits.seconds`.
     """
     try:
-        async with asyncio.timeout(limits.seconds):
-            body = await body_of(request, limits)
+        body = await body_of(request, limits)
     except TimeoutError:
         raise Failure(408, "the body came too slowly") from None
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):

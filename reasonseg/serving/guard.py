@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from reasonseg.serving.engine import Engine
 from reasonseg.serving.metrics import Metrics
+from reasonseg.serving.requests import path_of
 
 log = logging.getLogger("reasonseg.serving")
 # paths that need the token; the page has its own login
@@ -48,7 +49,7 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
         began, route = clock(), request.scope
         if (
             token is not None
-            and _path(request).startswith(GUARDED)
+            and path_of(request.scope).startswith(GUARDED)
             and not _allowed(request, token)
         ):
             response: Response = JSONResponse(
@@ -73,12 +74,6 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
     async def broke(_: Request, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
         return JSONResponse({"error": "internal error; see the log of the server"}, 500)
-
-
-def _path(request: Request) -> str:
-    """The path of a request, relative to where the app is mounted."""
-    path, root = request.scope["path"], request.scope.get("root_path", "")
-    return path.removeprefix(root) if root else path
 
 
 def _allowed(request: Request, token: str) -> bool:

@@ -7,20 +7,28 @@ and an upload with too many pixels is refused before it is decoded.
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reasonseg.errors import InputError
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.requests import (
+    Limits,
+    TooLarge,
+    aside,
+    body_of,
+    from_json,
+    path_of,
+)
 from reasonseg.structures.images import open_image
 
 OURS = "/v1/"  # the HTTP API, which has checks of its own
+LOGIN = ("/login", "/login/")  # a form with a name and a password
+MULTIPART = b"multipart/form-data"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
@@ -37,18 +45,18 @@ class PageGuard:
         self.app, self.uploads, self.limits = app, Path(uploads), limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers it with `{"error": ...}` and 413 or 422."""
+        """Passes a request on, or answers it with `{"error": ...}` and 408, 413 or 422."""
         if not _is_event(scope):
             return await self.app(scope, receive, send)
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self.limits.body:
-                return await _refused("the request is too large", 413)(scope, receive, send)
-            if not message.get("more_body"):
-                break
-        problem = await asyncio.to_thread(self.problem, body)
+        try:
+            body = await body_of(Request(scope, receive), self.limits)
+        except TooLarge:
+            return await _refused("the request is too large", 413)(scope, receive, send)
+        except TimeoutError:
+            return await _refused("the body came too slowly", 408)(scope, receive, send)
+        except ClientDisconnect:
+            return None
+        problem = await aside(self.problem, body)
         if problem is not None:
             return await _refused(problem, 422)(scope, receive, send)
         return await self.app(scope, _replayed(body, receive), send)
@@ -56,11 +64,9 @@ class PageGuard:
     def problem(self, body: bytes) -> str | None:
         """What is wrong with the body of an event; None where it may pass."""
         try:
-            tree = json.loads(body) if body.strip() else None
-        except ValueError:
-            return "the request is not valid JSON"
-        except RecursionError:
-            return "the request is nested too deeply"
+            tree = from_json(body)
+        except InputError as error:
+            return str(error)
         for path in _paths(tree):
             if not isinstance(path, str) or not self._uploaded(path):
                 return "a file was named that was not uploaded here; upload it again"
@@ -87,12 +93,12 @@ class PageGuard:
 
 
 def _is_event(scope: Scope) -> bool:
-    """Whether a request calls an event of the page: a POST to it, uploads left out."""
+    """Whether a request calls an event: a POST to the page, uploads and the login left out."""
     if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
         return False
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
     kind = dict(scope["headers"]).get(b"content-type", b"")
-    return not path.startswith(OURS) and not kind.startswith(b"multipart/form-data")
+    path = path_of(scope)
+    return not path.startswith(OURS) and path not in LOGIN and not kind.startswith(MULTIPART)
 
 
 def _paths(tree: Any) -> Iterator[Any]:

@@ -5,6 +5,7 @@ Limits are checked before anything is decoded. Paths, URLs and pickles are never
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
+from starlette.types import Scope
 
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_image, read_mask
@@ -102,22 +104,33 @@ class Segment(Ask):
     image: File = Field(description="base64 of an image file")
 
 
+def path_of(scope: Scope) -> str:
+    """The path of a request, relative to where the app is mounted."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path.removeprefix(root) if root else path
+
+
 async def aside(function: Callable[..., T], *values: Any) -> T:
     """The result of a function, run in a thread so that it does not block the event loop."""
     return await anyio.to_thread.run_sync(function, *values, limiter=READERS)
 
 
 async def body_of(request: Request, limits: Limits) -> bytes:
-    """The body of a request. Raises `TooLarge` as soon as it is known to be too large."""
+    """The body of a request.
+
+    Raises `TooLarge` as soon as it is known to be too large, and `TimeoutError` where it takes more
+    than `limits.seconds`.
+    """
     told = request.headers.get("content-length", "")
     if told.isdigit() and int(told) > limits.body:
         raise TooLarge
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limits.body:
-            raise TooLarge
-        chunks.append(chunk)
+    async with asyncio.timeout(limits.seconds):
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limits.body:
+                raise TooLarge
+            chunks.append(chunk)
     return b"".join(chunks)
 
 

@@ -88,6 +88,25 @@ def test_an_address_in_place_of_a_file_is_refused(client, url, named):
             assert called(client, event, upload, url).status_code == 422
 
 
+@pytest.mark.parametrize("multipart", [False, True])
+def test_the_login_passes(segmenter, multipart):
+    from reasonseg.serving.api import make_app
+    from reasonseg.serving.page import mount
+
+    fields = {"username": "reasonseg", "password": "secret"}
+    given = {"files": {k: (None, v) for k, v in fields.items()}} if multipart else {"data": fields}
+    with TestClient(mount(make_app(segmenter, token="secret"), token="secret")) as client:
+        assert client.get("/config").status_code == 401
+        answer = client.post("/login", **given)
+        assert answer.status_code == 200, answer.text
+        assert client.get("/config").status_code == 200
+
+
+def test_too_large_an_event_is_refused(client):
+    answer = client.post("/gradio_api/queue/join", content=b" " * (Limits().body + 1))
+    assert answer.status_code == 413
+
+
 def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     file = tmp_path.resolve() / "image.png"
     file.write_bytes(png(40, 40))
