@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Any
 
@@ -100,6 +101,19 @@ def _add_page_and_fleet_options(parser: Parser) -> None:
     parser.add_argument(
         "--tls-cert", metavar="FILE", help="TLS certificate, with --tls-key (default: no TLS)"
     )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        metavar="ORIGIN",
+        help="let pages of this origin, such as https://example.org, call the API; repeat for "
+        "several (default: none)",
+    )
+    parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="path under which a proxy shows the server, such as /seg (default: none)",
+    )
     parser.add_argument("--tls-key", metavar="FILE", help="TLS key (default: no TLS)")
 
 
@@ -108,6 +122,7 @@ def _serve(options) -> None:
         import uvicorn
 
         from reasonseg.serving.api import make_app
+        from reasonseg.serving.http_protocol import HeadTimeout
     except ImportError as error:
         raise InputError(f"serve needs {error.name}: pip install 'reasonseg[serve]'") from None
     if options.fleet:
@@ -117,7 +132,7 @@ def _serve(options) -> None:
     for file in filter(None, (options.tls_cert, options.tls_key)):
         if not os.path.isfile(file):
             raise InputError(f"{file} does not exist")
-    limits, token = _guards(options)
+    limits, token, root = _guards(options)
     if options.host not in ("127.0.0.1", "localhost", "::1") and token is None:
         print(
             f"reasonseg: {options.host} can be reached from other machines, and no --token is set",
@@ -133,14 +148,21 @@ def _serve(options) -> None:
                 "with --no-page"
             ) from None
     app = make_app(
-        load_model(options), limits=limits, token=token, batch=options.batch, waiting=options.queue
+        load_model(options),
+        limits=limits,
+        token=token,
+        batch=options.batch,
+        waiting=options.queue,
+        origins=options.cors or (),
     )
     if mount is not None:
-        app = mount(app, token)
+        app = mount(app, token, root)
     uvicorn.run(
         app,
         host=options.host,
         port=options.port,
+        http=HeadTimeout,
+        root_path=root,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
         timeout_keep_alive=10,
@@ -150,12 +172,36 @@ def _serve(options) -> None:
     )
 
 
-def _guards(options) -> tuple[Any, str | None]:
-    """The (limits, token) of a server from its options."""
-    from reasonseg.serving.requests import Limits
+def _guards(options) -> tuple[Any, str | None, str]:
+    """The (limits, token, root path) of a server from its options."""
+    from reasonseg.serving.limits import Limits
 
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
-    return limits, options.token or os.environ.get("REASONSEG_TOKEN") or None
+    for origin in options.cors or ():
+        if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
+            raise InputError(
+                f"--cors {origin}: give a scheme and a host, such as https://example.org, or *"
+            )
+    root = options.root_path.rstrip("/")
+    if root and not re.fullmatch(r"(/[\w.~-]+)+", root):
+        raise InputError(f"--root-path {options.root_path}: give a path such as /seg")
+    return limits, _token(options.token), root
+
+
+def _token(given: str | None) -> str | None:
+    """The token of `--token` or of the environment; None where neither is set.
+
+    Raises `InputError` for one that is set but empty, which would open the server to everybody.
+    """
+    name, token = "--token", given
+    if given is None:
+        name, token = "REASONSEG_TOKEN", os.environ.get("REASONSEG_TOKEN")
+    if token is not None and (not token or token != token.strip() or not token.isprintable()):
+        raise InputError(
+            f"{name} is empty, or has spaces around it or control characters; give a token, or "
+            f"leave {name} out for a server without one"
+        )
+    return token
 
 
 def _fleet(options) -> None:
@@ -167,7 +213,7 @@ def _fleet(options) -> None:
         ) from None
     if options.tls_cert or options.tls_key:
         raise InputError("--fleet does not support TLS; put a proxy with TLS before it")
-    limits, token = _guards(options)
+    limits, token, root = _guards(options)
     run(
         model_keywords(options),
         host=options.host,
@@ -178,6 +224,8 @@ def _fleet(options) -> None:
         replicas=options.replicas,
         page=not options.no_page,
         address=options.address,
+        origins=tuple(options.cors or ()),
+        root_path=root,
     )
 
 

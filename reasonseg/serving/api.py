@@ -12,18 +12,21 @@ import io
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reasonseg import __version__
 from reasonseg.errors import InputError
+from reasonseg.serving.bodies import aside, body_of, from_form, from_json
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
-from reasonseg.serving.guard import Failure, add_guard, add_status
+from reasonseg.serving.guard import Failure, add_guard, add_refusals, add_status
+from reasonseg.serving.limits import Budget, Limits, Share, TooLarge
 from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.openapi import (
     DEFINITIONS,
@@ -35,20 +38,7 @@ from reasonseg.serving.openapi import (
     SCHEMA,
     json_body,
 )
-from reasonseg.serving.requests import (
-    Ask,
-    Limits,
-    Segment,
-    TooLarge,
-    aside,
-    body_of,
-    form_of,
-    from_json,
-    parsed,
-    picture_of,
-    query_of,
-    references_of,
-)
+from reasonseg.serving.requests import Ask, Asking, Pictures, Segment, Start, parsed, query_of
 from reasonseg.serving.session import Session
 from reasonseg.structures.answer import Answer
 
@@ -64,14 +54,16 @@ def make_app(
     batch: int = 16,
     waiting: int = 64,
     engine: Any = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The HTTP app of a segmenter, to mount in another app or to run with uvicorn.
 
     With an `engine`, such as one that stands for several replicas, `segmenter` is not used. Clients
     send `token` as `Authorization: Bearer ...`; None means no token. `batch` is the largest batch
-    and `waiting` the largest number of waiting queries of the engine.
+    and `waiting` the largest number of waiting queries of the engine. Pages of the `origins`, such
+    as `https://example.org`, may call the API (CORS).
     """
-    limits, conversations = limits or Limits(), Conversations()
+    budget, conversations = Budget(limits or Limits()), Conversations()
     metrics = Metrics(lambda: engine.depth, lambda: len(conversations))
     if engine is None:
         engine = Engine(segmenter, batch=batch, waiting=waiting)
@@ -88,11 +80,15 @@ def make_app(
         summary="Words, examples, or both into image masks.",
         lifespan=lifespan,
     )
-    app.state.engine, app.state.conversations, app.state.limits = engine, conversations, limits
+    app.state.engine, app.state.conversations, app.state.budget = engine, conversations, budget
     add_guard(app, metrics, token)
+    if origins:  # around the guard: a browser asks without the token first
+        allowed: dict[str, Any] = {"allow_methods": ["*"], "allow_headers": ["*"]}
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), **allowed)
     add_status(app, metrics, engine)
-    _add_segment(app, engine, limits)
-    _add_sessions(app, engine, conversations, limits)
+    _add_segment(app, engine, budget)
+    _add_sessions(app, engine, conversations, budget, metrics)
+    add_refusals(app)
     return app
 
 
@@ -111,29 +107,32 @@ async def mistakes() -> AsyncIterator[None]:
         raise Failure(504, "the answer was not ready in time") from None
 
 
-async def tree_of(request: Request, limits: Limits) -> Any:
-    """The plain values of a multipart or JSON request.
+async def tree_of(request: Request, share: Share) -> tuple[Any, float]:
+    """The plain values of a multipart or JSON request, and the deadline of its answer.
 
-    Raises `Failure` 408 where the body takes more than `limits.seconds`.
+    The deadline is a time of `time.monotonic`. Raises `Failure` 408 where the body takes more than
+    the seconds that a request may take.
     """
+    limits = share.budget.limits
     try:
-        body = await body_of(request, limits)
+        body = await body_of(request, limits, share)
     except TimeoutError:
         raise Failure(408, "the body came too slowly") from None
+    until = time.monotonic() + limits.seconds
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return await form_of(request, body)
-    return await aside(from_json, body)
+        return await aside(from_form, request.headers, body, until), until
+    return await aside(from_json, body), until
 
 
 async def answer_of(
-    request: Request, engine: Engine, query, limits: Limits, options: dict, on_text=None
+    request: Request, engine: Engine, query, until: float, options: dict, on_text=None
 ) -> Answer:
     """The answer of the model. A request whose client disconnects is removed from the queue.
 
-    Raises `Busy` where the queue is full, `Late` where the answer takes too long, and `Failure` 499
-    where the client disconnects.
+    `until` is its deadline, a time of `time.monotonic`. Raises `Busy` where the queue is full,
+    `Late` where the answer takes too long, and `Failure` 499 where the client disconnects.
     """
-    job = engine.submit(query, timeout=limits.seconds, on_text=on_text, **options)
+    job = engine.submit(query, timeout=until - time.monotonic(), on_text=on_text, **options)
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
     def done(_: Any) -> None:
@@ -154,11 +153,20 @@ async def answer_of(
             else:
                 return job.answer.result()
     finally:
-        job.answer.cancel()  # does nothing where the answer is done
+        job.drop()  # does nothing where the answer is done
         del job  # a raised error holds this frame, which would hold the error: a cycle
 
 
-def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
+async def _read(request: Request, share: Share) -> tuple[Any, dict[str, Any], float]:
+    """The (query, options, deadline) of a request; its body is let go."""
+    tree, until = await tree_of(request, share)
+    asked = await aside(parsed, Segment, tree)
+    query = await aside(query_of, asked, share, until)
+    share.take_bytes(-share.bytes)
+    return query, asked.options(), until
+
+
+def _add_segment(app: FastAPI, engine: Engine, budget: Budget) -> None:
     content = {
         "application/json": {"schema": SCHEMA, "example": EXAMPLE},
         "multipart/form-data": {"schema": FORM},
@@ -184,12 +192,12 @@ def _add_segment(app: FastAPI, engine: Engine, limits: Limits) -> None:
         With `Accept: image/png` the response is the image with the masks drawn on it.
         """
         async with mistakes():
-            asked = parsed(Segment, await tree_of(request, limits))
-            query = await aside(query_of, asked, limits)
-            answer = await answer_of(request, engine, query, limits, asked.options())
-        if "image/png" in request.headers.get("accept", ""):
-            return Response(await aside(_png, answer), media_type="image/png")
-        return await aside(lambda: JSONResponse(answer.to_dict()))
+            with budget.share() as share:
+                query, options, until = await _read(request, share)
+                answer = await answer_of(request, engine, query, until, options)
+                if "image/png" in request.headers.get("accept", ""):
+                    return Response(await aside(_png, answer), media_type="image/png")
+                return await aside(lambda: JSONResponse(answer.to_dict()))
 
     build = app.openapi
 
@@ -207,22 +215,11 @@ def _png(answer: Answer) -> bytes:
     return file.getvalue()
 
 
-class Asking(Ask):
-    """A question in a conversation.
-
-    With `correct`, its points and boxes correct that mask of the last answer. `image` changes the
-    image of the conversation.
-    """
-
-    image: str | bytes | None = None
-    correct: int | None = None
-
-
 def _add_sessions(
-    app: FastAPI, engine: Engine, conversations: Conversations, limits: Limits
+    app: FastAPI, engine: Engine, conversations: Conversations, budget: Budget, metrics: Metrics
 ) -> None:
     tags: list[Any] = ["conversations"]
-    picture = {"type": "object", "required": ["image"], "properties": {"image": {"type": "string"}}}
+    picture = Start.model_json_schema()
     question = Ask.model_json_schema(ref_template="#/components/schemas/{model}")
     question.pop("$defs", None)
     start, ask = json_body(picture, {"image": PIXEL}), json_body(question, {"text": "the cup"})
@@ -238,10 +235,10 @@ def _add_sessions(
     async def opened(request: Request) -> Response:
         """Starts a conversation about an image and returns its id."""
         async with mistakes():
-            tree = await tree_of(request, limits)
-            if not isinstance(tree, dict) or not isinstance(tree.get("image"), str | bytes):
-                raise InputError("image: send base64 of an image file, or a multipart file")
-            image = await aside(picture_of, tree["image"], limits)
+            with budget.share() as share:
+                tree, until = await tree_of(request, share)
+                start = await aside(parsed, Start, tree)
+                image = await aside(Pictures(share, until).image, start.image)
             return JSONResponse({"id": conversations.open(Session(engine.segmenter, image))}, 201)
 
     @app.post(
@@ -256,14 +253,19 @@ def _add_sessions(
         found = conversations.find(name)
         if found is None:
             raise Failure(404, "there is no such conversation (any more)")
+        share = budget.share()
         async with mistakes():
-            asking = parsed(Asking, await tree_of(request, limits))
-            image = await aside(picture_of, asking.image, limits) if asking.image else None
-            shown = await aside(references_of, asking.references, limits)
-        return StreamingResponse(
-            _told(request, engine, found, asking, image, shown, limits),
-            media_type="text/event-stream",
-        )
+            tree, until = await tree_of(request, share)
+            asking = await aside(parsed, Asking, tree)
+            del tree
+            pictures = Pictures(share, until)
+            image = await aside(pictures.image, asking.image) if asking.image else None
+            shown = await aside(pictures.references, asking.references)
+            asking.image, asking.references = None, []
+            share.take_bytes(-share.bytes)
+        turn = _turn(request, engine, found, asking, image, shown, until)
+        told = _told(turn, metrics, share)
+        return StreamingResponse(told, media_type="text/event-stream")
 
     @app.delete(
         "/v1/sessions/{name}",
@@ -279,14 +281,12 @@ def _add_sessions(
         return Response(status_code=204)
 
 
-async def _told(
-    request: Request, engine: Engine, found, asking: Asking, image, shown, limits: Limits
-) -> AsyncIterator[str]:
-    """The server-sent events of one turn; the turns of a conversation run one after another."""
-    said: asyncio.Queue[str | None] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
+def _turn(
+    request: Request, engine: Engine, found, asking: Asking, image, shown, until: float
+) -> Callable[[Callable[[str], None]], Awaitable[Answer]]:
+    """One turn of a conversation, as a function of `on_text`; turns run one after another."""
 
-    async def turn() -> Answer:
+    async def turn(on_text: Callable[[str], None]) -> Answer:
         async with mistakes(), found.lock:
             session: Session = found.session
             trial = session.copy()  # a turn that fails changes nothing
@@ -294,35 +294,47 @@ async def _told(
                 trial.look(image)
             for reference in shown:
                 trial.show(reference)
+            options = asking.options()
             if asking.correct is not None:
                 query, clicks = trial.correction(asking.clicks(), asking.boxes, asking.correct)
-                drawn = await answer_of(request, engine, query, limits, asking.options())
+                drawn = await answer_of(request, engine, query, until, options)
                 session.take(trial)
                 return session.corrected(query, clicks, asking.correct, drawn)
             query = trial.query(asking.text, asking.clicks(), asking.boxes)
-            answer = await answer_of(
-                request,
-                engine,
-                query,
-                limits,
-                asking.options(),
-                lambda text: loop.call_soon_threadsafe(said.put_nowait, text),
-            )
+            answer = await answer_of(request, engine, query, until, options, on_text)
             session.take(trial)
             return session.keep(query, answer)
 
-    task = asyncio.ensure_future(turn())
+    return turn
+
+
+async def _told(
+    turn: Callable[[Callable[[str], None]], Awaitable[Answer]], metrics: Metrics, share: Share
+) -> AsyncIterator[str]:
+    """The server-sent events of one turn; the share of its request is closed at the end."""
+    said: asyncio.Queue[str | None] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(
+        turn(lambda text: (loop.call_soon_threadsafe(said.put_nowait, text), None)[1])
+    )
     task.add_done_callback(lambda _: said.put_nowait(None))
+    status = 499  # where the client disconnects
     try:
         while (text := await said.get()) is not None:
             yield _event("text", {"text": text})
-        yield _event("answer", await aside(task.result().to_dict))
+        answer = _event("answer", await aside(task.result().to_dict))
+        status = 200
+        yield answer
     except Failure as failure:
+        status = failure.response.status_code
         yield _event("error", json.loads(bytes(failure.response.body)))
     except Exception as error:
+        status = 500
         log.error("a turn failed", exc_info=error)
         yield _event("error", {"error": "internal error; see the log of the server"})
     finally:
+        metrics.turns.labels(status).inc()
+        share.close()
         task.cancel()
 
 

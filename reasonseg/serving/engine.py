@@ -47,6 +47,11 @@ class Job:
         """The options as a key: jobs with the same key can share a batch."""
         return tuple(sorted(self.options.items()))
 
+    def drop(self) -> None:
+        """Cancels the job where it still waits, and lets its images go."""
+        if self.answer.cancel():
+            self.__dict__.pop("query", None)
+
 
 def renewed(error: Exception) -> Exception:
     """A copy of an `InputError` without its traceback; any other error unchanged.
@@ -121,17 +126,25 @@ class Engine:
         return not self.thread.is_alive()
 
     def _run(self) -> None:
-        held: Job | None = None
-        while True:
-            job = held or self.jobs.get()
-            held = None
-            if job is None:
-                self.alive = False
-                return
-            group, held, ended = self._gather(job)
-            self._answer([j for j in group if self._wanted(j)])
-            if ended:
-                self.jobs.put(None)
+        held: list[Job] = []
+        while self._round(held):
+            pass
+        self.alive = False
+
+    def _round(self, held: list[Job]) -> bool:
+        """Answers one batch; False at the end. `held` keeps a job that the batch cannot share.
+
+        No name of the caller holds a job while it waits for the next one, so its images are let go.
+        """
+        job = held.pop() if held else self.jobs.get()
+        if job is None:
+            return False
+        group, other, ended = self._gather(job)
+        held += [other] if other else []
+        self._answer([j for j in group if self._wanted(j)])
+        if ended:
+            self.jobs.put(None)
+        return True
 
     def _gather(self, first: Job) -> tuple[list[Job], Job | None, bool]:
         """(jobs for one batch, the next job if it cannot share it, whether to stop)."""

@@ -5,19 +5,22 @@ Every error is answered as `{"error": "..."}`; no message holds a path or a trac
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
+from starlette.types import Scope
 
+from reasonseg.serving.bodies import path_of
 from reasonseg.serving.engine import Engine
 from reasonseg.serving.metrics import Metrics
-from reasonseg.serving.requests import path_of
 
 log = logging.getLogger("reasonseg.serving")
 # paths that need the token; the page has its own login
@@ -28,6 +31,9 @@ GUARDED = (
     "/docs",
     "/redoc",
 )
+
+
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 class Failure(Exception):
@@ -43,10 +49,14 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
     `token` None means that no token is needed.
     """
 
+    def count(scope: Scope, status: int, began: float) -> None:
+        path = getattr(scope.get("route"), "path", "other")
+        metrics.requests.labels(path, status).inc()
+        metrics.seconds.labels(path).observe(time.monotonic() - began)
+
     @app.middleware("http")
     async def guard(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-        clock = asyncio.get_running_loop().time
-        began, route = clock(), request.scope
+        began = time.monotonic()
         if (
             token is not None
             and path_of(request.scope).startswith(GUARDED)
@@ -56,10 +66,12 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
                 {"error": "a bearer token is needed"}, 401, {"WWW-Authenticate": "Bearer"}
             )
         else:
-            response = await handle(request)
-        path = getattr(route.get("route"), "path", "other")
-        metrics.requests.labels(path, response.status_code).inc()
-        metrics.seconds.labels(path).observe(clock() - began)
+            try:
+                response = await handle(request)
+            except Exception:  # answered by `broke`, outside of this function
+                count(request.scope, 500, began)
+                raise
+        count(request.scope, response.status_code, began)
         return response
 
     @app.exception_handler(Failure)
@@ -70,6 +82,12 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
     async def refused(_: Request, error: HTTPException) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])[:80]
+        return JSONResponse({"error": f"{place}: {first['msg']}"}, 422)
+
     @app.exception_handler(Exception)
     async def broke(_: Request, error: Exception) -> Response:
         log.error("a request failed", exc_info=error)
@@ -77,18 +95,45 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
 
 
 def _allowed(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "")
-    return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+    """Whether a request carries the token.
+
+    Header values are bytes; clients write a token that is not ASCII as UTF-8 or as Latin-1.
+    """
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    sent = given.strip().encode("latin-1")
+    forms = [token.encode()] + (
+        [token.encode("latin-1")] if max(token, default="") < "\u0100" else []
+    )
+    same = [hmac.compare_digest(sent, form) for form in forms]
+    return scheme.lower() == "bearer" and any(same)
+
+
+def add_refusals(app: FastAPI) -> None:
+    """Adds the answers to unknown paths below /v1/, after all other paths of the app.
+
+    Without them the page, which is mounted at /, would answer in its own way.
+    """
+
+    @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
+    async def refused(request: Request, rest: str) -> Response:
+        near = [r for r in app.routes[:-1] if r.matches(request.scope)[0] is Match.PARTIAL]
+        methods = sorted(m for r in near for m in getattr(r, "methods", None) or () if rest)
+        if methods:
+            allowed = {"Allow": ", ".join(methods)}
+            return JSONResponse({"error": "Method Not Allowed"}, 405, allowed)
+        return JSONResponse({"error": "Not Found"}, 404)
 
 
 def add_status(app: FastAPI, metrics: Metrics, engine: Engine) -> None:
     """Adds the paths /healthz, /readyz and /metrics to an app."""
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["status"])
     async def healthz() -> dict[str, str]:
         """Says that the process is alive."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         tags=["status"],

@@ -27,6 +27,12 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.turns = Counter(
+            "reasonseg_turns_total",
+            "turns of conversations by status; their HTTP status is 200 before they are answered",
+            ["status"],
+            registry=self.registry,
+        )
         self.batch = Histogram(
             "reasonseg_batch_size",
             "questions answered in one batch",

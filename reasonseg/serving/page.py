@@ -5,10 +5,14 @@ It uses the same engine as the HTTP API.
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import queue
 import shutil
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,30 +22,40 @@ import gradio as gr
 import numpy as np
 from fastapi import FastAPI
 from gradio.utils import get_upload_folder
+from PIL import Image
 
 from reasonseg.errors import InputError
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
+from reasonseg.serving.limits import Budget
 from reasonseg.serving.page_guard import PageGuard
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.requests import Pictures
 from reasonseg.serving.session import Session
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import MAX_PIXELS, read_image
+from reasonseg.structures.images import MAX_PIXELS
 from reasonseg.structures.overlay import draw_overlay, enlargement
 from reasonseg.structures.query import Reference
 
 PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
 NOTHING: list[str] = []
-KEPT = 512  # folders with files to download that are kept
+KEPT, AGE = 512, 3600.0  # folders with files to download: how many are kept, and for how long
+SWEEP = 600  # seconds between two searches for uploads that are older than `AGE`
+
+
+def private_folder(purpose: str) -> Path:
+    """A new folder that only this user can read, removed when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix=f"reasonseg-{purpose}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class Page:
     """The functions that the widgets call. A browser only holds the id of its conversation."""
 
-    def __init__(self, engine: Engine, conversations: Conversations, limits: Limits):
-        self.engine, self.conversations = engine, conversations
-        self.seconds, self.pixels = limits.seconds, limits.pixels
-        self.files = Path(tempfile.mkdtemp(prefix="reasonseg-page-"))
+    def __init__(self, engine: Engine, conversations: Conversations, budget: Budget):
+        self.engine, self.conversations, self.budget = engine, conversations, budget
+        self.seconds, self.pixels = budget.limits.seconds, budget.limits.pixels
+        self.files = private_folder("page")
 
     @contextmanager
     def session(self, name: str | None) -> Iterator[Session]:
@@ -62,8 +76,9 @@ class Page:
         """Starts a conversation about an image, or changes the image of the conversation."""
         if file is None:
             return name, None, gr.update(choices=NOTHING, value=NOTHING), []
-        with told():
-            image = read_image(file, self.pixels, "the image")
+        with told(), self.budget.share() as share:
+            until = time.monotonic() + self.seconds
+            image = Pictures(share, until).image(Path(file).read_bytes(), "the image")
         found = self.conversations.find(name) if name else None
         if found is None:
             name = self.conversations.open(Session(self.engine.segmenter, image))
@@ -136,13 +151,20 @@ class Page:
     def shown(self, answer: Answer) -> tuple[Any, Any, str, str]:
         """(image, layers, PNG file, COCO file) of an answer."""
         names = names_of(answer)
-        for old in sorted(self.files.iterdir(), key=lambda f: f.stat().st_mtime)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._sweep()
         folder = Path(tempfile.mkdtemp(dir=self.files))
         answer.overlay().save(folder / "overlay.png")
         (folder / "annotations.json").write_text(json.dumps(answer.to_coco(file_name="image.png")))
         files = str(folder / "overlay.png"), str(folder / "annotations.json")
         return np.asarray(drawn_on(answer, names)), gr.update(choices=names, value=names), *files
+
+    def _sweep(self) -> None:
+        """Removes the files to download that are older than `AGE`, or more than `KEPT`."""
+        made = sorted((folder.stat().st_mtime, folder) for folder in self.files.iterdir())
+        oldest = time.time() - AGE
+        for k, (then, folder) in enumerate(made):
+            if then < oldest or k < len(made) - KEPT:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def switch(self, layers: list[str], name: str | None):
         """The image with the masks of the selected layers."""
@@ -311,13 +333,15 @@ class Widgets:
             self.coco = gr.DownloadButton("COCO", elem_id="coco", min_width=100)
 
 
-def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> gr.Blocks:
+def make_page(engine: Engine, conversations: Conversations, budget: Budget) -> gr.Blocks:
     """The page with its widgets and their events.
 
     Files made for a browser are removed after an hour.
     """
-    page = Page(engine, conversations, limits)
-    with gr.Blocks(title="reasonseg", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    page = Page(engine, conversations, budget)
+    with gr.Blocks(
+        title="reasonseg", analytics_enabled=False, delete_cache=(SWEEP, int(AGE))
+    ) as blocks:
         w = Widgets(engine.segmenter.settings.notice)
         name, chat, shown = w.name, w.chat, w.shown
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -334,24 +358,32 @@ def make_page(engine: Engine, conversations: Conversations, limits: Limits) -> g
     return blocks
 
 
-def mount(app: FastAPI, token: str | None = None) -> FastAPI:
+def mount(app: FastAPI, token: str | None = None, root_path: str = "") -> FastAPI:
     """The app with the page at `/`.
 
-    With a token, the page asks for it as the password of the user `reasonseg`.
+    With a token, the page asks for it as the password of the user `reasonseg`. `root_path` is the
+    path under which a proxy shows the page. No image with more pixels than the limit is decoded in
+    this process from now on, by gradio either.
     """
     state = app.state
-    blocks = make_page(state.engine, state.conversations, state.limits)
+    limits = state.budget.limits
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(private_folder("uploads")))
+    # gradio decodes what a browser sends; Pillow refuses an image with more than twice this number
+    Image.MAX_IMAGE_PIXELS = limits.pixels // 2
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    blocks = make_page(state.engine, state.conversations, state.budget)
     blocks.queue(max_size=64, default_concurrency_limit=16)
     auth = ("reasonseg", token) if token else None
     # gradio checks the paths of events only where the page was launched, not where it is mounted
     blocks.has_launched = True
-    app.add_middleware(PageGuard, uploads=get_upload_folder(), limits=state.limits)
+    app.add_middleware(PageGuard, uploads=get_upload_folder(), budget=state.budget)
     return gr.mount_gradio_app(
         app,
         blocks,
         path="/",
         auth=auth,
-        max_file_size=state.limits.body,
+        root_path=root_path or None,
+        max_file_size=limits.body,
         allowed_paths=[],
         footer_links=[],
         show_error=True,

@@ -20,7 +20,7 @@ from ray import serve
 
 from reasonseg.errors import InputError
 from reasonseg.serving.engine import Busy, Job, Late, renewed
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.limits import Limits
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.query import Query
 
@@ -155,14 +155,18 @@ class Remote:
 class Door:
     """The front end: reads requests, holds conversations, and sends queries to the replicas."""
 
-    def __init__(self, model, limits: Limits, token: str | None, waiting: int, page: bool):
-        self.model, self.limits, self.token, self.waiting, self.page = (
-            model,
-            limits,
-            token,
-            waiting,
-            page,
-        )
+    def __init__(
+        self,
+        model,
+        limits: Limits,
+        token: str | None,
+        waiting: int,
+        page: bool,
+        origins: tuple[str, ...],
+        root_path: str,
+    ):
+        self.model, self.limits, self.token, self.waiting = model, limits, token, waiting
+        self.page, self.origins, self.root_path = page, origins, root_path
 
     async def __serve_build_asgi_app__(self):
         """The app of `serving/api.py`, with the page."""
@@ -174,11 +178,12 @@ class Door:
             limits=self.limits,
             token=self.token,
             engine=Remote(self.model, about, self.waiting),
+            origins=self.origins,
         )
         if self.page:
             from reasonseg.serving.page import mount
 
-            app = mount(app, self.token)
+            app = mount(app, self.token, self.root_path)
         return app
 
 
@@ -193,13 +198,15 @@ def run(
     replicas: int = 4,
     page: bool = True,
     address: str | None = None,
+    origins: tuple[str, ...] = (),
+    root_path: str = "",
     blocking: bool = True,
 ) -> None:
     """Serves a model with one to `replicas` replicas.
 
     `keywords` are those of `Segmenter.from_pretrained`, with `source`. `waiting` is the largest
-    number of open queries. `address` is the address of a Ray cluster (None: this machine). Returns
-    at once where `blocking` is False.
+    number of open queries. `origins` and `root_path` are those of `make_app` and `mount`. `address`
+    is the address of a Ray cluster (None: this machine). Returns at once where `blocking` is False.
     """
     if not ray.is_initialized():
         ray.init(
@@ -228,5 +235,13 @@ def run(
     )
     serve.start(http_options={"host": host, "port": port})
     threads = max(cpus // most, 1)
-    bound = door.bind(model.bind(keywords, threads), limits or Limits(), token, waiting, page)
+    bound = door.bind(
+        model.bind(keywords, threads),
+        limits or Limits(),
+        token,
+        waiting,
+        page,
+        origins,
+        root_path,
+    )
     serve.run(bound, name="reasonseg", route_prefix="/", blocking=blocking)

@@ -1,51 +1,24 @@
-"""Reads queries from multipart and JSON requests.
+"""The fields of requests, and the queries that they become.
 
 Limits are checked before anything is decoded. Paths, URLs and pickles are never read.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+import time
+from typing import Annotated, Any
 
-import anyio
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
-from starlette.datastructures import UploadFile
-from starlette.requests import Request
-from starlette.types import Scope
 
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image, read_mask
+from reasonseg.serving.bodies import MAX_REFERENCES, decoded
+from reasonseg.serving.engine import Late
+from reasonseg.serving.limits import DECODING, Share
+from reasonseg.structures.images import open_image, read_image, read_mask
 from reasonseg.structures.query import Point, Query, Reference
 
-T = TypeVar("T")
-MAX_REFERENCES = 16
 MAX_PLACES = 256  # points or boxes
-PART = 64 * 2**10  # bytes of a form field that is no file
-READERS = anyio.CapacityLimiter(4)  # bodies and images decoded in parallel; bounds the memory
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a request: bytes of the `body`, `pixels` of an image, and `seconds`.
-
-    `seconds` holds for sending the request and again for answering it.
-    """
-
-    body: int = 32 * 2**20
-    pixels: int = 40_000_000
-    seconds: float = 60.0
-
-
-class TooLarge(Exception):
-    """The body of a request is larger than the limit."""
-
 
 # base64 text in JSON, bytes in forms
 File = Annotated[str | bytes, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
@@ -104,34 +77,22 @@ class Segment(Ask):
     image: File = Field(description="base64 of an image file")
 
 
-def path_of(scope: Scope) -> str:
-    """The path of a request, relative to where the app is mounted."""
-    path, root = scope["path"], scope.get("root_path", "")
-    return path.removeprefix(root) if root else path
+class Start(BaseModel):
+    """The start of a conversation."""
+
+    model_config = ConfigDict(extra="forbid")
+    image: File = Field(description="base64 of an image file")
 
 
-async def aside(function: Callable[..., T], *values: Any) -> T:
-    """The result of a function, run in a thread so that it does not block the event loop."""
-    return await anyio.to_thread.run_sync(function, *values, limiter=READERS)
+class Asking(Ask):
+    """A question in a conversation.
 
-
-async def body_of(request: Request, limits: Limits) -> bytes:
-    """The body of a request.
-
-    Raises `TooLarge` as soon as it is known to be too large, and `TimeoutError` where it takes more
-    than `limits.seconds`.
+    With `correct`, its points and boxes correct that mask of the last answer. `image` changes the
+    image of the conversation.
     """
-    told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > limits.body:
-        raise TooLarge
-    chunks, size = [], 0
-    async with asyncio.timeout(limits.seconds):
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limits.body:
-                raise TooLarge
-            chunks.append(chunk)
-    return b"".join(chunks)
+
+    image: File | None = None
+    correct: int | None = None
 
 
 def parsed(cls: type[BaseModel], tree: Any) -> Any:
@@ -139,6 +100,12 @@ def parsed(cls: type[BaseModel], tree: Any) -> Any:
 
     Raises `InputError` naming the first field that is not valid.
     """
+    if isinstance(tree, dict):  # pydantic would make one error for each unknown key
+        unknown = next((key for key in tree if key not in cls.model_fields), None)
+        if unknown is not None:
+            raise InputError(
+                f"{unknown[:80]}: no such field; there are {', '.join(cls.model_fields)}"
+            )
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -147,120 +114,72 @@ def parsed(cls: type[BaseModel], tree: Any) -> Any:
         raise InputError(f"{place}: {first['msg']}") from None
 
 
-def from_json(body: bytes) -> Any:
-    """The values of a JSON body. Raises `InputError` where it is not valid."""
-    try:
-        return json.loads(body or b"{}")
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the body is not valid JSON: {str(error)[:120]}") from None
+class Pictures:
+    """The image files of a request: measured together, then decoded one after another.
 
-
-async def form_of(request: Request, body: bytes) -> dict[str, Any]:
-    """A multipart body as the values of an equal JSON body, with files as bytes.
-
-    `ref_image`, `ref_mask` and `ref_label` are paired in order. Raises `InputError` where the body
-    is malformed.
+    Args:
+        share: What the request holds of the budget of all requests.
+        until: The deadline, a time of `time.monotonic`.
     """
-    from starlette.formparsers import MultiPartException, MultiPartParser
 
-    async def stream():
-        yield body
+    def __init__(self, share: Share, until: float):
+        self.share, self.until = share, until
+        self.limit = share.budget.limits.pixels
 
-    try:
-        form = await MultiPartParser(
-            request.headers,
-            stream(),
-            max_files=2 * MAX_REFERENCES + 1,
-            max_fields=64,
-            max_part_size=PART,
-        ).parse()
-    except (MultiPartException, KeyError, ValueError, AssertionError) as error:
-        message = getattr(error, "message", "") or "a form cannot be read"
-        raise InputError(f"the multipart body is malformed: {message}") from None
-    tree: dict[str, Any] = {}
-    files: dict[str, list[bytes]] = {"image": [], "ref_image": [], "ref_mask": []}
-    labels: list[str] = []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            if name not in files:
-                raise InputError(f"{name}: no such file field; there are {', '.join(files)}")
-            files[name].append(await value.read())
-        elif name == "ref_label":
-            labels.append(value)
-        elif name in files:
-            raise InputError(f"{name}: send a file, not text")
-        elif name in ("points", "boxes"):
-            tree[name] = from_json(value.encode())
-        else:
-            tree[name] = value
-    await form.close()
-    return {**tree, **_files(files, labels)}
+    def measure(self, data: bytes, name: str, channels: int = 3) -> None:
+        """Takes the pixels of a file from the budget; those of a mask (1 channel) count a third.
 
+        Only its header is read.
+        """
+        with open_image(data, self.limit, name, decode=False) as picture:
+            self.share.take_pixels(picture.width * picture.height * channels // 3)
 
-def _files(files: dict[str, list[bytes]], labels: list[str]) -> dict[str, Any]:
-    if len(files["image"]) > 1:
-        raise InputError(f"image: send one, not {len(files['image'])}")
-    if len(files["ref_image"]) != len(files["ref_mask"]) or len(labels) > len(files["ref_image"]):
-        counts = len(files["ref_image"]), len(files["ref_mask"]), len(labels)
-        raise InputError(
-            "references: {} ref_image, {} ref_mask, {} ref_label; pair them in order".format(
-                *counts
-            )
-        )
-    pairs = zip(
-        files["ref_image"],
-        files["ref_mask"],
-        [*labels, *[None] * len(files["ref_image"])],
-        strict=False,
-    )
-    tree: dict[str, Any] = {
-        "references": [{"image": i, "mask": m, "label": label or None} for i, m, label in pairs]
-    }
-    if files["image"]:
-        tree["image"] = files["image"][0]
-    return tree
+    def image(self, value: str | bytes, name: str = "image") -> np.ndarray:
+        """The image of a field, uint8 RGB `[h, w, 3]`.
+
+        Raises `InputError` where it is not valid, `Busy` and `Late`.
+        """
+        data = decoded(value, name)
+        self.measure(data, name)
+        return self._decoded(read_image, data, name)
+
+    def references(self, references: list[ReferenceIn]) -> list[Reference]:
+        """The references of a request. Raises `InputError` naming the one that is not valid."""
+        files = []
+        for i, one in enumerate(references):
+            for field, value, channels in (("image", one.image, 3), ("mask", one.mask, 1)):
+                name = f"references.{i}.{field}"
+                files.append((name, decoded(value, name)))
+                self.measure(files[-1][1], name, channels)
+        read = []
+        for one, (image_file, mask_file) in zip(
+            references, zip(files[::2], files[1::2], strict=True), strict=True
+        ):
+            image = self._decoded(read_image, image_file[1], image_file[0])
+            mask = self._decoded(read_mask, mask_file[1], mask_file[0])
+            if mask.shape != image.shape[:2]:
+                raise InputError(
+                    f"{mask_file[0]} is {mask.shape[0]}x{mask.shape[1]}, its image "
+                    f"{image.shape[0]}x{image.shape[1]}; resize one"
+                )
+            read.append(Reference(image, mask=mask, label=one.label))
+        return read
+
+    def _decoded(self, reader: Any, data: bytes, name: str) -> np.ndarray:
+        if not DECODING.acquire(timeout=max(self.until - time.monotonic(), 0)):
+            raise Late("the deadline passed before the images were decoded")
+        try:
+            return reader(data, self.limit, name)
+        finally:
+            DECODING.release()
 
 
-def decoded(value: str | bytes, name: str) -> bytes:
-    """The bytes of a file from base64 (a data URL is allowed) or bytes.
+def query_of(asked: Segment, share: Share, until: float) -> Query:
+    """The query of a request; its images are decoded.
 
-    Raises `InputError` naming the field `name` where it is not base64.
+    Raises `InputError` where it is not valid, `Busy` and `Late`.
     """
-    if isinstance(value, bytes):
-        return value
-    head, comma, rest = value[:200].partition(",")
-    if comma and head.startswith("data:"):
-        value = value[len(head) + 1 :]
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"{name}: not base64 of an image file") from None
-
-
-def picture_of(value: str | bytes, limits: Limits, name: str = "image") -> np.ndarray:
-    """The image of a field, uint8 RGB `[h, w, 3]`. Raises `InputError` where it is not valid."""
-    return read_image(decoded(value, name), limits.pixels, name)
-
-
-def references_of(references: list, limits: Limits) -> list[Reference]:
-    """The references of a request. Raises `InputError` naming the one that is not valid."""
-    read = []
-    for i, one in enumerate(references):
-        name = f"references.{i}"
-        image = picture_of(one.image, limits, f"{name}.image")
-        mask = read_mask(decoded(one.mask, f"{name}.mask"), limits.pixels, f"{name}.mask")
-        if mask.shape != image.shape[:2]:
-            raise InputError(
-                f"{name}.mask is {mask.shape[0]}x{mask.shape[1]}, its image "
-                f"{image.shape[0]}x{image.shape[1]}; resize one"
-            )
-        read.append(Reference(image, mask=mask, label=one.label))
-    return read
-
-
-def query_of(asked: Segment, limits: Limits) -> Query:
-    """The query of a request; its images are decoded. Raises `InputError` where not valid."""
-    image = picture_of(asked.image, limits)
-    return Query(
-        image, asked.text, references_of(asked.references, limits), asked.clicks(), asked.boxes
-    )
+    pictures = Pictures(share, until)
+    image = pictures.image(asked.image)
+    shown = pictures.references(asked.references)
+    return Query(image, asked.text, shown, asked.clicks(), asked.boxes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from reasonseg.errors import InputError
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
+log = logging.getLogger(__name__)
 UNREADABLE = (
     OSError,
     ValueError,
@@ -32,31 +34,94 @@ UNREADABLE = (
 )
 # formats of image files that are read, everywhere
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+BAND = 2**20  # pixels of an image that are converted at once
+ORIENTATION = 0x0112  # the EXIF tag
 MAX_PIXELS = 100_000_000  # about 10000 x 10000; larger images are refused before decoding
 
 
 def read_image(
-    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image"
+    source: str | Path | bytes,
+    pixels: int = MAX_PIXELS,
+    name: str = "the image",
+    remark: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """The image of a file as uint8 RGB `[h, w, 3]`.
 
-    EXIF rotation is applied, transparency is put on white, 16 bits are scaled to 8, and only the
-    first frame is read. `source` is a path or the bytes of a file; errors call bytes `name`.
-    Raises `InputError` where the file is missing, unreadable, truncated or has more than `pixels`
-    pixels.
+    EXIF rotation is applied, transparency is put on white, and only the first frame is read. Values
+    of other ranges are scaled to 0..255 (`scaled_values`), and `remark` is called with a sentence
+    that says so; without it the sentence is logged. `source` is a path or the bytes of a file;
+    errors call bytes `name`. Raises `InputError` where the file is missing, unreadable, truncated
+    or has more than `pixels` pixels.
     """
-    from PIL import Image, ImageOps
-
     with open_image(source, pixels, name) as picture:
-        picture = ImageOps.exif_transpose(picture)
+        picture = upright(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
-            grey = np.asarray(picture, np.float64)
-            grey = grey * (255 / 65535) if grey.max(initial=0) > 255 else grey
-            return np.repeat(np.clip(grey + 0.5, 0, 255).astype(np.uint8)[..., None], 3, 2)
-        if "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.asarray(picture.convert("RGB")).copy()
+            try:
+                grey, said = scaled_values(np.asarray(picture))
+            except ValueError as error:
+                raise InputError(f"{_called(source, name)}: {error}") from None
+            if said:
+                (remark or log.warning)(f"{_called(source, name)}: {said}")
+            return np.repeat(grey[..., None], 3, 2)
+        return _rgb(picture)
+
+
+def upright(picture: PILImage.Image) -> PILImage.Image:
+    """A PIL image turned as its EXIF orientation says."""
+    from PIL import ImageOps
+
+    turned = picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def _rgb(picture: PILImage.Image) -> np.ndarray:
+    """A PIL image as uint8 RGB `[h, w, 3]`, transparency on white; a band of rows at a time.
+
+    Bands bound the memory, and the time in which no other thread can run.
+    """
+    from PIL import Image
+
+    width, height = picture.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    transparent = "A" in picture.getbands() or "transparency" in picture.info
+    rows = max(BAND // max(width, 1), 1)
+    for top in range(0, height, rows):
+        band = picture.crop((0, top, width, min(top + rows, height)))
+        if transparent:
+            band = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", band.size, "white"), band)
+        rgb[top : top + rows] = np.asarray(band.convert("RGB"))
+    return rgb
+
+
+def scaled_values(values: np.ndarray) -> tuple[np.ndarray, str]:
+    """Values `[h, w]` of any range as uint8 grey, and a sentence about the scale.
+
+    Integers up to 255 stay as they are; larger ones are scaled by the smallest of 10, 12, 14, 16 or
+    32 bits that holds them. Of floats, 0..1 and 0..255 are scaled by that range, all others by
+    their own. Values that are not finite become 0. Raises `ValueError` where no value is finite.
+    """
+    if values.dtype.kind != "f" and values.min(initial=0) >= 0:
+        top = int(values.max(initial=0))
+        bits = next(b for b in (8, 10, 12, 14, 16, 32) if top < 2**b)
+        grey = np.clip(values, 0, None) * (255 / (2**bits - 1))
+        said = f"values of {bits} bits are scaled to 8" if bits not in (8, 16) else ""
+        return (grey + 0.5).astype(np.uint8), said
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise ValueError("no value of the image is a finite number")
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if low >= 0 and high <= 255:
+        start, end = 0.0, 1.0 if high <= 1 else 255.0
+    else:
+        start, end = low, max(high, low + 1e-12)
+    grey = np.where(finite, (np.nan_to_num(values.astype(np.float64)) - start) / (end - start), 0)
+    said = f"values from {low:g} to {high:g} are scaled: {start:g} is black, {end:g} white"
+    return (np.clip(grey, 0, 1) * 255 + 0.5).astype(np.uint8), said
+
+
+def _called(source: str | Path | bytes, name: str) -> str:
+    return name if isinstance(source, bytes) else str(source)
 
 
 def read_mask(

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from reasonseg import Answer, Query
 from reasonseg.serving.api import make_app
 from reasonseg.serving.engine import Busy, Engine, Late
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.limits import Limits
 from reasonseg.structures.masks import from_rle
 
 

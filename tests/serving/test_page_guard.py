@@ -9,7 +9,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from reasonseg.serving.page_guard import PageGuard
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.limits import Budget, Limits
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +112,11 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path):
     file.write_bytes(png(40, 40))
     body = b'{"data": [{"path": "%s"}]}' % str(file).encode()
     app = None
-    assert PageGuard(app, tmp_path, Limits(pixels=1600)).problem(body) is None
-    problem = PageGuard(app, tmp_path, Limits(pixels=1599)).problem(body)
+    assert PageGuard(app, tmp_path, Budget(Limits(pixels=1600))).problem(body) is None
+    problem = PageGuard(app, tmp_path, Budget(Limits(pixels=1599))).problem(body)
     assert problem is not None and "40x40" in problem and str(tmp_path) not in problem
 
 
 @pytest.mark.parametrize("body", [b"{", b"[" * 200_000, b'{"path": 3}', b'{"a": [{"path": {}}]}'])
 def test_a_damaged_body_is_refused(tmp_path, body):
-    assert PageGuard(None, tmp_path, Limits()).problem(body)
+    assert PageGuard(None, tmp_path, Budget(Limits())).problem(body)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reasonseg import Query
-from reasonseg.serving.requests import Limits
+from reasonseg.serving.limits import Limits
 from reasonseg.structures.masks import from_rle
 
 pytestmark = pytest.mark.timeout(600)
