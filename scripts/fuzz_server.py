@@ -1,220 +1,47 @@
-"""Ten thousand malformed or hostile requests to a server.
+"""Malformed or hostile requests to a server and its page.
 
-It must answer no 5xx but 503, its memory must not grow, and the next valid request must have the
-right answer.
+It must answer no 5xx but 503, hand out no file, and answer /healthz in time. Its memory must stay
+below a bound, and the next valid request must have the right answer.
 
-    python -m scripts.fuzz_server [--count 10000] [--out out/hostile.json]
+    python -m scripts.fuzz_server [--count 20000] [--out out/hostile.json]
 
 Each family has the same number of requests: truncated images, decompression bombs, wrong types,
-huge fields, random bytes, deep JSON, broken forms, strange paths and methods, strange headers.
-After them come schemathesis with our OpenAPI, and a few bodies that never end.
+huge fields, unknown keys, many large references, random bytes, deep JSON, broken forms, strange
+paths, methods and headers, foreign files in the page's events. After them come schemathesis with
+our OpenAPI, and bodies and heads that never end.
+
+The bound of the memory is that of a server with one question answered, plus
+`TOGETHER * (5 * body + 8 * pixels)` bytes, plus that of its conversations.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import random
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import httpx
-import numpy as np
 import psutil
-from PIL import Image
 
+from reasonseg.serving.conversations import Conversations
+from reasonseg.serving.limits import TOGETHER
+from scripts.hostile_requests import BODY, FAMILIES, PIXELS
 from scripts.server_process import served
 
 AT_ONCE = 16
-SLOW = 8
-
-
-def picture(rng: random.Random, side: int = 64, kind: str = "PNG") -> bytes:
-    """An image file of noise."""
-    file = io.BytesIO()
-    noise = np.frombuffer(rng.randbytes(side * side * 3), np.uint8).reshape(side, side, 3)
-    Image.fromarray(noise).save(file, format=kind)
-    return file.getvalue()
-
-
-def bomb(side: int = 20_000) -> bytes:
-    """A small file of a huge image."""
-    file = io.BytesIO()
-    Image.new("1", (side, side)).save(file, format="PNG")
-    return file.getvalue()
-
-
-BOMB = bomb()
-ODD = [
-    None,
-    True,
-    -1,
-    1e308,
-    "x",
-    [],
-    {},
-    [[]],
-    "NaN",
-    float("nan"),
-    float("inf"),
-    10**40,
-    "\ud800",
-    "é" * 50,
-    {"a": {"b": []}},
-]
-NAMES = [
-    "image",
-    "text",
-    "points",
-    "boxes",
-    "references",
-    "force_seg",
-    "absent_threshold",
-    "max_new_tokens",
-    "path",
-    "url",
-    "__class__",
-]
-
-
-def truncated(rng):
-    """An image file that ends too early."""
-    whole = picture(rng, kind=rng.choice(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]))
-    return (
-        "POST",
-        "/v1/segment",
-        {"files": {"image": whole[: rng.randrange(len(whole))]}, "data": {"text": "the cup"}},
-    )
-
-
-def bombs(rng):
-    """An image that is larger than its file suggests."""
-    image = base64.b64encode(BOMB).decode()
-    return "POST", rng.choice(["/v1/segment", "/v1/sessions"]), {"json": {"image": image}}
-
-
-def wrong_types(rng):
-    """JSON whose fields have wrong types."""
-    fields = {rng.choice(NAMES): rng.choice(ODD) for _ in range(rng.randrange(1, 5))}
-    if rng.random() < 0.6:
-        fields["image"] = base64.b64encode(picture(rng, 16)).decode()
-    return (
-        "POST",
-        "/v1/segment",
-        {"content": json.dumps(fields), "headers": {"content-type": "application/json"}},
-    )
-
-
-def huge_fields(rng):
-    """Fields of extreme size."""
-    size = rng.choice([10**4, 10**5, 10**6])
-    fields = {"image": base64.b64encode(picture(rng, 16)).decode(), "text": "the cup"}
-    fields |= rng.choice(
-        [
-            {"text": "x" * size},
-            {"points": [[1, 2]] * (size // 10)},
-            {"text": "word " * (size // 5)},
-            {"x" * size: 1},
-        ]
-    )
-    return "POST", "/v1/segment", {"json": fields}
-
-
-def random_bytes(rng):
-    """Random bytes as a body."""
-    kind = rng.choice(
-        [
-            "application/json",
-            "multipart/form-data; boundary=x",
-            "text/plain",
-            "application/x-pickle",
-            "",
-        ]
-    )
-    return (
-        "POST",
-        "/v1/segment",
-        {"content": rng.randbytes(rng.randrange(5000)), "headers": {"content-type": kind}},
-    )
-
-
-def deep(rng):
-    """Deeply nested JSON that is never closed."""
-    depth = rng.randrange(100, 100_000)
-    return (
-        "POST",
-        "/v1/segment",
-        {
-            "content": rng.choice([b"[", b'{"a":']) * depth,
-            "headers": {"content-type": "application/json"},
-        },
-    )
-
-
-def broken_forms(rng):
-    """Forms that are cut and changed at random."""
-    body = (
-        b'--b\r\nContent-Disposition: form-data; name="image"; filename="../../x.png"\r\n\r\n'
-        + picture(rng, 16)
-        + b"\r\n--b--\r\n"
-    )
-    body = bytearray(body)
-    for _ in range(rng.randrange(1, 30)):
-        body[rng.randrange(len(body))] = rng.randrange(256)
-    return (
-        "POST",
-        "/v1/segment",
-        {
-            "content": bytes(body[: rng.randrange(1, len(body))]),
-            "headers": {"content-type": "multipart/form-data; boundary=b"},
-        },
-    )
-
-
-def strange_paths(rng):
-    """Paths and methods that do not exist."""
-    path = rng.choice(
-        [
-            "/..%2f..%2fetc/passwd",
-            "/v1/sessions/x/ask",
-            "/v1/sessions/%00",
-            "/v1/" + "a" * 3000,
-            "/v1/segment?x=" + "y" * 3000,
-            "/docs/../x",
-        ]
-    )
-    return rng.choice(["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]), path, {}
-
-
-def strange_headers(rng):
-    """Unusual headers."""
-    headers = {
-        rng.choice(
-            ["accept", "content-encoding", "transfer-encoding-x", "x-forwarded-for", "range"]
-        ): "a" * rng.randrange(4000)
-    }
-    return "POST", "/v1/segment", {"json": {"image": 1}, "headers": headers}
-
-
-FAMILIES = [
-    truncated,
-    bombs,
-    wrong_types,
-    huge_fields,
-    random_bytes,
-    deep,
-    broken_forms,
-    strange_paths,
-    strange_headers,
-]
+SLOW = 200  # bodies, and heads, that never end
+PATIENCE = 0.5  # seconds in which /healthz must answer
+SECRETS = (b"root:", b"PATH=")  # in the files that are asked for
 
 
 async def attack(address: str, todo: Iterator, seen: Counter) -> None:
@@ -226,6 +53,8 @@ async def attack(address: str, todo: Iterator, seen: Counter) -> None:
                 try:
                     found = await http.request(method, path, **fields)
                     seen[name, found.status_code] += 1
+                    if any(secret in found.content for secret in SECRETS):
+                        seen["a file was handed out", 500] += 1
                     if found.status_code >= 500 and found.status_code != 503:
                         print(name, found.status_code, path, str(fields)[:300], file=sys.stderr)
                 except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -235,15 +64,13 @@ async def attack(address: str, todo: Iterator, seen: Counter) -> None:
 
 
 async def slow(address: str, seen: Counter) -> None:
-    """Sends bodies byte by byte that never end."""
+    """Sends bodies byte by byte that never end, and heads that never end."""
     host, port = address.removeprefix("http://").split(":")
+    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
-    async def drip() -> None:
+    async def drip(start: bytes, name: str) -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 100000\r\n\r\n"
-        )
+        writer.write(start)
         try:
             async with asyncio.timeout(30):
                 while not reader.at_eof():
@@ -251,13 +78,51 @@ async def slow(address: str, seen: Counter) -> None:
                     await writer.drain()
                     await asyncio.sleep(0.5)
                     if reader._buffer:  # type: ignore[attr-defined]
-                        seen["slow", int((await reader.readline()).split()[1])] += 1
+                        seen[name, int((await reader.readline()).split()[1])] += 1
                         break
-        except (TimeoutError, ConnectionError):
-            seen["slow", "cut"] += 1
+                else:
+                    seen[name, "cut"] += 1
+        except TimeoutError:
+            seen[name, "still open after 30 s"] += 1
+        except ConnectionError:
+            seen[name, "cut"] += 1
         writer.close()
 
-    await asyncio.gather(*(drip() for _ in range(SLOW)))
+    bodies = [drip(head + b"Content-Length: 100000\r\n\r\n", "slow body") for _ in range(SLOW)]
+    await asyncio.gather(*bodies, *(drip(head, "slow head") for _ in range(SLOW)))
+
+
+class Watch:
+    """The largest memory of a server and its slowest /healthz, while the block runs."""
+
+    def __init__(self, address: str, server: subprocess.Popen):
+        self.address, self.memory = address, psutil.Process(server.pid).memory_info
+        self.peak, self.slowest, self.over, self.going = 0, 0.0, 0, True
+
+    def __enter__(self) -> Watch:
+        self.threads = [threading.Thread(target=work) for work in (self._memory, self._health)]
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.going = False
+        for thread in self.threads:
+            thread.join()
+
+    def _memory(self) -> None:
+        while self.going:
+            self.peak = max(self.peak, self.memory().rss)
+            time.sleep(0.02)
+
+    def _health(self) -> None:
+        with httpx.Client(timeout=120) as http:
+            while self.going:
+                began = time.monotonic()
+                http.get(self.address + "/healthz")
+                took = time.monotonic() - began
+                self.slowest, self.over = max(self.slowest, took), self.over + (took > PATIENCE)
+                time.sleep(0.02)
 
 
 def good(address: str) -> dict:
@@ -292,44 +157,58 @@ def schemathesis(address: str, count: int, seen: Counter) -> None:
     seen["schemathesis", "no 5xx" if done.returncode == 0 else "5xx: " + done.stdout[-1500:]] += 1
 
 
+def limited_server():
+    """A server with its page and the limits `BODY` and `PIXELS`."""
+    limits = ("--max-body", str(BODY / 2**20), "--max-pixels", str(PIXELS / 1e6))
+    return served("--timeout", "10", *limits, page=True)
+
+
 def main() -> None:
     """Sends all requests and prints the result."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--out", default="out/hostile.json")
     options = parser.parse_args()
-    with served("--timeout", "10", "--max-body", "8") as (address, server):
+    with limited_server() as (address, server):
         before, seen, rng = good(address), Counter(), random.Random(0)
-        families = (FAMILIES[k % len(FAMILIES)] for k in range(options.count))
-        jobs = ((family.__name__, family(rng)) for family in families)
+        jobs = ((f.__name__, f(rng)) for f, _ in zip(cycle(FAMILIES), range(options.count)))
         memory = psutil.Process(server.pid).memory_info
-        first = options.count // 10
-        grown = []
-        for _ in range(10):
-            asyncio.run(attack(address, islice(jobs, first), seen))
-            grown.append(memory().rss / 2**20)
-        schemathesis(address, max(options.count // 40, 10), seen)
-        grown.append(memory().rss / 2**20)
-        asyncio.run(slow(address, seen))
-        grown.append(memory().rss / 2**20)
+        idle, grown = memory().rss, []
+        with Watch(address, server) as watch:
+            for _ in range(10):
+                asyncio.run(attack(address, islice(jobs, options.count // 10), seen))
+                grown.append(round(memory().rss / 2**20))
+            schemathesis(address, max(options.count // 80, 10), seen)
+            asyncio.run(slow(address, seen))
+            grown.append(round(memory().rss / 2**20))
         after = good(address)
     bad = {
         f"{name} {status}": n
         for (name, status), n in seen.items()
         if isinstance(status, int) and status >= 500 and status != 503
     }
-    before["meta"].pop("seconds"), after["meta"].pop("seconds")
+    for answer in (before, after):
+        answer["meta"].pop("seconds")
+    held = Conversations().budget
+    bound = idle + TOGETHER * (5 * BODY + 8 * PIXELS) + held
     result = {
         "requests": sum(seen.values()),
         "by_family": {f"{name} {status}": n for (name, status), n in sorted(seen.items(), key=str)},
         "server_errors": bad,
-        "memory_mib": grown,  # after each tenth, after schemathesis, after the slow bodies
-        "memory_growth": grown[-1] / grown[0] - 1,
+        "memory_mib": grown,  # after each tenth, and after the slow bodies and heads
+        "memory_idle_mib": round(idle / 2**20),
+        "memory_peak_mib": round(watch.peak / 2**20),
+        "memory_bound_mib": round(bound / 2**20),
+        "memory_bound_holds": watch.peak <= bound,
+        "healthz_slowest_seconds": round(watch.slowest, 3),
+        "healthz_over_half_a_second": watch.over,
         "next_good_request_right": before == after,
     }
     Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(options.out).write_text(json.dumps(result, indent=1) + "\n")
+    Path(options.out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
+    right = not bad and result["memory_bound_holds"] and result["next_good_request_right"]
+    sys.exit(0 if right else 1)
 
 
 if __name__ == "__main__":

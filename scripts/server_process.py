@@ -13,8 +13,10 @@ import httpx
 
 
 @contextmanager
-def served(*options: str, patience: float = 120) -> Iterator[tuple[str, subprocess.Popen]]:
-    """(address, process) of a running `reasonseg serve` without its page.
+def served(
+    *options: str, patience: float = 120, page: bool = False
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """(address, process) of a running `reasonseg serve`, with its page where `page` is True.
 
     Raises `RuntimeError` where it does not answer within `patience` seconds.
     """
@@ -28,7 +30,7 @@ def served(*options: str, patience: float = 120) -> Iterator[tuple[str, subproce
         "serve",
         "--port",
         port,
-        "--no-page",
+        *([] if page else ["--no-page"]),
         *options,
     ]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
