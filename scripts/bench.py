@@ -368,4 +368,4 @@ if __name__ == "__main__":
     found = {**measured, "environment": environment(segmenter) | {"compiled": options.compile}}
     show(found)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -131,7 +131,7 @@ def tokenizer(folder: Path) -> None:
 def write(folder: Path, layers: int) -> int:
     """Writes random weights in shards as released; returns the bytes of the largest shard."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config(layers), indent=1))
+    (folder / "config.json").write_text(json.dumps(config(layers), indent=1), encoding="utf-8")
     tokenizer(folder)
     generator = torch.Generator().manual_seed(0)
     shard, size, number, index, largest = {}, 0, 1, {}, 0
@@ -146,7 +146,9 @@ def write(folder: Path, layers: int) -> int:
             index |= dict.fromkeys(shard, file)
             largest = max(largest, size)
             shard, size, number = {}, 0, number + 1
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": index}), encoding="utf-8"
+    )
     CLIPVisionModel(CLIPVisionConfig(**CLIP)).to(torch.float16).save_pretrained(
         folder / "clip-vit-large-patch14"
     )
@@ -201,7 +203,7 @@ def peak_host() -> int:
     """The peak memory of this process in bytes, with mapped files (Linux)."""
     line = next(
         line
-        for line in Path("/proc/self/status").read_text().splitlines()
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         if line.startswith("VmHWM")
     )
     return int(line.split()[1]) * 1024
@@ -282,4 +284,4 @@ if __name__ == "__main__":
     found = measure(folder, options)
     print(json.dumps(found, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -69,4 +69,4 @@ if __name__ == "__main__":
         found[kind] = compare(samples, full, small)
         print(kind, {k: round(v, 4) for k, v in found[kind].items()})
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ def main() -> None:
     from reasonseg.structures.images import atomic_write
 
     pictures = EMBEDDED.parent / "pictures"
-    questions = json.loads((pictures / "questions.json").read_text())
+    questions = json.loads((pictures / "questions.json").read_text(encoding="utf-8"))
     segmenter = Segmenter.from_pretrained()
     print(segmenter.settings.notice, "\n")
     queries = [Query.open(pictures / q["file"], q["text"]) for q in questions]

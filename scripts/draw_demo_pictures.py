@@ -62,7 +62,7 @@ def main() -> None:
         (folder / f"{sample.level}.png").write_bytes(file)
         asked = {"file": f"{sample.level}.png", "level": sample.level, "text": sample.query.text}
         questions.append({**asked, "truth": sample.truth.text})
-    (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n")
+    (folder / "questions.json").write_text(json.dumps(questions, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {len(questions)} pictures to {folder}, drawn from seed {seed}")
 
 

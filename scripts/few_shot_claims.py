@@ -52,7 +52,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     out = Path(options.out)
-    results = json.loads(out.read_text()) if out.is_file() else {}
+    results = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     models: dict = {}
 
     def model(which: str):
@@ -74,18 +74,18 @@ def main() -> None:
             results[key] = measures[group](model, options.limit)
             out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(out) as aside:
-                aside.write_text(json.dumps(results, indent=1) + "\n")
+                aside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         show(key, results[key])
     if options.docs:
         file, mark = Path(options.docs), "<!-- claims -->"
         text = (
-            file.read_text().split(mark)[0]
+            file.read_text(encoding="utf-8").split(mark)[0]
             + mark
             + "\n"
             + "".join(markdown(k, v) for k, v in results.items())
         )
         with atomic_write(file) as aside:
-            aside.write_text(text)
+            aside.write_text(text, encoding="utf-8")
 
 
 def markdown(group: str, results: dict) -> str:

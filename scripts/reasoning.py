@@ -24,7 +24,8 @@ from reasonseg.errors import InputError
 from reasonseg.evaluation.scenes import evaluate_scenes
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.sample import Sample
-from reasonseg.training.finetune import FinetuneSettings, finetune
+from reasonseg.training.finetune import finetune
+from reasonseg.training.prepare import FinetuneSettings
 from reasonseg.training.run import train
 
 SAMPLES = 239  # as LISA's training split of ReasonSeg
@@ -74,7 +75,9 @@ def write_samples(folder: Path, count: int) -> None:
                 "masks": masks,
             }
         )
-    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
 
 
 def scored(source: Path, out: Path, limit: int) -> dict:

@@ -23,7 +23,7 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 
 def read(models: str, data: str) -> list[dict]:
     """The rows, with the folders filled in."""
-    rows = yaml.safe_load(PUBLISHED.read_text())
+    rows = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
     for row in rows:
         row["needs"] = [place.format(models=models, data=data) for place in row["needs"]]
         row["arguments"] = [

@@ -247,4 +247,4 @@ if __name__ == "__main__":
     found = {**stages(segmenter, options.tokens, options.runs), "environment": about}
     show(found)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

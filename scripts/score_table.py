@@ -54,9 +54,9 @@ def table(summary: dict) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("summary", type=Path)
-    text = table(json.loads(parser.parse_args().summary.read_text()))
+    text = table(json.loads(parser.parse_args().summary.read_text(encoding="utf-8")))
     for file in (ROOT / "README.md", EMBEDDED / "README.md"):
-        old = file.read_text()
+        old = file.read_text(encoding="utf-8")
         block = f"<!-- table: reasonseg eval scenes -->\n{text}\n<!-- end of table -->"
         new = re.sub(
             r"<!-- table: reasonseg eval scenes -->(.*?<!-- end of table -->)?",
@@ -64,5 +64,5 @@ if __name__ == "__main__":
             old,
             flags=re.S,
         )
-        file.write_text(new)
+        file.write_text(new, encoding="utf-8")
     print(text)

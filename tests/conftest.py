@@ -58,7 +58,7 @@ def picture():
 @pytest.fixture(scope="session")
 def results():
     """What the reference's data loaders returned."""
-    return json.loads(oracle("E_data", "results.json").read_text())
+    return json.loads(oracle("E_data", "results.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def pytest_sessionfinish(session):
             "| case | what is compared | largest difference | allowed |",
             "|---|---|---|---|",
         ]
-        Path(file).write_text("\n".join([*head, *rows]) + "\n")
+        Path(file).write_text("\n".join([*head, *rows]) + "\n", encoding="utf-8")
 
 
 # files that take longest, in seconds on one core: they start first, so that no worker ends alone

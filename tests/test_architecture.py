@@ -61,7 +61,7 @@ def imports(file: Path) -> tuple[str, ...]:
     too.
     """
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "reasonseg":
             inner = [f"{node.module}.{name.name}" for name in node.names]
             found += [name if name in modules() else node.module for name in inner]
@@ -128,7 +128,7 @@ def test_recipes_are_outside():
     for file in FILES:
         roots = {
             (node.module or "").split(".")[0]
-            for node in ast.walk(ast.parse(file.read_text()))
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
             if isinstance(node, ast.ImportFrom)
         }
         assert not roots & {"recipes", "scripts", "tests"}, file
@@ -136,7 +136,7 @@ def test_recipes_are_outside():
 
 @pytest.mark.parametrize("file", [*FILES, *RECIPES], ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_and_functions_are_small(file):
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400, (
         f"{file.name} has {len(text.splitlines())} lines: is it two files?"
     )
@@ -147,7 +147,11 @@ def test_files_and_functions_are_small(file):
 
 
 def test_images_are_opened_in_one_place():
-    places = {f.relative_to(PACKAGE).as_posix() for f in FILES if "Image.open(" in f.read_text()}
+    places = {
+        f.relative_to(PACKAGE).as_posix()
+        for f in FILES
+        if "Image.open(" in f.read_text(encoding="utf-8")
+    }
     assert places == {"structures/images.py"}  # with its limits and its list of formats
 
 
@@ -169,7 +173,7 @@ def test_the_top_of_the_package_reads_as_a_table_of_contents():
     ],
 )
 def test_words_that_do_not_occur(word):
-    assert not [f for f in FILES if word in f.read_text()]
+    assert not [f for f in FILES if word in f.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,9 @@ def test_parts_are_not_asked_for_attributes(room):
     """What a part can do is written in its Protocol: `hasattr` would make a contract that nobody
     can read.
     """
-    assert not [f for f in (PACKAGE / room).glob("*.py") if "hasattr(" in f.read_text()]
+    assert not [
+        f for f in (PACKAGE / room).glob("*.py") if "hasattr(" in f.read_text(encoding="utf-8")
+    ]
 
 
 @pytest.mark.parametrize(

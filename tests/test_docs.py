@@ -79,7 +79,7 @@ def test_words_are_the_fields(page):
 
 
 def test_every_page_is_in_the_site():
-    listed = (ROOT / "mkdocs.yml").read_text()
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")]
     assert not [p for p in pages if p not in listed]
 

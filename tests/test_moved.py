@@ -41,5 +41,5 @@ def test_a_name_that_never_was_is_an_error():
 def test_the_old_script_says_where_the_new_one_is():
     from pathlib import Path
 
-    text = (Path(__file__).parents[1] / "scripts" / "train_tiny.sh").read_text()
+    text = (Path(__file__).parents[1] / "scripts" / "train_tiny.sh").read_text(encoding="utf-8")
     assert "recipes/embedded/train.sh" in text

@@ -10,7 +10,7 @@ from PIL import Image
 from reasonseg.cli.main import main, read_arguments
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
     shlex.split(line, comments=True)
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.S)
@@ -51,7 +51,7 @@ def test_quick_commands_run(command, font, folder, monkeypatch, capsys):
 
 
 def test_make_words_exist():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for word in re.findall(r"make (\w+)", TEXT):
         assert re.search(rf"^{word}:", makefile, re.M), word
 
@@ -68,7 +68,7 @@ def test_the_python_example_runs(scenes, tmp_path, monkeypatch):
 
 
 def test_the_table_is_what_the_model_card_says():
-    card = (ROOT / "reasonseg" / "assets" / "tiny" / "README.md").read_text()
+    card = (ROOT / "reasonseg" / "assets" / "tiny" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(
         r"^\| (?:name|attribute|relation|compare|function|multi|absent|novel) .*$", TEXT, re.M
     )

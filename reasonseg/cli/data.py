@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reasonseg.cli.options import Command, Parser, verbs_of
+from reasonseg.cli.options import Command, Parser, add_overrides, verbs_of
 from reasonseg.datasets.base import named_sets
 
 
@@ -25,6 +25,7 @@ def _arguments(parser: Parser) -> None:
         default="out/data",
         help="the folder where some samples are drawn (default: %(default)s)",
     )
+    add_overrides(check, "data.void=255")
     check.set_defaults(run=_check)
 
 
@@ -33,14 +34,13 @@ def _check(options: argparse.Namespace) -> int:
 
     found = named_sets(options.name)[options.name]
     splits = [options.split] if options.split and len(found.name.splits) > 1 else found.name.splits
-    configs = {
-        split: found.build(root=options.root, split=split, sentences="all") for split in splits
-    }
+    given = {"root": options.root, "sentences": "all"}
+    configs = {split: found.build(options.overrides, split=split, **given) for split in splits}
     report = inspect(configs, options.out, progress=sys.stderr.isatty())
     for line in report.lines():
         print(line)
     print(f"images in {options.out}")
-    return 1 if report.problems else 0
+    return 0 if report.right else 1
 
 
 COMMANDS = (Command("data", "check a data set", "Checks the files of a data set.", _arguments),)

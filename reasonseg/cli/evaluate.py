@@ -9,7 +9,15 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from reasonseg.cli.options import Command, Parser, add_model_options, load_model, positive, verbs_of
+from reasonseg.cli.options import (
+    Command,
+    Parser,
+    add_model_options,
+    add_overrides,
+    load_model,
+    positive,
+    verbs_of,
+)
 from reasonseg.datasets.base import named_sets
 from reasonseg.runtime import is_main_process
 
@@ -149,6 +157,7 @@ def _benchmark_arguments(parser: Parser, name: str, config: type) -> None:
     parser.add_argument(
         "--limit", type=positive, metavar="N", help="score only the first N samples (default: all)"
     )
+    add_overrides(parser, "data.void=255")
     parser.set_defaults(name=name)
     _common(parser, _benchmark, "of the confidence intervals")
 
@@ -231,7 +240,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     }
     summary = evaluate_benchmark(
         _model(options, "words"),
-        found.build(**given),
+        found.build(options.overrides, **given),
         name=options.name,
         limit=options.limit,
         seed=options.seed,

@@ -21,8 +21,8 @@ def _arguments(parser: Parser) -> None:
 def _export(options) -> None:
     from reasonseg.structures.export import export, records
 
-    export(records(options.source), options.out, options.format)
-    print(f"wrote {options.out}")
+    written = export(records(options.source), options.out, options.format)
+    print(f"wrote {options.out}: {written}")
 
 
 COMMANDS = (

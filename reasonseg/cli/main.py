@@ -21,6 +21,10 @@ def console() -> None:
     time, so it is rare here; and `ask` exits without the interpreter's cleanup.
     """
     gc.set_threshold(50_000, 20, 20)
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # names of files and text on the screen in UTF-8, whatever the locale is
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "reasonseg.cli", *sys.argv[1:]])
     code = main()
     if sys.argv[1:2] != ["ask"]:
         sys.exit(code)
@@ -34,7 +38,8 @@ def console() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    An `InputError` is one line on stderr and exit code 2. `arguments` None means `sys.argv`.
+    A mistake (`InputError`) or a failure of the system, such as a full disk, is one line on stderr
+    and exit code 2. `arguments` None means `sys.argv`.
     """
     try:
         options = read_arguments(arguments)
@@ -42,11 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"reasonseg: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # no room, no right to write, a lost network drive
+        if isinstance(error, BrokenPipeError):
+            return 141
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"reasonseg: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("reasonseg: stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 141
 
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 from reasonseg.cli.options import (
     Command,
     Parser,
@@ -9,7 +12,9 @@ from reasonseg.cli.options import (
     add_model_options,
     add_overrides,
     load_model,
+    positive,
 )
+from reasonseg.errors import InputError
 
 
 def _train_arguments(parser: Parser) -> None:
@@ -44,17 +49,35 @@ def _finetune_arguments(parser: Parser) -> None:
         action="store_true",
         help="train without the samples that cannot be used (default: stop with an error)",
     )
+    parser.add_argument(
+        "--more-steps",
+        type=positive,
+        metavar="N",
+        help="train the finished run of --out N steps further, into DIR/further-1 (default: no)",
+    )
     add_model_options(parser)
 
 
 def _finetune(options) -> None:
     from reasonseg.config.schema import override, parse
-    from reasonseg.training.finetune import FinetuneSettings, finetune
+    from reasonseg.evaluation.dataset_report import listed
+    from reasonseg.training.prepare import FinetuneSettings, prepare
 
     settings = parse(FinetuneSettings, override({}, options.overrides))
+    prepared = prepare(options.folder, options.out, settings, options.skip_bad)
+    from reasonseg.training.finetune import finetune, further
+
+    if options.more_steps:
+        if options.model is not None:
+            raise InputError("--more-steps trains the model of --out; leave --model out")
+        options.model, options.out = map(str, further(options.out))
+        steps = replace(settings.train, max_steps=options.more_steps)
+        settings = replace(settings, train=steps)
     segmenter = load_model(options)
     segmenter.capabilities.require("finetune", "words")
-    summary = finetune(segmenter, options.folder, options.out, settings, options.skip_bad)
+    summary = finetune(segmenter, options.folder, options.out, settings, prepared=prepared)
+    for line in listed("note: ", summary.get("remarks", [])):
+        print(line, file=sys.stderr)
     for way in ("teacher_forced", "generated"):
         before, after = (summary[when][way] for when in ("before", "after"))
         print(

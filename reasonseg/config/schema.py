@@ -134,7 +134,7 @@ def read(file: str | Path, overrides: Sequence[str] = ()) -> dict:
     if not file.is_file():
         raise InputError(f"{file} does not exist; configs/ holds the ones that come with reasonseg")
     try:
-        tree = yaml.safe_load(file.read_text()) or {}
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     return override(tree, overrides)
@@ -162,6 +162,27 @@ def override(tree: dict, overrides: Sequence[str]) -> dict:
             branch.clear()
         branch[last] = yaml.safe_load(value)
     return tree
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Where two trees of plain values differ: `train.lr 0.0003, now 0.001` for each value."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*new, *(key for key in old if key not in new)]
+        return [
+            line
+            for key in keys
+            for line in differences(
+                old.get(key, "(not set)"),
+                new.get(key, "(not set)"),
+                f"{place}.{key}" if place else str(key),
+            )
+        ]
+    return [] if old == new else [f"{place} {_short(old)}, now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 48 else f"{text[:40]}..."
 
 
 def _plain_of(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reasonseg.config.kinds import kind_module, kinds
+from reasonseg.config.schema import dump, override, parse
 from reasonseg.errors import InputError
 from reasonseg.structures.sample import Sample
 
@@ -43,10 +44,19 @@ class NamedSet:
     name: Name
     config: type
 
-    def build(self, **given: Any) -> Any:
-        """Its settings (a `Config`), with those of `given` that this data set has."""
+    def build(self, overrides: Sequence[str] = (), **given: Any) -> Any:
+        """Its settings (a `Config`), with those of `given` that this data set has.
+
+        `overrides` are `data.name=value`. Raises `InputError` for an override that this data set
+        does not have, or of another type.
+        """
         known = {field.name for field in fields(self.config)}
-        return self.config(**self.name.fields, **{k: v for k, v in given.items() if k in known})
+        tree = override({}, overrides)
+        if other := sorted(set(tree) - {"data"}):
+            raise InputError(f"no setting {other[0]!r} here; write data.name=value")
+        parse(self.config, tree.get("data") or {}, "data")  # raises the errors
+        values = {k: v for k, v in given.items() if k in known} | (tree.get("data") or {})
+        return parse(self.config, dump(self.config(**self.name.fields)) | values, "data")
 
 
 def named_sets(words: str | Sequence[str] = ()) -> dict[str, NamedSet]:

@@ -213,7 +213,7 @@ class FoldEpisodes:
                 try:
                     return {
                         int(k): [(str(a), str(b)) for a, b in v]
-                        for k, v in ast.literal_eval(place.read_text()).items()
+                        for k, v in ast.literal_eval(place.read_text(encoding="utf-8")).items()
                     }
                 except (ValueError, SyntaxError, TypeError, AttributeError) as error:
                     raise InputError(
@@ -288,7 +288,7 @@ class FolderEpisodes:
             None,
         )
         every = sorted(d.name for d in root.iterdir() if len(list(d.glob("*.png"))) > 1)
-        test = set(listed.read_text().split()) if listed else set(every)
+        test = set(listed.read_text(encoding="utf-8").split()) if listed else set(every)
         self.root = root
         self.labels = [name for name in every if (name in test) == (config.group == "withheld")]
 

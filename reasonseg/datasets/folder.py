@@ -7,31 +7,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from reasonseg.datasets.base import Name
-from reasonseg.datasets.layouts import coco, jsonl, labelme, pairs, tables
-from reasonseg.datasets.layouts.base import Entry
+from reasonseg.datasets.layouts import (
+    coco,
+    jsonl,
+    label_studio,
+    labelme,
+    named_masks,
+    pairs,
+    tables,
+    voc,
+    yolo,
+)
+from reasonseg.datasets.layouts.base import Entry, Remark, Scan
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import read_image
+from reasonseg.structures.mask_values import named_values
+from reasonseg.structures.placing import Frame
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
 VALIDATION = "validation"
-SPLITS = ("all", "train", VALIDATION, "val")
-LAYOUTS = (jsonl, coco, pairs, labelme, tables)  # the first layout that finds entries is used
+SPLITS = ("all", "train", VALIDATION, "val", "test")
+# the first layout that finds entries is used
+LAYOUTS = (jsonl, coco, voc, pairs, yolo, labelme, label_studio, named_masks, tables)
 NAMES = {"folder": Name(splits=("all",))}
+LISTED = 5  # remarks that an error lists
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the folder.
 
-    `split` is `all`, `train` or `validation`. The fraction `share` (0..1) of the images is kept for
-    validation; all samples of an image are in the same split. `absent` is the probability, in
+    `split` is `all`, `train`, `validation` or `test`. Where the folder has splits of its own, such
+    as `train/` and `valid/`, they are used; else the fraction `share` (0..1) of the images is kept
+    for validation. All samples of an image are in the same split. `absent` is the probability, in
     training, of a question about a label of other images, whose true answer is that it is absent.
+
+    What the values of masks mean is found out (`structures/mask_values.py`), or said: `classes`
+    names them (`{1: cup, 2: plate}`, or a list whose first name is that of 0), and `void` is one
+    value or a list of those that are not counted. `encoding` is that of text files.
     """
 
     root: str = ""
@@ -40,6 +60,9 @@ class Config:
     absent: float = 0.0
     seed: int = 0
     skipped: tuple[str, ...] = ()  # ids of samples that are left out
+    void: Any = None
+    classes: Any = None
+    encoding: str | None = None
 
     def build(self) -> Folder:
         """The data set. Raises `InputError` where files are missing or malformed."""
@@ -60,32 +83,51 @@ class Folder:
 
     def __init__(self, config: Config):
         self.config = config
-        root = Path(config.root)
         if config.split not in SPLITS:
             raise InputError(
                 f"no split {config.split!r} of a folder; there are {', '.join(SPLITS)}"
             )
-        if not root.is_dir():
-            raise InputError(f"{root} is no folder")
-        entries = next((found for layout in LAYOUTS if (found := layout.entries(root))), [])
+        self.scan = scan_of(config)
+        entries = next((found for layout in LAYOUTS if (found := layout.entries(self.scan))), [])
         if not entries:
+            noticed = "; ".join(r.text for r in list(self.scan.remarks)[:LISTED])
             raise InputError(
-                f"{root} holds no annotated images; expected a COCO .json, LabelMe files beside "
-                "the images, images/ with masks/, samples.jsonl, or a table with columns image "
-                "and mask"
+                f"{config.root} holds no annotated images; expected a COCO .json, LabelMe or Label "
+                "Studio files, images/ with masks/ or labels/, PASCAL VOC, samples.jsonl, or a "
+                f"table with columns image and mask{'. ' if noticed else ''}{noticed}"
             )
         self.labels = sorted({label for e in entries for label in e.labels})
         # the labels of each image, including images that cannot be read
         self.present: dict[Path, set[str]] = {}
         for entry in entries:
-            self.present.setdefault(entry.picture, set()).update(entry.labels)
+            self.present.setdefault(entry.picture, set()).update(
+                () if entry.absent else entry.labels
+            )
         entries = [e for e in entries if self.name(e) not in config.skipped]
+        self.entries = self._chosen(entries)
+        self._latest: tuple[Path, np.ndarray, Frame] | None = None
+
+    @property
+    def remarks(self) -> list[Remark]:
+        """What was noticed so far: some of it only when samples are read."""
+        return list(self.scan.remarks)
+
+    def _chosen(self, entries: list[Entry]) -> list[Entry]:
+        """The entries of the split: those of the folder's own splits, or of a random one."""
+        split = VALIDATION if self.config.split == "val" else self.config.split
+        own = {e.split for e in entries} - {""}
+        if split == "all":
+            return entries
+        if split == "test" or VALIDATION in own:
+            if split not in own and (split != "train" or "" not in {e.split for e in entries}):
+                raise InputError(
+                    f"{self.config.root} has no images of the split {split}; it has "
+                    f"{', '.join(sorted(own)) or 'no splits of its own'}"
+                )
+            return [e for e in entries if (e.split or "train") == split]
+        entries = [e for e in entries if e.split != "test"]
         kept = self._kept(entries)
-        validated = config.split != "train"
-        self.entries = [
-            e for e in entries if config.split == "all" or (e.picture in kept) == validated
-        ]
-        self._latest: tuple[Path, np.ndarray] | None = None
+        return [e for e in entries if (e.picture in kept) == (split == VALIDATION)]
 
     def _kept(self, entries: list[Entry]) -> set[Path]:
         pictures = sorted({e.picture for e in entries})
@@ -112,23 +154,23 @@ class Folder:
 
     def image(self, i: int) -> np.ndarray:
         """The image of sample `i`; consecutive samples about one image share the array object."""
-        path = self.entries[i].picture
-        if self._latest is None or self._latest[0] != path:
-            data = self.entries[i].data
-            self._latest = path, read_image(path if data is None else data, name=str(path))
-        return self._latest[1]
+        return self._image(i)[0]
+
+    def _image(self, i: int) -> tuple[np.ndarray, Frame]:
+        entry = self.entries[i]
+        if self._latest is None or self._latest[0] != entry.picture:
+            source = entry.picture if entry.data is None else entry.data
+            name = str(entry.picture)
+            image = read_image(source, name=name, remark=self.scan.say)
+            self._latest = entry.picture, image, Frame.of(source, name)
+        return self._latest[1:]
 
     def __getitem__(self, i: int) -> Sample:
-        entry, image = self.entries[i], self.image(i)
-        masks = entry.masks(image.shape[:2])
+        entry, (image, frame) = self.entries[i], self._image(i)
+        masks = entry.masks(frame)
         for mask in masks:
-            where = f"{entry.picture}: the mask of {entry.text!r}"
-            if mask.shape != image.shape[:2]:
-                raise InputError(
-                    f"{where} is {list(mask.shape)}, the image {list(image.shape[:2])}"
-                )
             if not mask.any():
-                raise InputError(f"{where} is empty")
+                raise InputError(f"{entry.picture}: the mask of {entry.text!r} is empty")
         if entry.answer and entry.answer.count("<SEG>") != len(masks):
             raise InputError(
                 f"{entry.picture}: the answer to {entry.text!r} has "
@@ -137,10 +179,20 @@ class Folder:
         labels = (
             list(entry.labels) if len(entry.labels) == len(masks) else [entry.text] * len(masks)
         )
+        if entry.absent:
+            blank = np.zeros((0, *frame.size), bool)
+            answer = entry.answer or f"{entry.text} <REJ>."
+            return Sample(
+                Query(image, entry.text),
+                Answer(answer, blank, np.zeros(0), [], "absent"),
+                self.id(i),
+                "absent",
+            )
         truth = Answer(
             entry.answer or said(labels), np.array(masks), np.ones(len(masks)), labels, "found"
         )
-        return Sample(Query(image, entry.text), truth, self.id(i), "")
+        ignored = entry.ignored(frame) if entry.ignored else None
+        return Sample(Query(image, entry.text), truth, self.id(i), "", ignored)
 
     def refused(self, i: int, rng: np.random.Generator) -> Sample | None:
         """A sample that asks for a label which the image of sample `i` does not have.
@@ -187,6 +239,20 @@ class Stream:
         if rng.random() < self.absent and (sample := self.samples.refused(chosen, rng)):
             return sample
         return self.samples[chosen]
+
+
+def scan_of(config: Config) -> Scan:
+    """The reading of the folder of a config. Raises `InputError` where there is no such folder."""
+    if not config.root:
+        raise InputError("no folder is named; give one with --root DIR")
+    root = Path(config.root)
+    if not root.is_dir():
+        raise InputError(f"{root} is no folder")
+    void = config.void if isinstance(config.void, list | tuple) else [config.void]
+    if config.void is not None and not all(type(v) is int and v >= 0 for v in void):
+        raise InputError(f"data.void: {config.void!r} is no value of a mask, or list of values")
+    classes = None if config.classes is None else named_values(config.classes, "data.classes")
+    return Scan(root, None if config.void is None else tuple(void), classes, config.encoding)
 
 
 def said(labels: list[str]) -> str:

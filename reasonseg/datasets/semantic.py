@@ -84,9 +84,9 @@ class Semantic:
                 return {k: str(label["readable"]).lower() for k, label in enumerate(labels)}
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{file} does not list Mapillary's labels: {error!r}") from None
-        known = yaml.safe_load((files("reasonseg.assets") / "classes.yaml").read_text())[
-            self.config.name
-        ]
+        known = yaml.safe_load(
+            (files("reasonseg.assets") / "classes.yaml").read_text(encoding="utf-8")
+        )[self.config.name]
         first = 1 if self.config.name == "ade20k" else 0
         return {k: name for k, name in enumerate(known, first) if "-" not in name}
 

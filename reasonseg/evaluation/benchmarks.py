@@ -63,7 +63,7 @@ def evaluate_benchmark(
             row(s, {way: a[i] for way, a in answers.items()}) for i, s in enumerate(samples)
         ]
 
-    return run_evaluation(
+    summary = run_evaluation(
         name,
         {"name": name, **asdict(config), "limit": limit, "model": answer.name},
         {"": [data.id(i) for i in range(total)]},
@@ -73,6 +73,8 @@ def evaluate_benchmark(
         whole=False,
         progress=progress,
     )
+    remarks = [remark.text for remark in getattr(data, "remarks", ())]
+    return {**summary, "remarks": remarks} if remarks else summary
 
 
 def _read(data, indices: list[int]) -> tuple[list[Sample], list[dict]]:

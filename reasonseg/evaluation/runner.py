@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from reasonseg.config.schema import differences
 from reasonseg.errors import InputError
 from reasonseg.runtime import (
     gather_rows,
@@ -108,21 +109,25 @@ def kept(out: str | Path | None, key: dict) -> list[dict]:
         return []
     out = Path(out)
     run = out / "run.json"
-    if run.is_file() and json.loads(run.read_text()) != key:
+    earlier = json.loads(run.read_text(encoding="utf-8")) if run.is_file() else None
+    if earlier is not None and (other := differences(earlier, json.loads(json.dumps(key)))):
         raise InputError(
-            f"{out} holds an evaluation with other settings; choose another --out or remove it"
+            f"{out} holds an evaluation with other settings ({'; '.join(other)}); choose another "
+            "--out or remove it"
         )
     wait_for_everyone()  # until all processes have read run.json
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         with atomic_write(run) as aside:
-            aside.write_text(json.dumps(key, indent=1) + "\n")
+            aside.write_text(json.dumps(key, indent=1) + "\n", encoding="utf-8")
         # an incomplete last line is dropped
-        rows = [row for file in _files(out) for row in _whole_lines(file.read_text())]
+        rows = [
+            row for file in _files(out) for row in _whole_lines(file.read_text(encoding="utf-8"))
+        ]
         # after a kill during a rewrite, a row is in two files
         rewrite(out, list({row["id"]: row for row in rows}.values()))
     wait_for_everyone()
-    return list(_whole_lines((out / "rows.jsonl").read_text()))
+    return list(_whole_lines((out / "rows.jsonl").read_text(encoding="utf-8")))
 
 
 def _files(out: Path) -> list[Path]:
@@ -142,7 +147,7 @@ def rewrite(out: str | Path | None, rows: list[dict]) -> None:
     if out is None or not is_main_process():
         return
     with atomic_write(Path(out) / "rows.jsonl") as aside:
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for file in Path(out).glob("rows-*.jsonl"):
         file.unlink()
 
@@ -179,7 +184,7 @@ def collect(
         for number, batch in mine:
             rows = ask(batch)
             if out is not None:
-                with open(_own(Path(out)), "a") as file:
+                with open(_own(Path(out)), "a", encoding="utf-8") as file:
                     file.write("".join(json.dumps(row) + "\n" for row in rows))
             fresh.append((number, rows))
             shown.update(len(rows))
@@ -206,7 +211,7 @@ def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:
     rewrite(out, rows)
     if out is not None and is_main_process():
         with atomic_write(Path(out) / "summary.json") as aside:
-            aside.write_text(json.dumps(summary, indent=1) + "\n")
+            aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     wait_for_everyone()
 
 
@@ -218,7 +223,9 @@ def read_predictions(file: str | Path) -> dict[str, dict]:
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist")
     found = {}
-    for number, line in enumerate(Path(file).read_text().splitlines(), 1):
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             found[row["id"]] = row
@@ -238,8 +245,10 @@ def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
     for sample in samples:
         if sample.id not in rows:
             raise InputError(f"the predictions have no line with id {sample.id!r}")
-        objects = rows[sample.id].get("objects", [])
-        if any(not isinstance(o, dict) or "segmentation" not in o for o in objects):
+        objects = rows[sample.id].get("objects") or []
+        if not isinstance(objects, list) or any(
+            not isinstance(o, dict) or "segmentation" not in o for o in objects
+        ):
             raise InputError(f"predictions, id {sample.id!r}: every object needs a segmentation")
         masks = [from_rle(o["segmentation"]) for o in objects]
         if any(mask.shape != sample.query.size for mask in masks):

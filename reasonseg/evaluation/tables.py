@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from reasonseg.evaluation.dataset_report import listed
+
 
 def print_scenes(summary: dict) -> None:
     """Prints the scores of `eval scenes`, a row per level, and the baselines."""
@@ -57,6 +59,8 @@ def print_benchmark(name: str, summary: dict) -> None:
     console.print(table)
     if summary["errors"]:
         console.print(f"{summary['errors']} samples could not be read; rows.jsonl names them")
+    for line in listed("note: ", summary.get("remarks", [])):
+        console.print(line, highlight=False, markup=False)
 
 
 def print_episodes(name: str, summary: dict) -> None:

@@ -119,7 +119,7 @@ class ImageProcessor:
             "image_std": list(self.std),
             "rescale_factor": 1 / 255,
         }
-        (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n")
+        (Path(folder) / FILE).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path, **defaults) -> ImageProcessor:
@@ -129,7 +129,7 @@ class ImageProcessor:
         image size is unknown.
         """
         file = Path(folder) / FILE
-        kept = json.loads(file.read_text()) if file.is_file() else {}
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         kept = kept.get("image_processor", kept)
         size = kept.get("crop_size") if kept.get("do_center_crop") else kept.get("size")
         if isinstance(size, dict):

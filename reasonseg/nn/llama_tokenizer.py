@@ -136,7 +136,7 @@ class LlamaPieces:
         """Writes the files that `from_pretrained` reads."""
         folder = Path(folder)
         (folder / MODEL).write_bytes(self.model)
-        (folder / ADDED).write_text(json.dumps(self.added, indent=1) + "\n")
+        (folder / ADDED).write_text(json.dumps(self.added, indent=1) + "\n", encoding="utf-8")
         kept = {
             "tokenizer_class": "LlamaTokenizer",
             "legacy": self.legacy,
@@ -147,13 +147,13 @@ class LlamaPieces:
             "unk_token": self.unk_token,
             "pad_token": self.unk_token,
         }
-        (folder / SETTINGS).write_text(json.dumps(kept, indent=1) + "\n")
+        (folder / SETTINGS).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def _read(file: Path) -> dict:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON: {error}") from None

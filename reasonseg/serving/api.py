@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reasonseg import __version__
 from reasonseg.errors import InputError
-from reasonseg.serving.bodies import aside, body_of, from_form, from_json
+from reasonseg.serving.bodies import aside, body_of, forget, from_form, from_json
 from reasonseg.serving.conversations import Conversations
 from reasonseg.serving.engine import Busy, Engine, Late
 from reasonseg.serving.guard import Failure, add_guard, add_refusals, add_status
@@ -97,14 +97,16 @@ async def mistakes() -> AsyncIterator[None]:
     """Turns known errors, while a request is read or answered, into a `Failure`."""
     try:
         yield
-    except InputError as error:
-        raise Failure(422, " ".join(str(error).split())) from None
-    except TooLarge:
-        raise Failure(413, "the body is larger than this server reads") from None
-    except Busy as error:
-        raise Failure(503, str(error), {"Retry-After": str(max(round(error.retry), 1))}) from None
-    except Late:
-        raise Failure(504, "the answer was not ready in time") from None
+    except (InputError, TooLarge, Busy, Late) as error:
+        forget(error)
+        if isinstance(error, InputError):
+            raise Failure(422, " ".join(str(error).split())) from None
+        if isinstance(error, TooLarge):
+            raise Failure(413, "the body is larger than this server reads") from None
+        if isinstance(error, Late):
+            raise Failure(504, "the answer was not ready in time") from None
+        again = {"Retry-After": str(max(round(error.retry), 1))}
+        raise Failure(503, str(error), again) from None
 
 
 async def tree_of(request: Request, share: Share) -> tuple[Any, float]:
@@ -255,14 +257,7 @@ def _add_sessions(
             raise Failure(404, "there is no such conversation (any more)")
         share = budget.share()
         async with mistakes():
-            tree, until = await tree_of(request, share)
-            asking = await aside(parsed, Asking, tree)
-            del tree
-            pictures = Pictures(share, until)
-            image = await aside(pictures.image, asking.image) if asking.image else None
-            shown = await aside(pictures.references, asking.references)
-            asking.image, asking.references = None, []
-            share.take_bytes(-share.bytes)
+            asking, image, shown, until = await _read_turn(request, share)
         turn = _turn(request, engine, found, asking, image, shown, until)
         told = _told(turn, metrics, share)
         return StreamingResponse(told, media_type="text/event-stream")
@@ -279,6 +274,17 @@ def _add_sessions(
         if not conversations.close(name):
             raise Failure(404, "there is no such conversation (any more)")
         return Response(status_code=204)
+
+
+async def _read_turn(request: Request, share: Share) -> tuple[Asking, Any, list, float]:
+    """The (question, image or None, references, deadline) of a turn; its body is let go."""
+    tree, until = await tree_of(request, share)
+    asking = await aside(parsed, Asking, tree)
+    pictures = Pictures(share, until)
+    image, shown = await aside(pictures.read, asking.image, asking.references)
+    asking.image, asking.references = None, []
+    share.take_bytes(-share.bytes)
+    return asking, image, shown, until
 
 
 def _turn(
@@ -326,6 +332,7 @@ async def _told(
         status = 200
         yield answer
     except Failure as failure:
+        forget(failure)
         status = failure.response.status_code
         yield _event("error", json.loads(bytes(failure.response.body)))
     except Exception as error:

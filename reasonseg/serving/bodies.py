@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from reasonseg.errors import InputError
-from reasonseg.serving.engine import Late
+from reasonseg.serving.engine import Busy, Late
 from reasonseg.serving.limits import Limits, Share, TooLarge
 
 T = TypeVar("T")
@@ -40,8 +40,28 @@ def path_of(scope: Scope) -> str:
 
 
 async def aside(function: Callable[..., T], *values: Any) -> T:
-    """The result of a function, run in a thread so that it does not block the event loop."""
-    return await anyio.to_thread.run_sync(function, *values, limiter=READERS)
+    """The result of a function, run in a thread so that it does not block the event loop.
+
+    A mistake in the request is raised again without its traceback: its frames would hold the body
+    and the images until the next garbage collection.
+    """
+
+    def run() -> tuple[Any, Exception | None]:
+        try:
+            return function(*values), None
+        except (InputError, Busy, Late, TooLarge) as mistake:
+            forget(mistake)
+            return None, mistake
+
+    found, mistake = await anyio.to_thread.run_sync(run, limiter=READERS)
+    if mistake is not None:
+        raise mistake
+    return found
+
+
+def forget(error: BaseException) -> None:
+    """Removes the frames that an error holds, and with them what was read for it."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
 
 
 async def body_of(request: Request, limits: Limits, share: Share) -> bytes:

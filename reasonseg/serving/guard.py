@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from reasonseg.serving.bodies import path_of
+from reasonseg.serving.bodies import forget, path_of
 from reasonseg.serving.engine import Engine
 from reasonseg.serving.metrics import Metrics
 
@@ -76,6 +76,7 @@ def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
 
     @app.exception_handler(Failure)
     async def failed(_: Request, failure: Failure) -> Response:
+        forget(failure)
         return failure.response
 
     @app.exception_handler(HTTPException)

@@ -154,7 +154,9 @@ class Page:
         self._sweep()
         folder = Path(tempfile.mkdtemp(dir=self.files))
         answer.overlay().save(folder / "overlay.png")
-        (folder / "annotations.json").write_text(json.dumps(answer.to_coco(file_name="image.png")))
+        (folder / "annotations.json").write_text(
+            json.dumps(answer.to_coco(file_name="image.png")), encoding="utf-8"
+        )
         files = str(folder / "overlay.png"), str(folder / "annotations.json")
         return np.asarray(drawn_on(answer, names)), gr.update(choices=names, value=names), *files
 

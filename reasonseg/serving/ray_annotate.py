@@ -79,7 +79,9 @@ def questions_in(file: str | Path) -> tuple[str, ...]:
     """The questions of a text file, one per line. Raises `InputError` where there is none."""
     if not Path(file).is_file():
         raise InputError(f"{file} does not exist")
-    lines = tuple(line.strip() for line in Path(file).read_text().splitlines() if line.strip())
+    lines = tuple(
+        line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()
+    )
     if not lines:
         raise InputError(f"{file} holds no question; write one per line")
     return lines
@@ -117,7 +119,9 @@ def pictures_of(source: str | Path) -> list[str]:
 
 def _coco_pictures(source: Path) -> list[str]:
     try:
-        names = [image["file_name"] for image in json.loads(source.read_text())["images"]]
+        names = [
+            image["file_name"] for image in json.loads(source.read_text(encoding="utf-8"))["images"]
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{source} is no COCO file: {error!r}") from None
     below = source.parent / "images"
@@ -233,12 +237,16 @@ def listing(out: Path, found: list[str], size: int) -> list[list[str]]:
     Listed images keep their shard; new ones become further shards of `size` images.
     """
     file = out / "listing.jsonl"
-    shards = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    shards = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if file.is_file()
+        else []
+    )
     listed = {path for shard in shards for path in shard}
     fresh = [path for path in found if path not in listed]
     shards += [fresh[k : k + size] for k in range(0, len(fresh), size)]
     with atomic_write(file) as aside:
-        aside.write_text("".join(json.dumps(shard) + "\n" for shard in shards))
+        aside.write_text("".join(json.dumps(shard) + "\n" for shard in shards), encoding="utf-8")
     return shards
 
 
@@ -265,13 +273,13 @@ def annotate(
     if (
         any(out.glob("part-*.parquet"))
         and run.is_file()
-        and json.loads(run.read_text()) != settings
+        and json.loads(run.read_text(encoding="utf-8")) != settings
     ):
         raise InputError(f"{out} holds annotations made with other settings; choose another folder")
     for left in out.glob(".part-*"):  # temporary files of a killed run
         left.unlink(missing_ok=True)
     with atomic_write(run) as aside:
-        aside.write_text(json.dumps(settings, indent=1) + "\n")
+        aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     shards = listing(out, pictures_of(source), shard)
     todo = [
         {"shard": k, "images": paths}
@@ -355,7 +363,7 @@ def finish(out: Path, shards: int) -> dict[str, int]:
             counts[row["status"]] = counts.get(row["status"], 0) + 1
             labels |= {o["label"] for o in row["objects"]}
     names = {label: number for number, label in enumerate(sorted(labels), 1)}
-    with atomic_write(out / "annotations.json") as aside, aside.open("w") as file:
+    with atomic_write(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
         _write_coco(file, out, shards, names)
     return counts
 

@@ -29,7 +29,8 @@ from tqdm import tqdm
 from reasonseg.datasets.folder import Config, Folder
 from reasonseg.datasets.layouts.base import PICTURES
 from reasonseg.errors import InputError
-from reasonseg.structures.images import atomic_write, read_image, read_mask
+from reasonseg.structures.images import atomic_write, read_image
+from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.query import Reference
 
 FEATURES = ".features"

@@ -15,7 +15,8 @@ from reasonseg.errors import InputError
 from reasonseg.serving.bodies import MAX_REFERENCES, decoded
 from reasonseg.serving.engine import Late
 from reasonseg.serving.limits import DECODING, Share
-from reasonseg.structures.images import open_image, read_image, read_mask
+from reasonseg.structures.images import open_image, read_image
+from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.query import Point, Query, Reference
 
 MAX_PLACES = 256  # points or boxes
@@ -126,44 +127,47 @@ class Pictures:
         self.share, self.until = share, until
         self.limit = share.budget.limits.pixels
 
-    def measure(self, data: bytes, name: str, channels: int = 3) -> None:
-        """Takes the pixels of a file from the budget; those of a mask (1 channel) count a third.
+    def measured(self, value: str | bytes, name: str, channels: int = 3) -> tuple[bytes, str]:
+        """(bytes, name) of a file; its pixels are taken from the budget, a third for a mask.
 
-        Only its header is read.
-        """
-        with open_image(data, self.limit, name, decode=False) as picture:
-            self.share.take_pixels(picture.width * picture.height * channels // 3)
-
-    def image(self, value: str | bytes, name: str = "image") -> np.ndarray:
-        """The image of a field, uint8 RGB `[h, w, 3]`.
-
-        Raises `InputError` where it is not valid, `Busy` and `Late`.
+        Only its header is read. Raises `InputError` where it is no image, or too large, and `Busy`.
         """
         data = decoded(value, name)
-        self.measure(data, name)
-        return self._decoded(read_image, data, name)
+        with open_image(data, self.limit, name, decode=False) as picture:
+            self.share.take_pixels(picture.width * picture.height * channels // 3)
+        return data, name
 
-    def references(self, references: list[ReferenceIn]) -> list[Reference]:
-        """The references of a request. Raises `InputError` naming the one that is not valid."""
-        files = []
-        for i, one in enumerate(references):
-            for field, value, channels in (("image", one.image, 3), ("mask", one.mask, 1)):
-                name = f"references.{i}.{field}"
-                files.append((name, decoded(value, name)))
-                self.measure(files[-1][1], name, channels)
-        read = []
-        for one, (image_file, mask_file) in zip(
-            references, zip(files[::2], files[1::2], strict=True), strict=True
-        ):
-            image = self._decoded(read_image, image_file[1], image_file[0])
-            mask = self._decoded(read_mask, mask_file[1], mask_file[0])
-            if mask.shape != image.shape[:2]:
+    def image(self, image: str | bytes, name: str = "image") -> np.ndarray:
+        """The image of a field, uint8 RGB `[h, w, 3]`. Raises as `read` does."""
+        return self._decoded(read_image, *self.measured(image, name))
+
+    def read(
+        self, image: str | bytes | None, references: list[ReferenceIn]
+    ) -> tuple[np.ndarray | None, list[Reference]]:
+        """The image, uint8 RGB `[h, w, 3]` or None, and the references of a request.
+
+        All files are measured before any is decoded. Raises `InputError` naming the field that is
+        not valid, `Busy` and `Late`.
+        """
+        file = self.measured(image, "image") if image else None
+        files = [
+            (
+                self.measured(one.image, f"references.{i}.image"),
+                self.measured(one.mask, f"references.{i}.mask", channels=1),
+            )
+            for i, one in enumerate(references)
+        ]
+        shown = []
+        for one, (image_file, mask_file) in zip(references, files, strict=True):
+            picture = self._decoded(read_image, *image_file)
+            mask = self._decoded(read_mask, *mask_file)
+            if mask.shape != picture.shape[:2]:
                 raise InputError(
-                    f"{mask_file[0]} is {mask.shape[0]}x{mask.shape[1]}, its image "
-                    f"{image.shape[0]}x{image.shape[1]}; resize one"
+                    f"{mask_file[1]} is {mask.shape[0]}x{mask.shape[1]}, its image "
+                    f"{picture.shape[0]}x{picture.shape[1]}; resize one"
                 )
-            read.append(Reference(image, mask=mask, label=one.label))
-        return read
+            shown.append(Reference(picture, mask=mask, label=one.label))
+        return self._decoded(read_image, *file) if file else None, shown
 
     def _decoded(self, reader: Any, data: bytes, name: str) -> np.ndarray:
         if not DECODING.acquire(timeout=max(self.until - time.monotonic(), 0)):
@@ -179,7 +183,7 @@ def query_of(asked: Segment, share: Share, until: float) -> Query:
 
     Raises `InputError` where it is not valid, `Busy` and `Late`.
     """
-    pictures = Pictures(share, until)
-    image = pictures.image(asked.image)
-    shown = pictures.references(asked.references)
+    image, shown = Pictures(share, until).read(asked.image, asked.references)
+    if image is None:
+        raise InputError("image: send base64 of an image file, or a multipart file")
     return Query(image, asked.text, shown, asked.clicks(), asked.boxes)

@@ -301,5 +301,7 @@ class Session:
         said = [{"question": t.query.text, **t.answer.to_dict()} for t in self.turns]
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "session.json") as aside:
-            aside.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+            aside.write_text(
+                json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         return folder

@@ -148,7 +148,9 @@ class Answer:
                 picture.save(aside, format="PNG")
             paths.append(folder / name)
         with atomic_write(folder / "answer.json") as aside:
-            aside.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
+            aside.write_text(
+                json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
         return [*paths, folder / "answer.json"]
 
     def to_coco(self, image_id: int = 1, file_name: str = "") -> dict:

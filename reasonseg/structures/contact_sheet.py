@@ -15,6 +15,7 @@ from reasonseg.structures.overlay import draw_overlay
 from reasonseg.structures.sample import Sample
 
 CELL, CAPTION, COLUMNS = 400, 70, 4
+REMARKS, LINE = 8, 20  # remarks on a sheet, and the height of a line in pixels
 
 
 def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUMNS) -> Image.Image:
@@ -36,8 +37,21 @@ def contact_sheet(cells: Sequence[tuple[Image.Image, str]], columns: int = COLUM
     return sheet
 
 
-def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
-    """Writes `sheet.png` into the folder `out` and returns its path.
+def _with_remarks(sheet: Image.Image, remarks: Sequence[str]) -> Image.Image:
+    """A sheet with lines of text below it, at most `REMARKS` remarks."""
+    width = max(sheet.width // 8, 40)
+    lines = [line for r in remarks[:REMARKS] for line in textwrap.wrap(r, width)]
+    if not lines:
+        return sheet
+    whole = Image.new("RGB", (sheet.width, sheet.height + LINE * len(lines) + 16), "white")
+    whole.paste(sheet, (0, 0))
+    font = ImageFont.load_default(15)
+    ImageDraw.Draw(whole).multiline_text((8, sheet.height + 4), "\n".join(lines), "black", font)
+    return whole
+
+
+def save_sheet(samples: Sequence[Sample], out: str | Path, remarks: Sequence[str] = ()) -> Path:
+    """Writes `sheet.png` into the folder `out` and returns its path; the sheet ends with `remarks`.
 
     Also writes, for each sample, its image, its true masks (PNG, 0 and 255) and one line of
     `samples.jsonl`.
@@ -63,7 +77,7 @@ def save_sheet(samples: Sequence[Sample], out: str | Path) -> Path:
             }
         )
     with atomic_write(out / "samples.jsonl") as aside:
-        aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     with atomic_write(out / "sheet.png") as aside:
-        contact_sheet(cells).save(aside, format="PNG")
+        _with_remarks(contact_sheet(cells), remarks).save(aside, format="PNG")
     return out / "sheet.png"

@@ -124,36 +124,19 @@ def _called(source: str | Path | bytes, name: str) -> str:
     return name if isinstance(source, bytes) else str(source)
 
 
-def read_mask(
-    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the mask"
-) -> np.ndarray:
-    """The mask of a file as bool `[h, w]`: True where the image is not black.
-
-    Fully transparent pixels are False. In an indexed (palette) PNG index 0 is the background.
-    Arguments and errors are those of `read_image`.
-    """
-    from PIL import ImageOps
-
-    with open_image(source, pixels, name) as picture:
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode == "P":
-            # an indexed mask: index 0 is the background, independent of its colour
-            return np.asarray(picture) > 0
-        if picture.mode in ("LA", "RGBA"):
-            bands = np.asarray(picture)
-            return (bands[..., :-1].max(-1) > 0) & (bands[..., -1] > 0)
-        values = np.asarray(picture)
-        return values.max(-1) > 0 if values.ndim == 3 else values > 0
-
-
 def read_values(
-    source: str | Path | bytes, pixels: int = MAX_PIXELS, name: str = "the image"
+    source: str | Path | bytes,
+    pixels: int = MAX_PIXELS,
+    name: str = "the image",
+    colours: bool = False,
 ) -> np.ndarray:
-    """The values of an image file as they are stored, `[h, w]` or `[h, w, channels]`; of an indexed
-    image the indices. Raises `InputError` as `open_image` does.
+    """The values of an image file as they are stored, `[h, w]` or `[h, w, channels]`.
+
+    Of an indexed image they are the indices, or with `colours` its colours, `[h, w, 3]`. Raises
+    `InputError` as `open_image` does.
     """
     with open_image(source, pixels, name) as picture:
-        return np.array(picture)
+        return np.array(picture.convert("RGB") if colours else picture)
 
 
 def formats() -> tuple[str, ...]:
@@ -227,6 +210,21 @@ def open_image(
         raise InputError(
             f"{path} cannot be decoded ({error}); is the file damaged or cut off?"
         ) from None
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Makes a folder to write to, and returns its path.
+
+    Raises `InputError` where its path, or one above it, is a file, or cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is a file, or lies below one; name a folder") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from None
+    return folder
 
 
 @contextmanager

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.structures.masks import coco_tools
+from reasonseg.structures.masks import coco_tools, from_rle
+from reasonseg.structures.placing import Placing
 
 THING, IGNORED = 1, 255
+FAR = 8  # times the larger side of the image: the furthest point that is drawn
 FRACTION = 16  # fractional bits of the fixed-point position of an edge
 
 
@@ -24,20 +27,17 @@ def paint(shapes: Sequence[dict], size: tuple[int, int], place: str) -> np.ndarr
     layers = []
     for number, shape in enumerate(shapes):
         try:
-            label, points = (
-                str(shape["label"]).lower(),
-                np.array(shape["points"], float).reshape(-1, 2),
-            )
-        except (KeyError, TypeError, ValueError):
+            label, points = str(shape["label"]).lower(), checked_points(shape["points"], size)
+            if not len(points):
+                raise ValueError("a polygon needs points with finite coordinates")
+        except (KeyError, TypeError) as error:
             raise InputError(
-                f"{place}, shape {number}: expected a label and points [[x, y], ...]"
+                f"{place}, shape {number}: expected a label and points [[x, y], ...] ({error!r})"
             ) from None
+        except ValueError as error:
+            raise InputError(f"{place}, shape {number}: {error}") from None
         if label == "flag":
             continue
-        if not len(points) or not np.isfinite(points).all():
-            raise InputError(
-                f"{place}, shape {number}: a polygon needs points with finite coordinates"
-            )
         layer = fill(points, size)
         layers.append((int(layer.sum()), layer, IGNORED if "ignore" in label else THING))
     mask = np.zeros(size, np.uint8)
@@ -147,44 +147,71 @@ def _clipped(start, end, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[
     return (x1, y1), (x2, y2), not a | b
 
 
-def coco_mask(segmentation, size: tuple[int, int], place: str) -> np.ndarray:
+def checked_points(given: Any, size: tuple[int, int]) -> np.ndarray:
+    """The points of a polygon, float64 `[n, 2]`, from `[x, y, x, y, ...]` or `[[x, y], ...]`.
+
+    `size` is the (height, width) that they lie on. Raises `ValueError` for what is not a finite
+    number, and for points further away than `FAR` times the larger side: drawing code of others
+    crashes on these, or takes all memory.
+    """
+    flat = [v for p in given for v in (p if isinstance(p, list | tuple) else [p])]
+    wrong = next((v for v in flat if isinstance(v, bool) or not isinstance(v, int | float)), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong!r} is not a number")
+    if len(flat) % 2:
+        raise ValueError(f"{len(flat)} numbers, which are not pairs of x and y")
+    far = FAR * max(size)
+    bad = next((v for v in flat if not abs(v) <= far), None)  # NaN is not either
+    if bad is not None:
+        far_off = f"lies far outside of {size[1]}x{size[0]} pixels"
+        what = "is not finite" if bad != bad or abs(bad) == float("inf") else far_off
+        raise ValueError(f"the coordinate {bad:.6g} {what}")
+    return np.array(flat, np.float64).reshape(-1, 2)
+
+
+def coco_mask(segmentation: Any, size: tuple[int, int], place: str) -> np.ndarray:
     """A COCO segmentation as bool `[h, w]`; all False where there is none.
 
-    `segmentation` is a list of polygons, a run-length encoding, or a list of encodings. Parts that
-    overlap count once (the original code adds them up to 2). `size` is (height, width). Raises
-    `InputError` naming `place` where it is malformed.
+    `size` is (height, width), of the image and of its annotation. Errors are those of
+    `placed_mask`.
     """
-    coco = coco_tools()
-    height, width = size
     if not segmentation:
         return np.zeros(size, bool)
+    whole = (size[0], size[1])
+    return placed_mask(segmentation, place, Placing(whole, whole), lambda said: None)
+
+
+def placed_mask(
+    segmentation: Any, place: str, on: Placing, remark: Callable[[str], None]
+) -> np.ndarray:
+    """A COCO segmentation as bool `[h, w]` of the image as it is shown.
+
+    `segmentation` is a list of polygons, one polygon, a run-length encoding, or a list of
+    encodings. Parts that overlap count once (the original code adds them up to 2). Parts of fewer
+    than three points beside good ones are left out, and `remark` is called. Raises `InputError`
+    naming `place` where it is malformed or empty.
+    """
+    height, width = on.canvas
+    parts = segmentation if isinstance(segmentation, list) else [segmentation]
+    if parts and all(isinstance(p, int | float) for p in parts):
+        parts = [parts]
     try:
-        parts = [segmentation] if isinstance(segmentation, dict) else list(segmentation)
-        if isinstance(parts[0], dict):
-            parts = [
-                {
-                    **p,
-                    "counts": p["counts"].encode() if isinstance(p["counts"], str) else p["counts"],
-                }
-                for p in parts
-            ]
-            if any(isinstance(p["counts"], list) for p in parts):
-                parts = [
-                    coco.frPyObjects(p, height, width) if isinstance(p["counts"], list) else p
-                    for p in parts
-                ]
-        else:
-            short = next((p for p in parts if len(p) < 6 or len(p) % 2), None)
-            if short is not None:
-                raise ValueError(
-                    f"a polygon of {len(short)} numbers; it needs three points or more"
-                )
-            parts = coco.frPyObjects(parts, height, width)
-        drawn = coco.decode(parts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if parts and all(isinstance(p, dict) for p in parts):
+            masks = [from_rle(dict(p)) for p in parts]
+            wrong = next((m.shape for m in masks if m.shape != on.annotated), None)
+            if wrong is not None:
+                raise ValueError(f"its size is {list(wrong)}, not {list(on.annotated)}")
+            return on.mask(np.any(masks, 0))
+        if not parts or not all(isinstance(p, list) for p in parts):
+            raise ValueError("neither polygons nor run lengths")
+        points = [on.points(checked_points(p, on.annotated)) for p in parts]
+    except (ValueError, InputError) as error:
         raise InputError(f"{place}: not a COCO segmentation: {error}") from None
-    if drawn.shape[:2] != tuple(size):
-        raise InputError(
-            f"{place}: the segmentation is {list(drawn.shape[:2])}, its image {list(size)}"
-        )
-    return np.any(drawn.reshape(height, width, -1), -1)
+    good = [p.ravel().tolist() for p in points if len(p) >= 3]
+    if not good:
+        raise InputError(f"{place}: not a COCO segmentation: a polygon needs three points or more")
+    if len(good) < len(points):
+        remark(f"{place}: {len(points) - len(good)} parts of fewer than three points are left out")
+    coco = coco_tools()
+    drawn = coco.decode(coco.frPyObjects(good, height, width))
+    return on.finished(np.any(drawn, -1))

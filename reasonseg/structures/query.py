@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_image, read_mask
+from reasonseg.structures.images import read_image
+from reasonseg.structures.mask_values import read_mask
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float, int]

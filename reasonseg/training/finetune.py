@@ -6,12 +6,11 @@ resumes at any step.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import set_seed
@@ -19,7 +18,7 @@ from transformers import set_seed
 from reasonseg.checkpoints.delta import Changes, origin_of
 from reasonseg.config.schema import Kind
 from reasonseg.config.training import Stage, TrainSettings
-from reasonseg.datasets.folder import VALIDATION, Folder, check
+from reasonseg.datasets.folder import VALIDATION
 from reasonseg.datasets.folder import Config as FolderConfig
 from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import evaluate_benchmark
@@ -27,9 +26,16 @@ from reasonseg.nn.lora import add_lora, add_rows, fold_adapters
 from reasonseg.nn.quantization import is_quantized
 from reasonseg.runtime import is_distributed
 from reasonseg.segmenters.base import Segmenter
-from reasonseg.structures.contact_sheet import save_sheet
 from reasonseg.structures.images import atomic_write
 from reasonseg.training.objectives.language import Language
+from reasonseg.training.prepare import (
+    FinetuneSettings,
+    Prepared,
+    Steps,
+    claim,
+    identity,
+    prepare,
+)
 from reasonseg.training.run import run_stage
 from reasonseg.training.validation import SHOWN, draw_answers
 
@@ -40,100 +46,59 @@ DRAWS = (
 )
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Training settings of a fine-tuning run.
-
-    - `lora`: rank of the adapters on the language model's q and v projections. 0 trains the
-      language model's layers, embeddings and head in full.
-    - `alpha`: the adapters are scaled by `alpha` / rank.
-    - `tokens`: in a model with new markers, their `rows` are trained, or embeddings and head
-      `whole` (LISA's recipe).
-    - `accumulate`: number of micro-batches into which a batch is split, one after the other.
-    - `checkpointing`: activations of the language model's layers are computed again in the backward
-      pass and not kept. Both this and `accumulate` save memory for time.
-    - `save`: a whole `model`, or the `changes` only, a small folder with the name of the model to
-      which they apply.
-    - `max_steps`, `batch` (questions per step), `lr` (peak learning rate), `warmup` (steps),
-      `save_every` (steps between checkpoints), `seed`.
-    """
-
-    max_steps: int = 300
-    batch: int = 8
-    lr: float = 3e-4
-    warmup: int = 20
-    lora: int = 8
-    alpha: float = 16.0
-    tokens: Literal["rows", "whole"] = "rows"
-    save: Literal["model", "changes"] = "model"
-    accumulate: int = 1
-    checkpointing: bool = False
-    save_every: int = 50
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Data:
-    """Settings of the data, both 0..1.
-
-    `share` of the images is kept for validation; `absent` of the questions are about things that
-    are not in the image.
-    """
-
-    share: float = 0.1
-    absent: float = 0.1
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """The settings that `reasonseg finetune FOLDER ... key=value` can change."""
-
-    train: Steps = field(default_factory=Steps)
-    data: Data = field(default_factory=Data)
-
-
 def finetune(
     segmenter: Segmenter,
     root: str,
     out: str | Path,
     settings: FinetuneSettings,
     skip_bad: bool = False,
+    prepared: Prepared | None = None,
 ) -> dict[str, Any]:
     """Trains on the folder `root`, writes the results under `out`, and returns the summary.
 
     It writes `understood/`, `before/`, `after/`, `model/` and `summary.json`. The summary has gIoU
-    on the validation images before and after; for a finished run it is returned at once. Raises
-    `InputError` with a list of all samples that cannot be read (unless `skip_bad`), where nothing
-    is left to train or to validate on, and where `out` holds a run with other settings, images or
-    another model.
+    on the validation images before and after; for a finished run it is returned at once. `prepared`
+    is the folder where it was checked already. Raises `InputError` as `prepare` does, and where
+    `out` holds a run with other settings, images or another model.
     """
     out, steps = Path(out), checked_steps(segmenter, settings.train)
-    markers = segmenter.language()[0].markers
-    absent = settings.data.absent if markers.rej is not None else 0.0
-    config = FolderConfig(root, share=settings.data.share, absent=absent, seed=steps.seed)
-    samples = config.build()
-    bad = unusable(samples, skip_bad)
-    key = {"settings": asdict(settings), "model": segmenter.fingerprint}
-    claim(out, {**key, "files": digest_of(Path(root)), "skipped": bad})
+    data = prepared or prepare(root, out, settings, skip_bad)
+    claim(out, identity(settings, segmenter.fingerprint, root, data.bad))
     if (out / "summary.json").is_file():
         return json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    show(samples, bad, out)
-    validation = replace(config, split=VALIDATION, skipped=tuple(bad))
-    training = replace(config, split="train", skipped=tuple(bad))
-    if not len(validation.build()):
-        raise InputError(
-            f"{root}: one image cannot serve for both training and validation; two or more are "
-            "needed"
-        )
+    data.show(out)
+    markers = segmenter.language()[0].markers
+    absent = settings.data.absent if markers.rej is not None else 0.0
+    validation, training = data.part(VALIDATION), data.part("train", absent)
     before = score(segmenter, validation, out / "before")
     keep(segmenter, learn(segmenter, training, out, steps), Path(root), out / "model", steps.save)
     after = score(segmenter, validation, out / "after")
-    summary = {"before": before, "after": after, "settings": asdict(settings), "skipped": len(bad)}
+    summary = {"before": before, "after": after, "settings": asdict(settings)}
     summary |= {"n_train": len(training.build()), "n_validation": len(validation.build())}
+    summary |= {"skipped": len(data.bad), "remarks": [r.text for r in data.samples.remarks]}
     with atomic_write(out / "summary.json") as aside:
         aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(out / "training")
     return summary
+
+
+def further(out: str | Path) -> tuple[Path, Path]:
+    """(model, folder) to train a finished run `out` further: its last model, and the next folder.
+
+    The folders are `further-1`, `further-2` and so on below `out`; one that is not finished comes
+    before a new one. Raises `InputError` where `out` holds no finished run.
+    """
+    latest, number = Path(out), 0
+    while True:
+        if not (latest / "summary.json").is_file():
+            raise InputError(
+                f"{latest} holds no finished run; leave --more-steps out to finish it first"
+            )
+        number += 1
+        following = Path(out) / f"further-{number}"
+        if not (following / "summary.json").is_file():
+            return latest / "model", following
+        latest = following
 
 
 def checked_steps(segmenter: Segmenter, steps: Steps) -> Steps:
@@ -172,29 +137,6 @@ def keep(segmenter: Segmenter, changes: Changes, root: Path, folder: Path, save:
     else:
         segmenter.save_pretrained(folder)
     segmenter.origin = origin_of(folder, {"source": str(folder)})
-
-
-def claim(out: Path, key: dict) -> None:
-    """Writes the identity of a run to `run.json`.
-
-    Raises `InputError` where the folder holds a different run.
-    """
-    key, file = json.loads(json.dumps(key)), out / "run.json"
-    if file.is_file() and (kept := json.loads(file.read_text())) != key:
-        changed = ", ".join(name for name in key if kept.get(name) != key[name])
-        raise InputError(
-            f"{out} holds a run with other {changed}; choose another --out or remove it"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as aside:
-        aside.write_text(json.dumps(key, indent=1) + "\n")
-
-
-def digest_of(root: Path) -> str:
-    """A SHA-256 hash of the names, sizes and modification times of all files in a folder."""
-    files = sorted(f for f in root.rglob("*") if f.is_file())
-    listed = [f"{f.relative_to(root)} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
 
 def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> Changes:
@@ -247,32 +189,6 @@ def learn(segmenter: Segmenter, data: FolderConfig, out: Path, steps: Steps) -> 
             parameter.requires_grad_(True)
     segmenter.eval()
     return changes
-
-
-def unusable(samples: Folder, skip_bad: bool) -> list[str]:
-    """Reads every sample and returns the ids of those that cannot be used.
-
-    Raises `InputError` where there are such samples without `skip_bad`, or no others.
-    """
-    problems = check(samples)
-    if problems and not skip_bad:
-        listed = "; ".join(problem for _, problem in problems[:20])
-        more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise InputError(
-            f"{len(problems)} of {len(samples)} samples cannot be used: {listed}{more}; "
-            "repair them, or skip them with --skip-bad"
-        )
-    if len(problems) == len(samples):
-        raise InputError(f"{samples.config.root} holds no sample that can be used")
-    return [name for name, _ in problems]
-
-
-def show(samples: Folder, bad: list[str], out: Path) -> None:
-    """Draws some samples as they were read, into `understood/`."""
-    good = [i for i in range(len(samples)) if samples.id(i) not in bad]
-    save_sheet(
-        [samples[i] for i in good[:: max(len(good) // SHOWN, 1)][:SHOWN]], out / "understood"
-    )
 
 
 def choose(objective: Language, steps: Steps) -> list[torch.nn.Parameter]:

@@ -104,7 +104,7 @@ def _claim(out: Path, segmenter: Segmenter) -> None:
     Checkpoints hold only what is trained, so they are valid for this model only.
     """
     file, model = out / "begun.json", segmenter.fingerprint
-    if file.is_file() and (begun := json.loads(file.read_text())["model"]) != model:
+    if file.is_file() and (begun := json.loads(file.read_text(encoding="utf-8"))["model"]) != model:
         raise InputError(
             f"{out} holds a run that began with {begun}, not {model}; choose another out or "
             "remove it"
@@ -112,7 +112,7 @@ def _claim(out: Path, segmenter: Segmenter) -> None:
     processes().wait_for_everyone()
     if processes().is_main_process and not file.is_file():
         with atomic_write(file) as aside:
-            aside.write_text(json.dumps({"model": model}) + "\n")
+            aside.write_text(json.dumps({"model": model}) + "\n", encoding="utf-8")
 
 
 def _keep(objective: Objective, finished: Path) -> None:

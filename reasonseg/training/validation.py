@@ -46,7 +46,9 @@ class Validation(TrainerCallback):
             raise InputError(f"metric: no {metric!r}; there are {', '.join(known)}")
         file = folder / LOG
         lines = (
-            [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+            [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            if file.is_file()
+            else []
         )
         self.lines = [line for line in lines if line["step"] <= begun]
 
@@ -77,7 +79,9 @@ class Validation(TrainerCallback):
             with atomic_write(self.folder / BEST) as aside:
                 save_model(self.objective, str(aside))
         with atomic_write(self.folder / LOG) as aside:
-            aside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            aside.write_text(
+                "".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8"
+            )
 
 
 def found(summary: dict, metric: str) -> float:

@@ -30,8 +30,8 @@ if __name__ == "__main__":
         shutil.rmtree(target / part, ignore_errors=True)
     shutil.copytree(options.folder, target, dirs_exist_ok=True)
     settings = target / "settings.yaml"
-    tree = yaml.safe_load(settings.read_text())
+    tree = yaml.safe_load(settings.read_text(encoding="utf-8"))
     if options.name == "tiny":
         tree["memory"] = 0  # it was trained on single questions
-    settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    settings.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     print(f"{size / 1e6:.1f} MB now in {EMBEDDED.parent}")

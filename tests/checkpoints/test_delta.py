@@ -15,7 +15,8 @@ from reasonseg.checkpoints.delta import Changes
 from reasonseg.cli.main import main
 from reasonseg.config.schema import override, parse
 from reasonseg.nn.lora import adapters, add_lora, add_rows, fold_adapters
-from reasonseg.training.finetune import FinetuneSettings, finetune
+from reasonseg.training.finetune import finetune
+from reasonseg.training.prepare import FinetuneSettings
 
 FEW = [
     "train.max_steps=4",
@@ -129,7 +130,9 @@ def test_changes_of_changes(tuned, root, tmp_path):
 
 def told(folder, **values):
     file = folder / "changes.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | values))
+    file.write_text(
+        yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | values), encoding="utf-8"
+    )
 
 
 def tensors(folder, change):
@@ -150,7 +153,10 @@ def moved(file):
     "spoil, words",
     [
         (lambda f, b: (f / "changes.safetensors").write_bytes(b"no"), "cut short"),
-        (lambda f, b: (f / "changes.yaml").write_text("base: 3"), "cannot be read"),
+        (
+            lambda f, b: (f / "changes.yaml").write_text("base: 3", encoding="utf-8"),
+            "cannot be read",
+        ),
         (lambda f, b: shutil.rmtree(b), "correct base in changes.yaml"),
         (lambda f, b: moved(b / "backbone" / "model.safetensors"), "whose weights are others now"),
         (lambda f, b: told(f, base={}), "not source with any of"),

@@ -56,9 +56,9 @@ def test_weights_that_do_not_fit_stop_the_load(folder, part, change):
 
 
 def test_widths_must_agree(folder):
-    tree = yaml.safe_load((folder / "settings.yaml").read_text())
+    tree = yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8"))
     tree["prompter"]["width_out"] = 7
-    (folder / "settings.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "settings.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     weights = load_file(folder / "prompter.safetensors")
     last = [k for k in weights if k.startswith("mlp.2")]
     save_file(
@@ -87,7 +87,7 @@ def test_options_that_cannot_be(options, words):
 
 
 def test_save_refuses_a_folder_of_something_else(segmenter, tmp_path):
-    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "thesis.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="choose another folder"):
         segmenter.save_pretrained(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]

@@ -160,7 +160,7 @@ def test_train(folder, tmp_path, capsys, model, code):
             }
         },
     }
-    (tmp_path / "run.yaml").write_text(json.dumps(config))
+    (tmp_path / "run.yaml").write_text(json.dumps(config), encoding="utf-8")
     assert main(["train", str(tmp_path / "run.yaml")]) == code
     assert code == WORKS or "reads no words" in capsys.readouterr().err
 

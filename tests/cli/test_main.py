@@ -16,9 +16,9 @@ def files(tmp_path_factory, scenes):
     folder = tmp_path_factory.mktemp("files")
     sample = next(s for s in scenes if s.level == "name")
     Image.fromarray(sample.query.image).save(folder / "scene.png")
-    (folder / "text.txt").write_text("hello")
+    (folder / "text.txt").write_text("hello", encoding="utf-8")
     (folder / "empty.png").write_bytes(b"")
-    (folder / "question").write_text(sample.query.text)
+    (folder / "question").write_text(sample.query.text, encoding="utf-8")
     return folder
 
 
@@ -77,12 +77,15 @@ def test_a_mistake_writes_nothing(capsys, files, tmp_path):
 
 
 def test_ask_writes_what_it_prints(capsys, files, tmp_path):
-    question = (files / "question").read_text()
+    question = (files / "question").read_text(encoding="utf-8")
     code, out, err = run(
         capsys, "ask", files / "scene.png", question, "--out", tmp_path / "o", "--json"
     )
     assert code == 0 and "drawn scenes" in err and "--model" in err
-    printed, written = json.loads(out), json.loads((tmp_path / "o" / "answer.json").read_text())
+    printed, written = (
+        json.loads(out),
+        json.loads((tmp_path / "o" / "answer.json").read_text(encoding="utf-8")),
+    )
     assert printed == written and printed["status"] == "found"
     mask = np.asarray(Image.open(tmp_path / "o" / "mask-0.png"))
     assert set(np.unique(mask)) <= {0, 255}
@@ -102,7 +105,7 @@ def test_chat_keeps_turns(capsys, files, tmp_path, monkeypatch):
         [
             "/help",
             "/nonsense",
-            (files / "question").read_text(),
+            (files / "question").read_text(encoding="utf-8"),
             "/undo",
             "/undo",
             "/image nowhere.png",
@@ -133,11 +136,15 @@ def test_scenes_draw_and_sprites(capsys, font, tmp_path):
     code, _, _ = run(capsys, "scenes", "draw", "--out", tmp_path / "d", "--count", "7")
     assert code == 0 and (tmp_path / "d" / "sheet.png").is_file()
     lines = [
-        json.loads(line) for line in (tmp_path / "d" / "samples.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "d" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert len({line["level"] for line in lines}) == 7
     code, _, _ = run(capsys, "scenes", "sprites", "--out", tmp_path / "s")
-    assert code == 0 and len(json.loads((tmp_path / "s" / "index.json").read_text())) >= 200
+    assert (
+        code == 0
+        and len(json.loads((tmp_path / "s" / "index.json").read_text(encoding="utf-8"))) >= 200
+    )
     code, _, err = run(capsys, "scenes", "sprites", "--out", tmp_path / "s")
     assert code == 2 and "already holds" in err
 

@@ -207,14 +207,16 @@ def added(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     groups: dict[str, list[str]] = {}
     for module, (group, name, text) in ADDED.items():
-        (site / f"{module}.py").write_text(text)
+        (site / f"{module}.py").write_text(text, encoding="utf-8")
         groups.setdefault(group, []).append(f"{name} = {module}")
-    (site / "my_objective.py").write_text(OBJECTIVE)
+    (site / "my_objective.py").write_text(OBJECTIVE, encoding="utf-8")
     info = site / "added-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: added\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: added\nVersion: 1.0\n", encoding="utf-8"
+    )
     lines = [f"[{group}]\n" + "\n".join(names) for group, names in groups.items()]
-    (info / "entry_points.txt").write_text("\n\n".join(lines) + "\n")
+    (info / "entry_points.txt").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
     return site
 
 
@@ -255,9 +257,11 @@ def trained(added, tmp_path_factory):
         "stages": {"only": {**stage, "objective": "recipe.my_objective"}},
     }
     tree |= {"out": str(out / "run"), "workers": 0, "save_every": 2, "log_every": 1, "bf16": False}
-    (out / "run.yaml").write_text(yaml.safe_dump(tree))
+    (out / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     (out / "recipe").mkdir()
-    (out / "recipe" / "my_objective.py").write_text(OBJECTIVE)  # found from where the command runs
+    (out / "recipe" / "my_objective.py").write_text(
+        OBJECTIVE, encoding="utf-8"
+    )  # found from where the command runs
     command = [sys.executable, "-m", "reasonseg.cli", "train", "run.yaml"]
     root = str(Path(finder.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(added), root])}
@@ -285,7 +289,7 @@ def test_a_model_of_added_parts_answers(installed, trained, tmp_path, capsys):
         and answer["meta"]["signed"] == "Ada"
         and len(answer["objects"]) == 1
     )
-    settings = yaml.safe_load((trained / "settings.yaml").read_text())
+    settings = yaml.safe_load((trained / "settings.yaml").read_text(encoding="utf-8"))
     found = {
         part: settings[part]["kind"] for part in ("backbone", "prompter", "decoder", "segmenter")
     }
@@ -309,7 +313,7 @@ def test_without_the_package_such_a_model_says_what_is_missing(trained, capsys):
 def test_an_added_data_set_is_evaluated(installed, tmp_path, monkeypatch, capsys, name):
     if "." in name:  # by a dotted path from where the command runs
         (tmp_path / "added_data").mkdir()
-        (tmp_path / "added_data" / "data.py").write_text(ADDED["added_data"][2])
+        (tmp_path / "added_data" / "data.py").write_text(ADDED["added_data"][2], encoding="utf-8")
         monkeypatch.chdir(tmp_path)
         monkeypatch.delitem(sys.modules, "added_data", raising=False)
         monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(installed)])
@@ -326,7 +330,7 @@ def test_an_added_data_set_is_evaluated(installed, tmp_path, monkeypatch, capsys
 
 
 def test_an_added_format_is_read_wherever_models_are(installed, tmp_path, capsys):
-    (tmp_path / "pointer.txt").write_text("tiny")
+    (tmp_path / "pointer.txt").write_text("tiny", encoding="utf-8")
     assert main(["show", "model", "--model", str(tmp_path), "--device", "cpu"]) == 0
     assert "SamModel" in capsys.readouterr().out
     assert main(["import", str(tmp_path), str(tmp_path / "ours")]) == 0

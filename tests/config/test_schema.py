@@ -64,7 +64,7 @@ def test_a_new_kind_drops_the_old_settings():
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         config.read(tmp_path / "no.yaml")
-    (tmp_path / "a.yaml").write_text("a: [1")
+    (tmp_path / "a.yaml").write_text("a: [1", encoding="utf-8")
     with pytest.raises(InputError, match="not valid YAML"):
         config.read(tmp_path / "a.yaml")
 

@@ -105,7 +105,9 @@ def test_everything_lisa_draws_we_draw(which):
     """
     cases = [
         c
-        for c in json.loads(oracle("E_data", "results.json").read_text())["train_samples"]
+        for c in json.loads(oracle("E_data", "results.json").read_text(encoding="utf-8"))[
+            "train_samples"
+        ]
         if c["dataset"] == which
     ]
     masks, root = np.load(oracle("E_data", "masks.npz")), str(oracle("E_data", "dataset"))
@@ -197,7 +199,9 @@ def test_nothing_to_ask_for_and_files_that_are_not_there(tmp_path):
         with pytest.raises(InputError, match="expected"):
             cls(str(tmp_path / "none")).build()
     (root / "vlpart/paco/annotations").mkdir(parents=True)
-    (root / "vlpart/paco/annotations/paco_lvis_v1_train.json").write_text('{"images": []}')
+    (root / "vlpart/paco/annotations/paco_lvis_v1_train.json").write_text(
+        '{"images": []}', encoding="utf-8"
+    )
     with pytest.raises(InputError, match="not a COCO file"):
         Parts(str(root)).build()
 

@@ -86,7 +86,7 @@ def voc(tmp_path):
     for part, members in lists.items():
         place = tmp_path / "splits/lists/pascal/fss_list" / part
         place.mkdir(parents=True)
-        (place / "sub_class_file_list_1.txt").write_text(repr(members))
+        (place / "sub_class_file_list_1.txt").write_text(repr(members), encoding="utf-8")
     return tmp_path
 
 
@@ -150,7 +150,7 @@ def test_what_is_missing_is_named(tmp_path, fields, words):
 
 def test_a_list_that_is_none(voc):
     (voc / "splits/lists/pascal/fss_list/val/sub_class_file_list_1.txt").write_text(
-        "__import__('os')"
+        "__import__('os')", encoding="utf-8"
     )
     with pytest.raises(InputError, match="is no class list"):
         Config(str(voc), "pascal", 1).build()
@@ -190,7 +190,10 @@ def test_scores_are_those_of_the_papers(voc, tmp_path):
     )
     low, high = summary["withheld"]["ci95"]
     assert low <= summary["withheld"]["miou"] <= high and set(summary) == {"withheld", "seen"}
-    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out/rows.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len(rows) == 60
 
 
@@ -198,11 +201,11 @@ def test_resumed_is_uninterrupted(voc, tmp_path):
     config = Config(str(voc), "pascal", 1, count=40)
     whole = evaluate_episodes(Oracle(), config, out=tmp_path / "a", progress=False)
     evaluate_episodes(Oracle(), config, out=tmp_path / "b", progress=False)
-    lines = (tmp_path / "b/rows.jsonl").read_text().splitlines(True)
-    (tmp_path / "b/rows.jsonl").write_text("".join(lines[:21]) + lines[21][:9])
+    lines = (tmp_path / "b/rows.jsonl").read_text(encoding="utf-8").splitlines(True)
+    (tmp_path / "b/rows.jsonl").write_text("".join(lines[:21]) + lines[21][:9], encoding="utf-8")
     assert evaluate_episodes(Oracle(), config, out=tmp_path / "b", progress=False) == whole
-    assert sorted((tmp_path / "a/rows.jsonl").read_text().splitlines()) == sorted(
-        (tmp_path / "b/rows.jsonl").read_text().splitlines()
+    assert sorted((tmp_path / "a/rows.jsonl").read_text(encoding="utf-8").splitlines()) == sorted(
+        (tmp_path / "b/rows.jsonl").read_text(encoding="utf-8").splitlines()
     )
     with pytest.raises(InputError, match="other settings"):
         evaluate_episodes(

@@ -97,7 +97,11 @@ def no_picture(root):
 
 @pytest.mark.parametrize(
     "spoil, words, count",
-    [(broken_size, "is [5, 5]", 1), (empty_mask, "is empty", 1), (no_picture, "001.png", 2)],
+    [
+        (broken_size, "was made on 5x5, the image is 128x96", 1),
+        (empty_mask, "is empty", 1),
+        (no_picture, "001.png", 2),
+    ],
 )
 def test_what_cannot_be_used_is_named(tmp_path, spoil, words, count):
     root = pairs(tmp_path, 4)
@@ -108,9 +112,9 @@ def test_what_cannot_be_used_is_named(tmp_path, spoil, words, count):
 
 def test_ids_that_point_nowhere(tmp_path):
     root = coco(tmp_path)
-    tree = json.loads((root / "annotations.json").read_text())
+    tree = json.loads((root / "annotations.json").read_text(encoding="utf-8"))
     tree["annotations"][3]["category_id"] = 99
-    (root / "annotations.json").write_text(json.dumps(tree))
+    (root / "annotations.json").write_text(json.dumps(tree), encoding="utf-8")
     with pytest.raises(InputError, match="annotation 3: category 99 does not exist"):
         Config(str(root)).build()
 
@@ -119,7 +123,7 @@ def test_ids_that_point_nowhere(tmp_path):
     "line, words", [("{", "line 1"), ('{"image": "a.png"}', "expected image, text and masks")]
 )
 def test_bad_lines(tmp_path, line, words):
-    (tmp_path / "samples.jsonl").write_text(line)
+    (tmp_path / "samples.jsonl").write_text(line, encoding="utf-8")
     with pytest.raises(InputError, match=words):
         Config(str(tmp_path)).build()
 
@@ -178,7 +182,7 @@ def test_rectangles_and_circles(tmp_path):
         {"label": "bar", "shape_type": "rectangle", "points": [[70, 20], [90, 60]]},
         {"label": "stroke", "shape_type": "line", "points": [[1, 1], [5, 5]]},
     ]
-    (root / "0.json").write_text(json.dumps({"shapes": shapes}))
+    (root / "0.json").write_text(json.dumps({"shapes": shapes}), encoding="utf-8")
     data = Config(str(root)).build()
     areas = {data.entries[i].labels[0]: data[i].truth.masks.sum() for i in range(2)}
     assert areas["bar"] == 21 * 41 and abs(areas["disc"] - np.pi * 10.5**2) < 30
@@ -187,9 +191,12 @@ def test_rectangles_and_circles(tmp_path):
 
 def test_an_answer_says_as_many_seg_as_there_are_masks(tmp_path):
     root = lines(tmp_path)
-    rows = [json.loads(line) for line in (root / "samples.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (root / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     rows[0]["answer"] = "It is there."
-    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     problems = check(Config(str(root)).build())
     assert len(problems) == 1 and "0 times" in problems[0][1]
 
@@ -203,5 +210,5 @@ def test_skipped_samples_do_not_use_up_the_validation_images(tmp_path):
 
 
 def test_other_splits_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no split 'test'"):
-        Config(str(pairs(tmp_path, 2)), "test").build()
+    with pytest.raises(InputError, match="no split 'tests'"):
+        Config(str(pairs(tmp_path, 2)), "tests").build()

@@ -65,7 +65,7 @@ def test_windows_letters_are_read(tmp_path):
 def test_bad_annotations_are_named(tmp_path, content, words):
     root = reason_seg(tmp_path)
     file = root / "reason_seg" / "ReasonSeg" / "val" / "0.json"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=words) as error:
         read_pair(file)
     assert str(file) in str(error.value)

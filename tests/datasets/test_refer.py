@@ -89,9 +89,9 @@ def test_a_file_that_wants_to_run_code(tmp_path, monkeypatch):
 def test_ids_that_point_nowhere(tmp_path):
     root = refer(tmp_path)
     file = root / "refer_seg" / "refcoco" / "instances.json"
-    tree = json.loads(file.read_text())
+    tree = json.loads(file.read_text(encoding="utf-8"))
     tree["annotations"] = [a for a in tree["annotations"] if a["id"] != 70]
-    file.write_text(json.dumps(tree))
+    file.write_text(json.dumps(tree), encoding="utf-8")
     data = Config(str(root)).build()
     broken = next(i for i in range(len(data)) if data.id(i).startswith("refcoco-1-"))
     with pytest.raises(InputError, match="no annotation 70, which ref 1 names"):

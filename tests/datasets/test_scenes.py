@@ -198,7 +198,7 @@ def pack(folder, **changes):
         "synonyms": [],
         "colors": [],
     }
-    (folder / "index.json").write_text(json.dumps([{**entry, **changes}]))
+    (folder / "index.json").write_text(json.dumps([{**entry, **changes}]), encoding="utf-8")
     return folder
 
 

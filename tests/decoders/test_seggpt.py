@@ -40,7 +40,7 @@ def model():
 
 def case(name):
     return np.load(oracle("F_seggpt", f"{name}.npz")), json.loads(
-        oracle("F_seggpt", "cases.json").read_text()
+        oracle("F_seggpt", "cases.json").read_text(encoding="utf-8")
     )["cases"][name]
 
 
@@ -203,8 +203,10 @@ def test_training_loss_and_gradients(model, row):
     loss = losses.painting(canvas, torch.cat([drawn[:, 0], drawn[:, 1]], 2), pixels, valid)
     assert float(loss) == pytest.approx(float(data[f"{row}_loss"]), rel=1e-5)
     loss.backward()
-    names = json.loads(oracle("F_seggpt", "key_map.json").read_text())
-    norms = json.loads(oracle("F_seggpt", f"train_{row}_grad_norms.json").read_text())
+    names = json.loads(oracle("F_seggpt", "key_map.json").read_text(encoding="utf-8"))
+    norms = json.loads(
+        oracle("F_seggpt", f"train_{row}_grad_norms.json").read_text(encoding="utf-8")
+    )
     ours = dict(model.model.named_parameters())
     compared = 0
     for theirs, norm in norms.items():

@@ -26,7 +26,7 @@ def test_both_ways_are_scored_apart(segmenter, root, tmp_path):
     summary = evaluate_benchmark(
         segmenter, reason.Config(root), name="reasonseg", out=tmp_path / "out", progress=False
     )
-    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary == json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     for part in (summary, summary["short"], summary["long"]):
         assert set(part) >= {"teacher_forced", "generated"}
         assert set(part["generated"]) >= {"giou", "ciou", "n", "ci95"}
@@ -64,12 +64,14 @@ def test_a_killed_run_goes_on_and_ends_the_same(segmenter, root, tmp_path):
     )
     evaluate_benchmark(segmenter, config, name="reasonseg", out=tmp_path / "b", progress=False)
     rows = tmp_path / "b" / "rows.jsonl"
-    rows.write_text(rows.read_text()[:-200])  # the last line is cut off
+    rows.write_text(
+        rows.read_text(encoding="utf-8")[:-200], encoding="utf-8"
+    )  # the last line is cut off
     again = evaluate_benchmark(
         segmenter, config, name="reasonseg", out=tmp_path / "b", progress=False
     )
     assert again == whole
-    ids = [json.loads(line)["id"] for line in rows.read_text().splitlines()]
+    ids = [json.loads(line)["id"] for line in rows.read_text(encoding="utf-8").splitlines()]
     assert sorted(ids) == ["val/0", "val/1", "val/1#1"]
 
 
@@ -81,7 +83,9 @@ def test_a_broken_image_is_a_row_with_its_error(segmenter, root, tmp_path):
     assert summary["errors"] == 1 and summary["generated"]["n"] == 1
     broken = [
         r
-        for r in map(json.loads, (tmp_path / "out" / "rows.jsonl").read_text().splitlines())
+        for r in map(
+            json.loads, (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        )
         if "error" in r
     ]
     assert [r["id"] for r in broken] == ["val/0"] and "0.jpg" in broken[0]["error"]
@@ -95,7 +99,7 @@ def test_true_masks_as_predictions(tmp_path):
         lines.append(
             json.dumps({"id": sample.id, "objects": objects, "status": sample.truth.status})
         )
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     summary = evaluate_benchmark(
         None, config, name="grefcoco", predictions=tmp_path / "p.jsonl", progress=False
     )
@@ -108,7 +112,7 @@ def test_absent_things_score_by_silence(tmp_path):
     """Nothing marked where nothing fits is 1, anything marked is 0 (gRefCOCO's gIoU)."""
     config = refer.Config(str(write_refer(tmp_path, "grefcoco", stem="grefs")), "grefcoco")
     lines = [json.dumps({"id": s.id, "objects": [], "status": "absent"}) for s in config.build()]
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     made = evaluate_benchmark(
         None, config, name="g", predictions=tmp_path / "p.jsonl", progress=False
     )["generated"]
@@ -151,11 +155,11 @@ def test_a_mended_picture_is_read_again(segmenter, root, tmp_path):
 def test_other_predictions_need_another_folder(tmp_path):
     config = refer.Config(str(write_refer(tmp_path)))
     lines = [json.dumps({"id": s.id, "objects": []}) for s in config.build()]
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     evaluate_benchmark(
         None, config, name="r", predictions=tmp_path / "p.jsonl", out=tmp_path / "o", progress=False
     )
-    (tmp_path / "p.jsonl").write_text("\n".join(reversed(lines)))
+    (tmp_path / "p.jsonl").write_text("\n".join(reversed(lines)), encoding="utf-8")
     with pytest.raises(InputError, match="other settings"):
         evaluate_benchmark(
             None,
@@ -170,7 +174,8 @@ def test_other_predictions_need_another_folder(tmp_path):
 def test_predictions_without_a_segmentation(tmp_path):
     config = refer.Config(str(write_refer(tmp_path)))
     (tmp_path / "p.jsonl").write_text(
-        "\n".join(json.dumps({"id": s.id, "objects": [{}]}) for s in config.build())
+        "\n".join(json.dumps({"id": s.id, "objects": [{}]}) for s in config.build()),
+        encoding="utf-8",
     )
     with pytest.raises(InputError, match="needs a segmentation"):
         evaluate_benchmark(None, config, name="r", predictions=tmp_path / "p.jsonl", progress=False)

@@ -18,7 +18,7 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
     assert set(summary["levels"]["absent"]) >= {"n_acc", "t_acc", "n"}
     assert set(summary["baselines"]) == {"random_object", "text_only", "true_object"}
     assert sum(row["n"] for row in summary["levels"].values()) == 16
-    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
 
 
 def test_refusals_are_counted_over_all_and_apart():
@@ -58,14 +58,17 @@ def test_masks_beyond_those_asked_for_are_wrong_where_scores_are_strict():
 def test_a_resumed_run_ends_as_an_uninterrupted_one(segmenter, font, tmp_path):
     whole = evaluate_scenes(segmenter, out=tmp_path / "a", **ARGUMENTS)
     evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
-    rows = (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
+    rows = (tmp_path / "b" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     # killed in the middle of a line
-    (tmp_path / "b" / "rows.jsonl").write_text("\n".join(rows[:5]) + "\n" + rows[5][:40])
+    (tmp_path / "b" / "rows.jsonl").write_text(
+        "\n".join(rows[:5]) + "\n" + rows[5][:40], encoding="utf-8"
+    )
     (tmp_path / "b" / "summary.json").unlink()
     resumed = evaluate_scenes(segmenter, out=tmp_path / "b", **ARGUMENTS)
     assert resumed == whole
     ids = [
-        json.loads(line)["id"] for line in (tmp_path / "b" / "rows.jsonl").read_text().splitlines()
+        json.loads(line)["id"]
+        for line in (tmp_path / "b" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert len(ids) == len(set(ids)) == 16
     with pytest.raises(InputError, match="other settings"):
@@ -83,14 +86,14 @@ def test_true_masks_as_predictions_score_one(font, tmp_path):
         lines.append(
             json.dumps({"id": sample.id, "objects": objects, "status": sample.truth.status})
         )
-    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
     summary = evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
     assert summary["overall"]["giou"] == pytest.approx(1, abs=1e-4)
     assert summary["levels"]["absent"]["n_acc"] == summary["levels"]["absent"]["t_acc"] == 1.0
-    (tmp_path / "p.jsonl").write_text("\n".join(lines[:3]))
+    (tmp_path / "p.jsonl").write_text("\n".join(lines[:3]), encoding="utf-8")
     with pytest.raises(InputError, match="no line with id"):
         evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
-    (tmp_path / "p.jsonl").write_text("{nonsense")
+    (tmp_path / "p.jsonl").write_text("{nonsense", encoding="utf-8")
     with pytest.raises(InputError, match="line 1"):
         evaluate_scenes(None, predictions=tmp_path / "p.jsonl", **ARGUMENTS)
 
@@ -112,7 +115,7 @@ def test_a_pack_of_ones_own_is_asked_what_it_can_be(segmenter, tmp_path):
         picture[5:45, 5:45] = [(200, 30, 30, 255), (30, 200, 30, 255), (60, 60, 60, 255)][i]
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
         index.append({"file": f"{name}.png", "name": name, "category": "gadget"})
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.warns(UserWarning, match="no questions of .*function"):
         summary = evaluate_scenes(segmenter, limit=6, sprites=str(tmp_path), progress=False)
     assert "name" in summary["levels"] and "function" not in summary["levels"]

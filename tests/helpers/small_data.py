@@ -29,7 +29,7 @@ def reason_seg(root: Path) -> Path:
     ):
         Image.fromarray(picture(number)).save(folder / f"{number}.jpg")
         (folder / f"{number}.json").write_text(
-            json.dumps({"text": texts, "is_sentence": sentence, "shapes": shapes})
+            json.dumps({"text": texts, "is_sentence": sentence, "shapes": shapes}), encoding="utf-8"
         )
     return root
 
@@ -52,7 +52,7 @@ def refer(root: Path, name: str = "refcoco", by: str = "unc", stem: str = "refs"
                 {"id": 10 * number + k, "image_id": number, "segmentation": [polygon]}
             )
     (folder / "instances.json").write_text(
-        json.dumps({"images": images, "annotations": annotations})
+        json.dumps({"images": images, "annotations": annotations}), encoding="utf-8"
     )
     group = name == "grefcoco"
 
@@ -116,7 +116,7 @@ def indexed(root: Path) -> Path:
         Image.fromarray(masks["disc"] * np.uint8(1) + masks["bar"] * np.uint8(2)).save(
             root / "masks" / f"{number}.png"
         )
-    (root / "labels.json").write_text('{"1": "disc", "2": "bar"}')
+    (root / "labels.json").write_text('{"1": "disc", "2": "bar"}', encoding="utf-8")
     return root
 
 
@@ -141,7 +141,8 @@ def coco(root: Path) -> Path:
             )
     categories = [{"id": 0, "name": "disc"}, {"id": 1, "name": "bar"}]
     (root / "annotations.json").write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}),
+        encoding="utf-8",
     )
     return root
 
@@ -172,7 +173,7 @@ def lines(root: Path) -> Path:
                 "labels": ["bar"],
             }
         )
-    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (root / "samples.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return root
 
 
@@ -198,7 +199,7 @@ def labelme(root: Path) -> Path:
                     "shape_type": "polygon",
                 }
             )
-        (root / f"{number}.json").write_text(json.dumps({"shapes": shapes}))
+        (root / f"{number}.json").write_text(json.dumps({"shapes": shapes}), encoding="utf-8")
     return root
 
 
@@ -261,7 +262,9 @@ def semantic(root: Path, name: str = "ade20k") -> Path:
         Image.fromarray(values).save(maps / f"{number}.png")
     if name == "mapillary":
         labels = [{"readable": n} for n in ("Bird", "Ground Animal", "Ambiguous", "Curb")]
-        (root / "mapillary" / "config_v2.0.json").write_text(json.dumps({"labels": labels}))
+        (root / "mapillary" / "config_v2.0.json").write_text(
+            json.dumps({"labels": labels}), encoding="utf-8"
+        )
     return root
 
 
@@ -287,7 +290,8 @@ def parts(root: Path, name: str = "paco_lvis") -> Path:
             annotations.append(one)
     categories = [{"id": 1, "name": "mug_(drinking)"}, {"id": 2, "name": "mug_(drinking):handle"}]
     file.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+        json.dumps({"images": images, "annotations": annotations, "categories": categories}),
+        encoding="utf-8",
     )
     return root
 
@@ -305,7 +309,7 @@ def vqa(root: Path) -> Path:
     entries = [
         {"id": str(n), "image": f"{n}.jpg", "conversations": said[: 4 - 2 * n]} for n in range(2)
     ]
-    (root / FILE).write_text(json.dumps(entries))
+    (root / FILE).write_text(json.dumps(entries), encoding="utf-8")
     return root
 
 
@@ -322,7 +326,9 @@ def indexed_table(root: Path) -> Path:
     table = root / "table"
     table.mkdir()
     pq.write_table(pa.Table.from_pylist(rows), table / "train.parquet")
-    (table / "labels.json").write_text((folder / "labels.json").read_text())
+    (table / "labels.json").write_text(
+        (folder / "labels.json").read_text(encoding="utf-8"), encoding="utf-8"
+    )
     return table
 
 
@@ -357,5 +363,5 @@ def config(folder: Path, root: str, **stage) -> str:
         "out": str(folder / "out"),
     }
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "run.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return str(folder / "run.yaml")

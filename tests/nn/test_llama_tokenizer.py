@@ -20,7 +20,7 @@ def modern(pieces):
 
 
 def test_every_case_of_the_reference(pieces):
-    cases = json.loads(oracle("A_lisa", "tokenizer_cases.json").read_text())
+    cases = json.loads(oracle("A_lisa", "tokenizer_cases.json").read_text(encoding="utf-8"))
     assert len(cases) > 8
     for case in cases:
         assert pieces.encode(case["text"]) == case["ids_with_bos"], case["text"]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from reasonseg.serving.page_guard import PageGuard
 from reasonseg.serving.limits import Budget, Limits
+from reasonseg.serving.page_guard import PageGuard
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def called(client, event: dict, path: str | None, url: str | None = None):
 def foreign(upload: Path, folder: Path) -> list[str]:
     """Paths and addresses that no one uploaded."""
     secret = folder / "secret.txt"
-    secret.write_text("not to be read from outside")
+    secret.write_text("not to be read from outside", encoding="utf-8")
     link = upload.parent / "link.png"
     if not link.is_symlink():
         os.symlink(secret, link)

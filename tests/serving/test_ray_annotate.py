@@ -182,14 +182,16 @@ def test_inputs(folder, tmp_path):
         "1.png",
         "2.png",
     ]
-    (folder / "coco.json").write_text(json.dumps({"images": [{"file_name": "3.png"}]}))
+    (folder / "coco.json").write_text(
+        json.dumps({"images": [{"file_name": "3.png"}]}), encoding="utf-8"
+    )
     assert pictures_of(folder / "coco.json") == [str(folder / "3.png")]
     (folder / "coco.json").unlink()
-    (tmp_path / "q.txt").write_text("the cup\n\n the tree \n")
+    (tmp_path / "q.txt").write_text("the cup\n\n the tree \n", encoding="utf-8")
     assert questions_in(tmp_path / "q.txt") == ("the cup", "the tree")
     pq.write_table(pa.table({"path": ["x"]}), tmp_path / "other.parquet")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "none.txt").write_text("\n")
+    (tmp_path / "none.txt").write_text("\n", encoding="utf-8")
     for bad, words in (
         (tmp_path / "other.parquet", "no column image"),
         (tmp_path / "empty", "names no pictures"),

@@ -95,7 +95,7 @@ def test_batched_questions_are_heard_apart(segmenter, scenes):
 
 def test_saved_whole(told, tmp_path):
     told.save(tmp_path / "s")
-    turns = json.loads((tmp_path / "s/session.json").read_text())
+    turns = json.loads((tmp_path / "s/session.json").read_text(encoding="utf-8"))
     assert turns[0]["question"] == told.turns[0].query.text
     assert np.array_equal(
         from_rle(turns[0]["objects"][0]["segmentation"]), told.turns[0].answer.masks[0]

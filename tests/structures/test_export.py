@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
 from reasonseg import Answer, InputError
-from reasonseg.structures.export import FORMATS, Record, export, polygons, records
+from reasonseg.structures.export import FORMATS, Exported, Record, export, polygons, records
 from reasonseg.structures.masks import to_rle
 
 
@@ -62,7 +62,6 @@ def test_coco_and_yolo_are_read_by_supervision(found, tmp_path):
     import supervision as sv
 
     export(found[0][:2], tmp_path, "yolo")
-    (tmp_path / "images").mkdir()
     for name in ("x", "y"):
         Image.new("RGB", (80, 60)).save(tmp_path / "images" / f"{name}.jpg")
     data = sv.DetectionDataset.from_yolo(
@@ -86,7 +85,7 @@ def test_labelme_is_read_by_our_own_reader_and_by_shape(found, tmp_path):
 
     export(found[0], tmp_path, "labelme")
     assert {p.name for p in tmp_path.iterdir()} == {"x.json", "y.json", "x-2.json"}
-    tree = json.loads((tmp_path / "x.json").read_text())
+    tree = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert (tree["imageHeight"], tree["imageWidth"], tree["imagePath"]) == (60, 80, "a/x.jpg")
     groups = [s["group_id"] for s in tree["shapes"]]
     assert groups[0] is None and groups[1] == groups[2] == 1
@@ -102,7 +101,7 @@ def test_labelme_is_read_by_our_own_reader_and_by_shape(found, tmp_path):
 
 def test_png(found, tmp_path):
     export(found[0], tmp_path, "png")
-    labels = json.loads((tmp_path / "labels.json").read_text())
+    labels = json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))
     assert (
         set(labels) == {"x-0.png", "x-1.png", "x-2-0.png", "x-2-1.png"}
         and labels["x-1.png"]["label"] == "two part"
@@ -112,7 +111,7 @@ def test_png(found, tmp_path):
 
 def test_label_studio(found, tmp_path):
     export(found[0][:1], tmp_path, "labelstudio")
-    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    (task,) = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     results = task["predictions"][0]["result"]
     assert task["data"]["image"] == "a/x.jpg" and [
         r["value"]["polygonlabels"] for r in results
@@ -134,13 +133,13 @@ def test_label_studio_converts_it_to_coco(found, tmp_path):
     from label_studio_converter import Converter
 
     export(found[0][:1], tmp_path, "labelstudio")
-    (task,) = json.loads((tmp_path / "tasks.json").read_text())
+    (task,) = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     accepted = {
         "id": 1,
         "data": {"image": "http://x/x.jpg"},
         "annotations": [{"id": 1, **task["predictions"][0]}],
     }
-    (tmp_path / "export.json").write_text(json.dumps([accepted]))
+    (tmp_path / "export.json").write_text(json.dumps([accepted]), encoding="utf-8")
     config = (
         '<View><Image name="image" value="$image"/><PolygonLabels name="label" toName="image">'
         '<Label value="cup"/><Label value="two part"/></PolygonLabels></View>'
@@ -182,11 +181,12 @@ def test_labelme_opens_it(found, tmp_path):
 
 
 def test_outlines():
-    parts = polygons(to_rle(blob((40, 10, 60, 30), (62, 35, 70, 42))))
-    assert len(parts) == 2 and len(parts[0]) > len(parts[1]) >= 3
+    count = Exported()
+    parts = polygons(to_rle(blob((40, 10, 60, 30), (62, 35, 70, 42))), count)
+    assert len(parts) == 2 and len(parts[0]) > len(parts[1]) >= 3 and not count.thin
     speck = np.zeros((60, 80), bool)
     speck[3, 3] = True
-    assert polygons(to_rle(speck)) == []
+    assert polygons(to_rle(speck), count)[0].tolist() == [[3.25, 3.25]] * 3 and count.thin == 1
 
 
 def test_from_the_folder_of_an_answer(found, tmp_path):
@@ -214,5 +214,5 @@ def test_names_never_meet(found, tmp_path):
         Record(image, record.size, record.objects) for image in ("p/a.jpg", "q/a.jpg", "r/a-2.jpg")
     ]
     export(several, tmp_path, "labelme")
-    pictures = {json.loads(p.read_text())["imagePath"] for p in tmp_path.iterdir()}
+    pictures = {json.loads(p.read_text(encoding="utf-8"))["imagePath"] for p in tmp_path.iterdir()}
     assert pictures == {"p/a.jpg", "q/a.jpg", "r/a-2.jpg"}

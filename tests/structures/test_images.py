@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from reasonseg import InputError
-from reasonseg.structures.images import atomic_write, read_image, read_mask
+from reasonseg.structures.images import atomic_write, read_image
+from reasonseg.structures.mask_values import read_mask
 
 GREY = Image.fromarray(np.tile(np.arange(0, 250, 10, dtype=np.uint8), (20, 1)))  # 20 x 25
 
@@ -114,8 +115,10 @@ def test_masks_of_any_kind(tmp_path):
 
 def test_written_aside_leaves_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("old")
+    path.write_text("old", encoding="utf-8")
     with pytest.raises(RuntimeError), atomic_write(path) as aside:
-        aside.write_text("half")
+        aside.write_text("half", encoding="utf-8")
         raise RuntimeError
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text(encoding="utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == [
+        "a.txt"
+    ]

@@ -214,7 +214,10 @@ def masks(folder: Path) -> dict[str, list]:
     """What each question was answered with, but for scores: their last digits depend on which
     pictures are encoded together.
     """
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     return {
         r["id"]: [r["answer"], r["counts"], [o["segmentation"] for o in r["objects"]]] for r in rows
     }
@@ -238,10 +241,12 @@ def test_an_evaluation_is_shared(font, tmp_path):
         "run.json",
         "summary.json",
     }
-    lines = (tmp_path / "two" / "rows.jsonl").read_text().splitlines(True)
+    lines = (tmp_path / "two" / "rows.jsonl").read_text(encoding="utf-8").splitlines(True)
     # as a run of two that was killed leaves it
-    (tmp_path / "two" / "rows.jsonl").write_text("".join(lines[:16]))
-    (tmp_path / "two" / "rows-1.jsonl").write_text("".join(lines[16:32]) + lines[32][:40])
+    (tmp_path / "two" / "rows.jsonl").write_text("".join(lines[:16]), encoding="utf-8")
+    (tmp_path / "two" / "rows-1.jsonl").write_text(
+        "".join(lines[16:32]) + lines[32][:40], encoding="utf-8"
+    )
     (tmp_path / "two" / "summary.json").unlink()
     again = run([sys.executable], *how, "--out", str(tmp_path / "two"))
     assert [line for line in again.stdout.splitlines() if line.startswith("{")] == said

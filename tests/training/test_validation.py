@@ -34,7 +34,7 @@ def test_the_best_checkpoint_is_kept(root, tmp_path):
     run = settings(tmp_path / "a", root)
     train(run)
     folder = tmp_path / "a" / "out" / "words"
-    lines = [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and all(
         line["value"] == line["teacher_forced"]["giou"] for line in lines
     )
@@ -65,7 +65,7 @@ def test_a_run_that_was_cut_off_scores_what_is_left(root, tmp_path, monkeypatch)
     train(run)
     a, b = (load_file(tmp_path / n / "out" / "words" / "finished.safetensors") for n in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    logs = [(tmp_path / n / "out" / "words" / LOG).read_text() for n in "ab"]
+    logs = [(tmp_path / n / "out" / "words" / LOG).read_text(encoding="utf-8") for n in "ab"]
     assert logs[0] == logs[1]
 
 
@@ -93,7 +93,9 @@ def test_a_bfloat16_run_is_validated(root, tmp_path):
             "stages.words.lr=1e-3",
         )
     )
-    assert len((tmp_path / "a" / "out" / "words" / LOG).read_text().splitlines()) == 3
+    assert (
+        len((tmp_path / "a" / "out" / "words" / LOG).read_text(encoding="utf-8").splitlines()) == 3
+    )
     with pytest.raises(InputError, match="needs bf16: true"):
         settings(tmp_path / "b", root, "dtype=bfloat16")
 

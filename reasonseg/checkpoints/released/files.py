@@ -48,7 +48,7 @@ class Shards:
             file = self.source / name
             if file.is_file():
                 try:
-                    return json.loads(file.read_text())["weight_map"]
+                    return json.loads(file.read_text(encoding="utf-8"))["weight_map"]
                 except (ValueError, KeyError) as error:
                     raise InputError(f"{file} is not a weight index: {error!r}") from None
         return {}

@@ -83,7 +83,7 @@ class Layout:
         """LoRA's alpha: from adapter_config.json beside the weights, or that of LISA's recipe."""
         file = self.folder / "adapter_config.json"
         return (
-            float(json.loads(file.read_text()).get("lora_alpha", LORA_ALPHA))
+            float(json.loads(file.read_text(encoding="utf-8")).get("lora_alpha", LORA_ALPHA))
             if file.is_file()
             else LORA_ALPHA
         )
@@ -101,7 +101,7 @@ def recognise(source: str | Path) -> Layout | None:
     if not file.is_file() or (source.is_file() and source.suffix not in SUFFIXES):
         return None
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON: {error}") from None
     if "mm_vision_tower" not in config and "vision_tower" not in config:

@@ -131,7 +131,7 @@ def tower_folder(layout: Layout, clip: str | None) -> Path:
 def tower_config(layout: Layout, folder: Path) -> dict:
     """The configuration of a CLIP folder, checked against what the weights were trained with."""
     file = folder / "config.json"
-    config = json.loads(file.read_text())
+    config = json.loads(file.read_text(encoding="utf-8"))
     vision = config.get("vision_config", config)
     vision = CLIPVisionConfig(
         **{k: v for k, v in vision.items() if k in CLIPVisionConfig().to_dict()}

@@ -52,7 +52,8 @@ def recognise(place: Path) -> Path | None:
         try:
             return (
                 place
-                if config.is_file() and json.loads(config.read_text()).get("model_type") == "seggpt"
+                if config.is_file()
+                and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "seggpt"
                 else None
             )
         except ValueError:

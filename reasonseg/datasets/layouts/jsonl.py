@@ -1,39 +1,68 @@
 """`samples.jsonl`: one sample per line.
 
-A line is `{"image", "text", "masks": [PNG or COCO RLE, ...], "answer"?, "labels"?}`; a question
-mark means optional.
+A line is `{"image", "text", "masks": [PNG, COCO RLE or polygon, ...], "answer"?, "labels"?}`; a
+question mark means optional. `"masks": []` means that nothing in the image matches the text.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
-from reasonseg.datasets.layouts.base import Entry
+import numpy as np
+
+from reasonseg.datasets.layouts.base import Entry, Scan
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_mask
+from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.masks import from_rle
+from reasonseg.structures.placing import Frame
+from reasonseg.structures.polygons import placed_mask
 
 
-def entries(root: Path) -> list[Entry]:
+def entries(scan: Scan) -> list[Entry]:
     """One entry for each line. Raises `InputError` naming the line that is malformed."""
-    file = root / "samples.jsonl"
+    file = scan.root / "samples.jsonl"
     if not file.is_file():
         return []
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            picture, text, given = root / row["image"], str(row["text"]), list(row["masks"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file}, line {number}: expected image, text and masks ({error!r})"
-            ) from None
-
-        def masks(size, given=given):
-            return [from_rle(m) if isinstance(m, dict) else read_mask(root / m) for m in given]
-
-        found.append(
-            Entry(picture, text, tuple(row.get("labels") or ()), masks, row.get("answer", ""))
-        )
+    # other separators, such as U+2028, may stand inside of a line
+    for number, line in enumerate(scan.text(file).split("\n"), 1):
+        if line.strip():
+            found.append(_entry(scan, line, f"{file}, line {number}"))
     return found
+
+
+def _entry(scan: Scan, line: str, place: str) -> Entry:
+    try:
+        row = json.loads(line)
+        image, text, given = row["image"], row["text"], row["masks"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{place}: expected image, text and masks ({error!r})") from None
+    given = [given] if isinstance(given, str | dict) else given
+    if not isinstance(image, str) or not isinstance(text, str) or not isinstance(given, list):
+        raise InputError(
+            f"{place}: expected image and text as strings and masks as a list, got "
+            f"{image!r:.60}, {text!r:.60} and {given!r:.60}"
+        )
+    answer, labels = row.get("answer") or "", row.get("labels") or ()
+    labels = (labels,) if isinstance(labels, str) else labels
+    if not isinstance(answer, str) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{place}: answer and labels must be strings")
+
+    def masks(frame: Frame) -> list[np.ndarray]:
+        return [_mask(scan, one, frame, f"{place}, mask {k}") for k, one in enumerate(given)]
+
+    picture = scan.picture(image, scan.root)
+    return Entry(picture, text, tuple(labels), masks, answer, absent=not given)
+
+
+def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
+    if isinstance(given, list):
+        return placed_mask([given], place, scan.placing(None, frame, place), scan.say)
+    if isinstance(given, dict):
+        mask = from_rle(given)
+    elif isinstance(given, str):
+        mask = read_mask(scan.picture(given, scan.root))
+    else:
+        raise InputError(f"{place}: {given!r:.60} is no PNG, run-length encoding or polygon")
+    return scan.placing((mask.shape[0], mask.shape[1]), frame, place).mask(mask)

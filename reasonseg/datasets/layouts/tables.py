@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import Entry, indexed_classes, read_json
+from reasonseg.datasets.layouts.base import Entry, Scan
 from reasonseg.errors import InputError
-from reasonseg.structures.images import read_mask, read_values
+from reasonseg.structures.mask_values import Meaning, mask_values, named_values
+from reasonseg.structures.placing import Frame
 
 # columns that may hold the text or label of a mask
 WORDS = (
@@ -26,20 +27,22 @@ WORDS = (
 )
 
 
-def entries(root: Path) -> list[Entry]:
+def entries(scan: Scan) -> list[Entry]:
     """One entry for each text or class of each image.
 
     Raises `InputError` where pyarrow is missing or a table cannot be read.
     """
-    files = sorted(f for pattern in ("*.parquet", "*.arrow") for f in root.rglob(pattern))
-    names = read_json(root / "labels.json") if files and (root / "labels.json").is_file() else {}
-    return [entry for file in files for entry in _rows(file, names)]
+    files = scan.ending(".parquet", ".arrow")
+    named = scan.root / "labels.json"
+    tree = scan.json(named) if files and named.is_file() else None
+    names = {} if tree is None else named_values(tree, str(named))
+    return [entry for file in files for entry in _rows(scan, file, names)]
 
 
-def _rows(file: Path, names: dict) -> list[Entry]:
+def _rows(scan: Scan, file: Path, names: dict[int, str]) -> list[Entry]:
     """Entries of a table with images and masks; none where it has no such columns.
 
-    Without a column of text, masks may be indexed; `names` are the names of the classes.
+    Without a column of text, masks may have a value per class; `names` are those of the classes.
     """
     try:
         import pyarrow as pa
@@ -65,31 +68,58 @@ def _rows(file: Path, names: dict) -> list[Entry]:
         for n, row in enumerate(table.to_pylist())
     ]
     said = table[words].to_pylist() if words else [None] * len(rows)
-    classes = (
-        {} if words else indexed_classes({n: mask for n, (_, mask) in enumerate(rows)}, bool(names))
-    )
+    masks = [(mask, f"{file}, row {n}, mask") for n, (_, mask) in enumerate(rows)]
+    meaning = scan.meaning(masks, names, str(file))
     for number, ((picture, mask), text) in enumerate(zip(rows, said, strict=True)):
         name = shown.setdefault(picture, file.with_suffix("") / str(number))
         data[name] = picture
-        for value in classes.get(number, [None]):
-            label = "thing" if value is None else names.get(str(value), f"class {value}")
-            label = text.strip() if isinstance(text, str) else label
+        for value in [None] if words else _classes(mask, meaning):
+            label = "thing" if value is None else meaning.classes[value]
+            label = text.strip() if isinstance(text, str) and text.strip() else label
             found.setdefault((name, label), []).append((mask, value))
-
-    def entry(name: Path, label: str, given: list[tuple[bytes, int | None]]) -> Entry:
-        asked = label if len(label.split()) > 3 else f"the {label}"
-
-        def masks(_: tuple[int, int]) -> list[np.ndarray]:
-            return [np.any([_of_class(m, value, f"a mask of {name}") for m, value in given], 0)]
-
-        return Entry(name, asked, (label,), masks, data=data[name])
-
-    return [entry(name, label, given) for (name, label), given in found.items()]
+    return [
+        _entry(scan, name, label, given, meaning, data[name])
+        for (name, label), given in found.items()
+    ]
 
 
-def _of_class(mask: bytes, value: int | None, name: str) -> np.ndarray:
-    """bool `[h, w]`: where a mask has the class `value`, or (None) where it is not black."""
-    return read_mask(mask, name=name) if value is None else read_values(mask, name=name) == value
+def _classes(mask: bytes, meaning: Meaning) -> list[int | None]:
+    """The classes in a mask; None for a mask of one thing."""
+    if not meaning.classes:
+        return [None]
+    try:
+        present = np.unique(mask_values(mask)[0])
+    except InputError:
+        return [next(iter(meaning.classes))]  # the error is raised when the mask is read
+    return [int(v) for v in present if int(v) in meaning.classes]
+
+
+def _entry(
+    scan: Scan,
+    name: Path,
+    label: str,
+    given: list[tuple[bytes, int | None]],
+    meaning: Meaning,
+    data: bytes,
+) -> Entry:
+    asked = label if len(label.split()) > 3 else f"the {label}"
+
+    def stored(frame: Frame) -> list[np.ndarray]:
+        found = []
+        for mask, _ in given:
+            values = mask_values(mask, name=f"a mask of {name}")[0]
+            size = (values.shape[0], values.shape[1])
+            found.append(scan.placing(size, frame, f"a mask of {name}").mask(values))
+        return found
+
+    def masks(frame: Frame) -> list[np.ndarray]:
+        pairs = zip(stored(frame), given, strict=True)
+        return [np.any([meaning.thing(values, value) for values, (_, value) in pairs], 0)]
+
+    def ignored(frame: Frame) -> np.ndarray:
+        return np.any([meaning.ignored(values) for values in stored(frame)], 0)
+
+    return Entry(name, asked, (label,), masks, data=data, ignored=ignored if meaning.void else None)
 
 
 def _bytes(cell: Any, place: str) -> bytes:

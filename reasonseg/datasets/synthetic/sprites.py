@@ -149,7 +149,9 @@ def render_pack(out: Path, knowledge: Knowledge | None = None, font: Path | None
                 "colors": [] if hue is None else [color_of(hue)],
             }
         )
-    (aside / "index.json").write_text(json.dumps(index, indent=1, ensure_ascii=False))
+    (aside / "index.json").write_text(
+        json.dumps(index, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
     if out.exists():
         out.rmdir()  # an empty folder may be there
     aside.rename(out)
@@ -163,7 +165,7 @@ def load_pack(folder: str | Path) -> list[Sprite]:
     if not index_file.is_file():
         raise InputError(f"{folder} is no sprite pack: it has no index.json")
     try:
-        index = json.loads(index_file.read_text())
+        index = json.loads(index_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{index_file} is not valid JSON: {error}") from None
     if not isinstance(index, list) or not index:

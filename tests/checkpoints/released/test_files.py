@@ -43,13 +43,15 @@ def released(clip):
 
 
 def change(file, **fields):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text(encoding="utf-8")), **fields}), encoding="utf-8"
+    )
 
 
 def clip_with(clip, tmp_path, **fields):
     """A copy of the vision tower whose config says something else."""
     other = copied(clip, tmp_path / "clip")
-    vision = json.loads((other / "config.json").read_text())["vision_config"]
+    vision = json.loads((other / "config.json").read_text(encoding="utf-8"))["vision_config"]
     change(other / "config.json", vision_config={**vision, **fields})
     return other
 
@@ -120,17 +122,17 @@ def test_a_pickle_with_code_in_it(copy, clip, zipped, monkeypatch):
 
 
 def test_seg_is_two_ids(copy, clip):
-    added = json.loads((copy / "added_tokens.json").read_text())
+    added = json.loads((copy / "added_tokens.json").read_text(encoding="utf-8"))
     seg = added.pop("[SEG]")
     (copy / "added_tokens.json").write_text(
-        json.dumps({name: i - (i > seg) for name, i in added.items()})
+        json.dumps({name: i - (i > seg) for name, i in added.items()}), encoding="utf-8"
     )
     refused(copy, clip, "[SEG]", "one added token", "ids")
 
 
 def test_added_ids_that_do_not_follow(copy, clip):
     (copy / "added_tokens.json").write_text(
-        json.dumps({"[SEG]": 490, "<im_start>": 481, "<im_end>": 482})
+        json.dumps({"[SEG]": 490, "<im_start>": 481, "<im_end>": 482}), encoding="utf-8"
     )
     refused(copy, clip, "added_tokens.json", 490, 480)
 
@@ -142,7 +144,8 @@ def test_vocabulary_size(copy, clip):
 
 def test_more_tokens_than_rows(copy, clip):
     (copy / "added_tokens.json").write_text(
-        json.dumps({"[SEG]": 480, "<im_start>": 481, "<im_end>": 482, "<more>": 483})
+        json.dumps({"[SEG]": 480, "<im_start>": 481, "<im_end>": 482, "<more>": 483}),
+        encoding="utf-8",
     )
     refused(copy, clip, 484, 483)
 
@@ -182,7 +185,7 @@ def test_quantization_that_does_not_exist(copy, clip):
 
 
 def test_something_else(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"settings\.yaml"):
         Segmenter.from_pretrained(tmp_path)
 
@@ -234,7 +237,7 @@ def test_alpha_is_read_where_it_is_said(copy, clip):
     base = weights[ADAPTED + ".weight"].clone()
     (copy / "pytorch_model.bin.index.json").unlink()
     torch.save(weights, copy / "pytorch_model.bin")
-    (copy / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 8}')
+    (copy / "adapter_config.json").write_text('{"lora_alpha": 4, "r": 8}', encoding="utf-8")
     found = (
         Segmenter.from_pretrained(copy, clip=clip)
         .backbone.layers[0]

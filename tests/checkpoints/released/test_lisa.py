@@ -34,7 +34,10 @@ def models(folder):
 
 
 def cases(folder, name):
-    return {case["name"]: case for case in json.loads((folder / f"{name}.json").read_text())}
+    return {
+        case["name"]: case
+        for case in json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    }
 
 
 def picture(folder, name):
@@ -177,7 +180,7 @@ def test_losses_and_gradients(folder, models, name):
     close(name, "loss", values["loss"], expected["loss"], atol=4e-4)
 
     own = dict(model.named_parameters(remove_duplicate=False))
-    norms = json.loads((folder / "extra" / f"{name}_grad_norms.json").read_text())
+    norms = json.loads((folder / "extra" / f"{name}_grad_norms.json").read_text(encoding="utf-8"))
     assert len(norms) > 100
     gradients = [own[ours(theirs)].grad for theirs in norms]
     found = [0.0 if g is None else float(g.norm()) for g in gradients]

@@ -39,7 +39,7 @@ class Tokens:
 @pytest.fixture(scope="module")
 def tokens():
     names, arrays = (
-        json.loads(oracle("C_vlpsam", "text.json").read_text()),
+        json.loads(oracle("C_vlpsam", "text.json").read_text(encoding="utf-8")),
         np.load(oracle("C_vlpsam", "text.npz")),
     )
     return Tokens(
@@ -55,7 +55,9 @@ def tokens():
 def files(tmp_path_factory):
     """The oracle's weights in the layouts of VLP-SAM and segment-anything."""
     stored, place = np.load(oracle("C_vlpsam", "state_dict.npz")), tmp_path_factory.mktemp("vlp")
-    after = json.loads(oracle("C_vlpsam", "cases.json").read_text())["keys_after_first_forward"]
+    after = json.loads(oracle("C_vlpsam", "cases.json").read_text(encoding="utf-8"))[
+        "keys_after_first_forward"
+    ]
     weights = {k: torch.from_numpy(stored[k]).float() for k in stored}
     ours = {"clipmodel." + k[5:]: v for k, v in weights.items() if k.startswith("clip.")}
     ours |= {k[4:]: v for k, v in weights.items() if k.startswith("vlp.")}
@@ -85,7 +87,7 @@ def case(name):
     data = np.load(oracle("C_vlpsam", f"{name}.npz"))
     about = next(
         c
-        for c in json.loads(oracle("C_vlpsam", "cases.json").read_text())["cases"]
+        for c in json.loads(oracle("C_vlpsam", "cases.json").read_text(encoding="utf-8"))["cases"]
         if c["name"] == name
     )
     return data, about

@@ -1,0 +1,90 @@
+"""Label Studio: a .json list of tasks, each with its image and annotations or predictions.
+
+Reads polygons, rectangles and painted masks (brush). Where a task has annotations, predictions are
+not used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasonseg.datasets.layouts.base import Entry, Scan, size_of
+from reasonseg.errors import InputError
+from reasonseg.structures import brush
+from reasonseg.structures.placing import Frame, Placing
+from reasonseg.structures.polygons import checked_points, fill
+
+KINDS = ("polygonlabels", "brushlabels", "rectanglelabels")
+
+
+def entries(scan: Scan) -> list[Entry]:
+    """One entry for each label of each task."""
+    found = []
+    for file in scan.ending(".json"):
+        tree = scan.json(file)
+        if not isinstance(tree, list):
+            continue
+        for number, task in enumerate(tree):
+            if isinstance(task, dict) and isinstance(task.get("data"), dict):
+                found += _of_task(scan, file, f"{file}, task {number}", task)
+    return found
+
+
+def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
+    image = next((v for v in task["data"].values() if isinstance(v, str) and v), None)
+    if image is None:
+        return []
+    try:
+        picture, problem = scan.picture(image, file.parent), ""
+    except InputError as error:
+        picture, problem = file.parent / Path(image).name, str(error)
+    groups: dict[str, list[dict]] = {}
+    made = task.get("annotations") or task.get("predictions") or []
+    for one in made if isinstance(made, list) else []:
+        for result in one.get("result") or [] if isinstance(one, dict) else []:
+            value = result.get("value") if isinstance(result, dict) else None
+            labels = value.get(result.get("type")) if isinstance(value, dict) else None
+            if result and result.get("type") in KINDS and isinstance(labels, list) and labels:
+                groups.setdefault(str(labels[0]), []).append(result)
+
+    def masks(frame: Frame, results: list[dict]) -> list[np.ndarray]:
+        if problem:
+            raise InputError(problem)
+        return [np.any([_mask(scan, r, frame, place) for r in results], 0)]
+
+    return [
+        Entry(picture, f"the {label}", (label,), lambda frame, mine=mine: masks(frame, mine))
+        for label, mine in groups.items()
+    ]
+
+
+def _mask(scan: Scan, result: dict, frame: Frame, place: str) -> np.ndarray:
+    value = result["value"]
+    size = size_of(result.get("original_height"), result.get("original_width"), place)
+    on = scan.placing(size, frame, place)
+    if result["type"] == "brushlabels":
+        rle = value.get("rle")
+        if not isinstance(rle, list):
+            raise InputError(f"{place}: a brush mask has no list rle")
+        return on.mask(brush.decode(rle, on.annotated))
+    return on.finished(fill(_points(result["type"], value, on, place), on.canvas))
+
+
+def _points(kind: str, value: dict[str, Any], on: Placing, place: str) -> np.ndarray:
+    """The points of an outline on the canvas, from percent of its width and height."""
+    height, width = on.canvas
+    try:
+        if kind == "rectanglelabels":
+            x, y, w, h = (value[key] for key in ("x", "y", "width", "height"))
+            given = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+        else:
+            given = value["points"]
+        points = checked_points(given, (100, 100)) * (width / 100, height / 100)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{place}: an outline cannot be read ({error!r:.80})") from None
+    if len(points) < 3:
+        raise InputError(f"{place}: an outline has {len(points)} points; it needs three")
+    return np.clip(np.floor(points + 1e-3), 0, (width - 1, height - 1))

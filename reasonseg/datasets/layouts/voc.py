@@ -1,0 +1,105 @@
+"""PASCAL VOC: `JPEGImages/` and `SegmentationClass/`, here or in `VOCdevkit/VOC2012/`.
+
+Values are the classes of VOC, or those of `labelmap.txt` (CVAT); 255 is void.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan
+from reasonseg.errors import InputError
+from reasonseg.structures.images import read_values
+from reasonseg.structures.placing import Frame
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa",
+    "train", "tv monitor",
+)  # fmt: skip
+VOID, EDGE = 255, 224 << 16 | 224 << 8 | 192
+SETS = (("train", "train"), ("val", "validation"), ("test", "test"))
+
+
+def entries(scan: Scan) -> list[Entry]:
+    """One entry for each class of each mask. Raises `InputError` for a malformed labelmap."""
+    found = []
+    for masks in sorted({f.parent for f in scan.files if f.parent.name == "SegmentationClass"}):
+        home = masks.parent
+        names, colours = _names(scan, home / "labelmap.txt")
+        splits = {
+            stem: split
+            for file, split in SETS
+            for stem in _listed(scan, home / "ImageSets" / "Segmentation" / f"{file}.txt")
+        }
+        pictures = {f.stem: f for f in scan.ending(*PICTURES, under=home / "JPEGImages")}
+        missing = 0
+        for file in scan.ending(".png", under=masks):
+            if file.stem not in pictures:
+                missing += 1
+                continue
+            found += _of_mask(scan, file, pictures[file.stem], names, colours, splits)
+        if missing:
+            scan.say(f"{missing} masks of {masks} have no image in JPEGImages", lost=True)
+    return found
+
+
+def _names(scan: Scan, file: Path) -> tuple[dict[int, str], bool]:
+    """The class names by value or by colour, and whether they are by colour."""
+    if not file.is_file():
+        return dict(enumerate(CLASSES, 1)), False
+    names = {}
+    for number, line in enumerate(scan.text(file).splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            name, _, rest = line.partition(":")
+            try:
+                red, green, blue = (int(v) for v in rest.split(":")[0].split(","))
+            except ValueError:
+                raise InputError(f"{file}, line {number}: expected name:red,green,blue") from None
+            names[red << 16 | green << 8 | blue] = name.strip()
+    names.pop(0, None)
+    return names, True
+
+
+def _listed(scan: Scan, file: Path) -> list[str]:
+    return scan.text(file).split() if file.is_file() else []
+
+
+def _values(file: Path, colours: bool) -> np.ndarray:
+    values = read_values(file, colours=colours)
+    if values.ndim == 3:
+        values = values.astype(np.int32)
+        return values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
+    return values
+
+
+def _of_mask(
+    scan: Scan, file: Path, picture: Path, names: dict[int, str], colours: bool, splits
+) -> list[Entry]:
+    void = EDGE if colours else VOID
+    try:
+        present = [int(v) for v in np.unique(_values(file, colours)) if v not in (0, void)]
+    except InputError:
+        present = []  # the error is raised when the mask is read
+    unknown = [v for v in present if v not in names]
+    if unknown:
+        scan.say(f"{file}: values {unknown[:8]} have no class; they are left out", lost=True)
+
+    def read(frame: Frame) -> np.ndarray:
+        stored = _values(file, colours)
+        return scan.placing((stored.shape[0], stored.shape[1]), frame, str(file)).mask(stored)
+
+    return [
+        Entry(
+            picture,
+            f"the {names[value]}",
+            (names[value],),
+            lambda frame, value=value: [read(frame) == value],
+            ignored=lambda frame: read(frame) == void,
+            split=splits.get(file.stem, ""),
+        )
+        for value in present
+        if value in names
+    ]
