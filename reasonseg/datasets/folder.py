@@ -158,6 +158,8 @@ class Folder:
 
     def _image(self, i: int) -> tuple[np.ndarray, Frame]:
         entry = self.entries[i]
+        if entry.problem:
+            raise InputError(entry.problem)
         if self._latest is None or self._latest[0] != entry.picture:
             source = entry.picture if entry.data is None else entry.data
             name = str(entry.picture)

@@ -177,11 +177,14 @@ def open_image(
         path, file, size = name, io.BytesIO(source), len(source)
     else:
         path = file = Path(source)
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name an image file in it")
-        size = path.stat().st_size
+        try:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder; name an image file in it")
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist") from None
+        except (OSError, ValueError) as error:  # too long a name, or a character that none may have
+            raise InputError(f"{str(path)[:200]!r} cannot be opened: {error}") from None
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
     try:

@@ -31,6 +31,7 @@ from reasonseg.structures.images import MAX_PIXELS, open_image, scaled_values, u
 LOSSY = ("JPEG",)
 VOID_COLOUR = 224 << 16 | 224 << 8 | 192  # of PASCAL VOC
 AREAS = 0.6  # share of pixels in 2 x 2 blocks from which values form areas
+THIN = 0.2  # share below which one value forms no area
 NAMED = 12  # values that a sentence lists
 TRIMAP = {127, 128}
 HINT = (
@@ -71,10 +72,11 @@ class Values:
         self.lossy |= lossy
 
     def areas(self, values: Iterable[int]) -> bool:
-        """Whether values form areas."""
+        """Whether values form areas: their pixels together, and all but a few for itself."""
         values = list(values)
         count = sum(self.pixels[v] for v in values)
-        return sum(self.solid.get(v, 0) for v in values) >= AREAS * count
+        thin = [v for v in values if self.solid.get(v, 0) < THIN * self.pixels[v]]
+        return sum(self.solid.get(v, 0) for v in values) >= AREAS * count and len(thin) <= NAMED
 
 
 def _counted(values: np.ndarray) -> list[tuple[int, int]]:
@@ -307,4 +309,4 @@ def read_mask(
     try:
         return understand(found, name).thing(values)
     except InputError:
-        return values > values.max(initial=0) // 2
+        return values > (int(values.max(initial=0)) + 1) // 2

@@ -155,9 +155,9 @@ def checked_points(given: Any, size: tuple[int, int]) -> np.ndarray:
     crashes on these, or takes all memory.
     """
     flat = [v for p in given for v in (p if isinstance(p, list | tuple) else [p])]
-    wrong = next((v for v in flat if isinstance(v, bool) or not isinstance(v, int | float)), None)
-    if wrong is not None:
-        raise ValueError(f"{wrong!r} is not a number")
+    wrong = [v for v in flat if isinstance(v, bool) or not isinstance(v, int | float)]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r:.40} is not a number")
     if len(flat) % 2:
         raise ValueError(f"{len(flat)} numbers, which are not pairs of x and y")
     far = FAR * max(size)
@@ -165,7 +165,7 @@ def checked_points(given: Any, size: tuple[int, int]) -> np.ndarray:
     if bad is not None:
         far_off = f"lies far outside of {size[1]}x{size[0]} pixels"
         what = "is not finite" if bad != bad or abs(bad) == float("inf") else far_off
-        raise ValueError(f"the coordinate {bad:.6g} {what}")
+        raise ValueError(f"the coordinate {str(bad)[:12]} {what}")
     return np.array(flat, np.float64).reshape(-1, 2)
 
 

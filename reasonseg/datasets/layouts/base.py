@@ -41,7 +41,7 @@ class Entry:
     `masks(frame)` reads the masks, bool `[h, w]` each, as the image is shown, and `ignored(frame)`
     the pixels that are not counted. `answer` is the true answer; empty where the data has none.
     `absent`: nothing in the image matches the text. `split` is `train`, `validation` or `test`
-    where the folder says so.
+    where the folder says so. `problem` says why the sample cannot be used.
     """
 
     picture: Path
@@ -53,6 +53,7 @@ class Entry:
     ignored: Callable[[Frame], np.ndarray] | None = None
     absent: bool = False
     split: str = ""
+    problem: str = ""
 
 
 @dataclass

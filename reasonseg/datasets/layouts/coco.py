@@ -138,8 +138,6 @@ def _entry(
     scan: Scan, file: Path, image: _Image, label: str, members: list[dict], split: str
 ) -> Entry:
     def masks(frame: Frame) -> list[np.ndarray]:
-        if image.problem:
-            raise InputError(image.problem)
         parts = []
         for a in members:
             place = f"{file}, annotation {a.get('id')}"
@@ -150,7 +148,7 @@ def _entry(
             parts.append(placed_mask(a["segmentation"], place, on, scan.say))
         return [np.any(parts, 0)]
 
-    return Entry(image.path, f"the {label}", (label,), masks, split=split)
+    return Entry(image.path, f"the {label}", (label,), masks, split=split, problem=image.problem)
 
 
 def _drawn_on(annotation: dict, image: _Image) -> tuple[int, int] | None:

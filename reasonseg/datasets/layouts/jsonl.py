@@ -46,7 +46,8 @@ def _entry(scan: Scan, line: str, place: str) -> Entry:
         )
     answer, labels = row.get("answer") or "", row.get("labels") or ()
     labels = (labels,) if isinstance(labels, str) else labels
-    if not isinstance(answer, str) or not all(isinstance(label, str) for label in labels):
+    strings = isinstance(labels, list | tuple) and all(isinstance(one, str) for one in labels)
+    if not isinstance(answer, str) or not strings:
         raise InputError(f"{place}: answer and labels must be strings")
 
     def masks(frame: Frame) -> list[np.ndarray]:

@@ -42,23 +42,37 @@ def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
     except InputError as error:
         picture, problem = file.parent / Path(image).name, str(error)
     groups: dict[str, list[dict]] = {}
-    made = task.get("annotations") or task.get("predictions") or []
-    for one in made if isinstance(made, list) else []:
-        for result in one.get("result") or [] if isinstance(one, dict) else []:
-            value = result.get("value") if isinstance(result, dict) else None
-            labels = value.get(result.get("type")) if isinstance(value, dict) else None
-            if result and result.get("type") in KINDS and isinstance(labels, list) and labels:
-                groups.setdefault(str(labels[0]), []).append(result)
+    for result in _results(task):
+        groups.setdefault(str(result["value"][result["type"]][0]), []).append(result)
 
     def masks(frame: Frame, results: list[dict]) -> list[np.ndarray]:
-        if problem:
-            raise InputError(problem)
         return [np.any([_mask(scan, r, frame, place) for r in results], 0)]
 
     return [
-        Entry(picture, f"the {label}", (label,), lambda frame, mine=mine: masks(frame, mine))
+        Entry(
+            picture,
+            f"the {label}",
+            (label,),
+            lambda frame, mine=mine: masks(frame, mine),
+            problem=problem,
+        )
         for label, mine in groups.items()
     ]
+
+
+def _results(task: dict) -> list[dict]:
+    """The results of a task that mark something, each with its label."""
+    made = task.get("annotations") or task.get("predictions")
+    found = []
+    for one in made if isinstance(made, list) else []:
+        results = one.get("result") if isinstance(one, dict) else None
+        for result in results if isinstance(results, list) else []:
+            kind = result.get("type") if isinstance(result, dict) else None
+            value = result.get("value") if kind in KINDS else None
+            labels = value.get(kind) if isinstance(value, dict) else None
+            if isinstance(labels, list) and labels:
+                found.append(result)
+    return found
 
 
 def _mask(scan: Scan, result: dict, frame: Frame, place: str) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""Layouts of other tools, and files of any kind that are damaged."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reasonseg.cli.main import main
+from reasonseg.datasets.folder import Config, check
+from reasonseg.errors import InputError
+from reasonseg.structures.answer import Answer
+from reasonseg.structures.export import FORMATS, Record, export
+from scripts import fuzz_readers
+from scripts.fuzz_folders import FLAT, LAYOUTS, MASK, coco, pairs, samples
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_square(layout, tmp_path):
+    LAYOUTS[layout](tmp_path)
+    data = Config(str(tmp_path)).build()
+    assert len(data) and not check(data)
+    for sample in data:
+        if sample.truth.labels and sample.truth.labels[0] not in ("dog", "sun"):
+            mask = sample.truth.masks[0]
+            # LabelMe, YOLO and Label Studio count the outline in
+            assert not (MASK & ~mask).any() and mask.sum() <= 441, sample.id
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_damaged_file_ends_in_samples_or_one_line(layout, tmp_path):
+    def late(*_):
+        raise TimeoutError("more than two seconds")
+
+    old = signal.signal(signal.SIGALRM, late)
+    try:
+        results = {fuzz_readers.attempt(layout, seed, tmp_path) for seed in range(60)}
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert results == {"samples", "refused"}
+
+
+def random_mask(rng, size=(90, 120)):
+    small = rng.random((rng.integers(3, 20), rng.integers(3, 20))) * 255
+    smooth = Image.fromarray(small.astype(np.uint8)).resize(size[::-1], Image.Resampling.BICUBIC)
+    mask = np.asarray(smooth) > rng.integers(90, 170)
+    mask[rng.integers(size[0])] |= rng.random() < 0.2  # a line
+    mask[rng.integers(size[0]), rng.integers(size[1])] = True  # a dot
+    return mask
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_export_is_read_again(kind, tmp_path):
+    """200 random masks in each format."""
+    rng = np.random.default_rng(3)
+    found, truth = [], {}
+    (tmp_path / "photos").mkdir()
+    for k in range(50):
+        image = tmp_path / "photos" / f"{k}.png"
+        Image.fromarray(rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(image)
+        masks = np.stack([random_mask(rng) for _ in range(4)])
+        names = [f"thing {j}" for j in range(4)]
+        answer = Answer("four", masks, np.ones(4), names, "found")
+        found.append(Record.of(answer, str(image)))
+        truth |= {(f"{k}.png", name): mask for name, mask in zip(names, masks, strict=True)}
+    written = export(found, tmp_path / "out", kind)
+    assert (written.images, written.masks) == (50, 200)
+    data = Config(str(tmp_path / "out")).build()
+    assert len(data) == 200
+    for sample in data:
+        mask = truth[sample.id.split(":")[0].split("/")[-1], sample.truth.labels[0]]
+        found_mask = sample.truth.masks[0]
+        assert (found_mask & mask).sum() / (found_mask | mask).sum() >= 0.98, sample.id
+
+
+def test_cvat_subsets(tmp_path):
+    coco(tmp_path)
+    for subset, name in (("Train", "a"), ("Validation", "b")):
+        folder = tmp_path / "images" / subset
+        folder.mkdir(parents=True)
+        (tmp_path / f"{name}.jpg").rename(folder / f"{name}.jpg")
+        tree = json.loads((tmp_path / "annotations" / "instances_train.json").read_text("utf-8"))
+        number = "ab".index(name)
+        tree["images"] = [i for i in tree["images"] if i["file_name"] == f"{name}.jpg"]
+        tree["annotations"] = [a for a in tree["annotations"] if a["image_id"] == number]
+        file = tmp_path / "annotations" / f"instances_{subset}.json"
+        file.write_text(json.dumps(tree), encoding="utf-8")
+    (tmp_path / "annotations" / "instances_train.json").unlink()
+    sizes = {s: len(Config(str(tmp_path), s).build()) for s in ("all", "train", "validation")}
+    assert sizes == {"all": 3, "train": 2, "validation": 1}
+
+
+def test_an_absent_thing_is_a_question(tmp_path):
+    samples(tmp_path)
+    data = Config(str(tmp_path)).build()
+    assert [s.truth.status for s in data] == ["found", "found", "found", "absent"]
+    assert data[3].level == "absent" and "<REJ>" in data[3].truth.text
+
+
+def test_lines_with_strange_separators(tmp_path):
+    samples(tmp_path)
+    row = {"image": "a.jpg", "text": "the\u2028cat", "masks": [FLAT], "labels": "cat"}
+    text = "\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n\r\n"
+    (tmp_path / "samples.jsonl").write_text(text, encoding="utf-8", newline="")
+    (sample,) = Config(str(tmp_path)).build()
+    assert sample.query.text == "the\u2028cat" and sample.truth.labels == ["cat"]
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda t: t["images"][0].pop("file_name"), "it has no file_name"),
+        (lambda t: t["images"].append({**t["images"][0], "file_name": "c.jpg"}), "has two files"),
+        (lambda t: t["categories"].append({"id": 0, "name": "x"}), "has two names"),
+        (lambda t: t["categories"][0].pop("id"), "its id is None"),
+        (lambda t: t.update(annotations={"a": 1}), "is not a list of objects"),
+        (lambda t: t["images"][0].update(width=500), "neither one scale"),
+        (lambda t: t["images"][0].update(width="wide"), "are no size in pixels"),
+    ],
+)
+def test_coco_mistakes_are_named(spoil, words, tmp_path):
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    spoil(tree)
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    try:
+        found = " ".join(what for _, what in check(Config(str(tmp_path)).build()))
+    except InputError as error:
+        found = str(error)
+    assert words in found
+
+
+def test_categories_without_names_have_numbers(tmp_path):
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train.json"
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    del tree["categories"][0]["name"]
+    file.write_text(json.dumps(tree), encoding="utf-8")
+    assert "category 0" in Config(str(tmp_path)).build().labels
+
+
+def test_foreign_files_never_refuse_a_folder(tmp_path, capsys):
+    pairs(tmp_path)
+    (tmp_path / "masks" / "._a.png").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / "masks" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "masks" / ".ipynb_checkpoints" / "a.png").write_bytes(b"")
+    (tmp_path / "images" / "Thumbs.db").write_bytes(b"x")
+    assert len(Config(str(tmp_path)).build()) == 2
+    call = ["data", "check", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(call) == 0
+    Image.fromarray(MASK).save(tmp_path / "masks" / "c.png")  # a mask without an image
+    assert main(call) == 1
+    assert "1 masks have no image of their name" in capsys.readouterr().out
+
+
+def test_what_values_mean_can_be_said(tmp_path, capsys):
+    pairs(tmp_path)
+    (tmp_path / "labels.json").unlink()
+    call = ["data", "check", "folder", "--root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*call, "data.classes={1: cup, 2: plate}"]) == 0
+    assert "1 cup (400 px in 1 files), 2 plate (400 px" in capsys.readouterr().out
+    assert main([*call, "data.void=2"]) == 1
+    printed = capsys.readouterr().out
+    assert "2 void, not counted" in printed and "is empty" in printed
+    assert main([*call, "data.clases=[x]"]) == 2
+    assert "no setting 'clases'" in capsys.readouterr().err
+
+
+def test_a_mask_that_names_two_images(tmp_path):
+    pairs(tmp_path)
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "a.png")
+    problems = check(Config(str(tmp_path)).build())
+    assert len(problems) == 1 and "keep one" in problems[0][1]
