@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 # how long the other processes wait while one writes a large model
@@ -70,3 +71,8 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def cache_folder() -> Path:
+    """The folder of what is kept for a user between runs: `$XDG_CACHE_HOME/reasonseg`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reasonseg"

@@ -8,7 +8,6 @@ a folder like any other; `reasonseg merge` makes it whole.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from reasonseg.checkpoints.file_hashes import hash_of
 from reasonseg.errors import InputError
 from reasonseg.nn.lora import NAME, adapters, add_lora
 from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"
-SAMPLE = 2**12  # bytes at either end of a tensor that tell it from another
 LOADED_BY = ("source", "clip", "sam", "template", "read", "allow", "revision")
 
 
@@ -196,8 +195,8 @@ def read(folder: Path) -> tuple[dict, Changes]:
     if holds != content.get("holds"):
         name = base["source"] or "in the package"
         raise InputError(
-            f"{folder} changes the model {name}, whose weights are others now; name the right one "
-            f"as base in {FILE}"
+            f"{folder} changes the model {name}, whose weights are others now (or an older version "
+            f"wrote it); name the right one as base in {FILE}, and if it is right, holds: {holds}"
         )
     return base, changes
 
@@ -216,24 +215,20 @@ def origin_of(place: Path, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def identity(base: dict[str, Any]) -> str:
-    """A hash of the weights below: sizes, and the beginning and end of every tensor (of files
-    other than safetensors, theirs).
-    """
+    """A SHA-256 hash of all bytes of the weight files of the model below (`hash_of`)."""
     digest = hashlib.sha256()
+    for file in weight_files(base):
+        digest.update(f"{file.name} {hash_of(file)}".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def weight_files(base: dict[str, Any]) -> list[Path]:
+    """The weight files that keywords of `from_pretrained` name."""
     places = [model_path(base["source"], base.get("revision"))]
     places += [
         Path(base[name]) for name in ("clip", "sam") if base.get(name) and Path(base[name]).exists()
     ]
-    for place in places:
-        for file in _weights(place):
-            digest.update(f"{file.name} {file.stat().st_size}".encode())
-            with file.open("rb") as stream:
-                for start, end in _parts(stream, file):
-                    stream.seek(start)
-                    digest.update(stream.read(min(SAMPLE, end - start)))
-                    stream.seek(max(end - SAMPLE, start))
-                    digest.update(stream.read(min(SAMPLE, end - start)))
-    return digest.hexdigest()
+    return [file for place in places for file in _weights(place)]
 
 
 def _weights(place: Path) -> list[Path]:
@@ -253,17 +248,3 @@ def _weights(place: Path) -> list[Path]:
         *below,
         *(f for d in folders if d.is_dir() for f in sorted(d.iterdir()) if f.suffix in kinds),
     ]
-
-
-def _parts(stream: Any, file: Path) -> list[tuple[int, int]]:
-    """Where the tensors of a file begin and end; the whole file where it does not say."""
-    size = file.stat().st_size
-    if file.suffix != ".safetensors" or size < 8:
-        return [(0, size)]
-    length = int.from_bytes(stream.read(8), "little")
-    try:
-        header = json.loads(stream.read(min(length, size)))
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError):
-        return [(0, size)]
-    return [(0, 8 + length), *((8 + length + start, 8 + length + end) for start, end in spans)]

@@ -16,6 +16,7 @@ from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.decoders.base import Decoder
 from reasonseg.errors import InputError
+from reasonseg.nn.cache import version_of
 from reasonseg.prompters.base import Prompter, ReferencePrompter
 
 
@@ -50,9 +51,9 @@ class Parts(nn.Module):
             decoder,
         )
         self.references, self.refiner = references, refiner
-        self.origin: dict[str, Any] | None = (
-            None  # the keywords of `from_pretrained`, where it came from there
-        )
+        # the keywords of `from_pretrained`, where it came from there
+        self.origin: dict[str, Any] | None = None
+        self._known: tuple[tuple, str] | None = None  # the hash of its weights
         for name, part in (("prompter", prompter), ("references", references)):
             if part is not None and part.makes not in decoder.takes:
                 raise InputError(
@@ -88,15 +89,19 @@ class Parts(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Name and a hash of the settings and of the first values of every weight: other
-        weights, another fingerprint.
+        """Its name and a SHA-256 hash of its settings and of all bytes of its parameters.
+
+        It is computed again only where a parameter was written since (`version_of`).
         """
-        digest = hashlib.sha256(repr(self.settings).encode())
-        for name, value in self.named_parameters():
-            digest.update(
-                name.encode() + value.detach().flatten()[:64].float().cpu().numpy().tobytes()
-            )
-        return f"{self.settings.about.get('name', 'model')}-{digest.hexdigest()[:12]}"
+        version = version_of(self), repr(self.settings)
+        if self._known is None or self._known[0] != version:
+            digest = hashlib.sha256(repr(self.settings).encode())
+            for name, value in self.named_parameters():
+                digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+                flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(flat.cpu().numpy().data)
+            self._known = version, digest.hexdigest()[:12]
+        return f"{self.settings.about.get('name', 'model')}-{self._known[1]}"
 
 
 def build_parts(settings: ModelSettings) -> Parts:

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+T = TypeVar("T")
 AT_ONCE = 32  # images of 256 pixels that are encoded in one batch
+WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 BUDGET = 2 * 2**30  # bytes; SAM's embedding of one image takes 4 MiB in float32
+
+
+class Lock:
+    """A lock that one thread may take several times; a copy of its owner gets a new one."""
+
+    def __init__(self):
+        self.held = threading.RLock()
+
+    def __enter__(self) -> None:
+        self.held.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.held.release()
+
+    def __reduce__(self) -> tuple:
+        return Lock, ()
+
+
+def in_turn(method: Callable[..., T]) -> Callable[..., T]:
+    """Makes the calls of a method run one after another, whatever threads they come from.
+
+    Its object has the `Lock` `turn`.
+    """
+
+    @wraps(method)
+    def wrapped(self: Any, *values: Any, **named: Any) -> T:
+        with self.turn:
+            return method(self, *values, **named)
+
+    return wrapped
 
 
 class ImageCache:
     """Encoded images by content, up to `budget` bytes; the least recently used are dropped first.
+
+    Threads may share a cache.
 
     Values are tensors `[b, ...]`, or objects with the same operations (`value[i:j]`, `clone()`,
     `nbytes`, and `joined` in place of `torch.cat`). A value is found again only under the weights
@@ -28,11 +64,13 @@ class ImageCache:
     def __init__(self, budget: int = BUDGET):
         self.budget, self.bytes = budget, 0
         self.kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self.lock = Lock()
 
     def clear(self) -> None:
         """Removes all entries."""
-        self.kept.clear()
-        self.bytes = 0
+        with self.lock:
+            self.kept.clear()
+            self.bytes = 0
 
     def __call__(
         self,
@@ -82,21 +120,25 @@ class ImageCache:
 
     def find(self, key: Hashable) -> Any:
         """The row stored under a key, now the most recently used; None where there is none."""
-        if key in self.kept:
-            self.kept.move_to_end(key)
-        return self.kept.get(key)
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            return self.kept.get(key)
 
     def keep(self, key: Hashable, row: Any) -> None:
         """Stores a row; the least recently used rows are dropped to make room.
 
         A row of more than `budget` bytes is not stored.
         """
-        if row.nbytes > self.budget:
-            return
-        self.kept[key] = row
-        self.bytes += row.nbytes
-        while self.bytes > self.budget:
-            self.bytes -= self.kept.popitem(last=False)[1].nbytes
+        with self.lock:
+            if (old := self.kept.pop(key, None)) is not None:
+                self.bytes -= old.nbytes
+            if row.nbytes > self.budget:
+                return
+            self.kept[key] = row
+            self.bytes += row.nbytes
+            while self.bytes > self.budget:
+                self.bytes -= self.kept.popitem(last=False)[1].nbytes
 
 
 _settled: ContextVar[dict[int, tuple] | None] = ContextVar("_settled", default=None)
@@ -134,7 +176,11 @@ def digest(image: np.ndarray) -> bytes:
 
 
 def version_of(module: nn.Module) -> tuple:
-    """A key that changes whenever a parameter is written in place, moved or cast."""
+    """A key that changes whenever a parameter is written, through `.data` too, moved or cast.
+
+    Values that only change their places within one parameter are not noticed where they are written
+    through `.data`.
+    """
     return _once(module, _version)
 
 
@@ -147,4 +193,13 @@ def _version(module: nn.Module) -> tuple:
     parameters = list(module.parameters())
     first = parameters[0]
     written = sum(0 if p.is_inference() else p._version for p in parameters)
-    return (id(module), first.device, first.dtype, first.data_ptr(), written)
+    sums = torch.stack([_sum(p.detach()).to(first.device) for p in parameters]).tolist()
+    return (id(module), first.device, first.dtype, first.data_ptr(), written, *sums)
+
+
+def _sum(value: torch.Tensor) -> torch.Tensor:
+    """The sum of the bits of a tensor, read as whole numbers of up to 64 bits."""
+    if not value.is_contiguous():
+        value = value.contiguous()
+    flat = value.reshape(-1)
+    return flat.view(torch.int64 if flat.nbytes % 8 == 0 else WHOLE[flat.element_size()]).sum()

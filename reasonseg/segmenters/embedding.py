@@ -16,7 +16,7 @@ import torch
 from reasonseg.backbones.base import Backbone, GeneratedOutput
 from reasonseg.checkpoints.parts import Parts
 from reasonseg.errors import InputError
-from reasonseg.nn.cache import ImageCache, hashed_once
+from reasonseg.nn.cache import ImageCache, Lock, hashed_once, in_turn
 from reasonseg.segmenters import refinement
 from reasonseg.segmenters.base import Capabilities, Segmenter
 from reasonseg.segmenters.postprocess import make_answer, masks_and_scores
@@ -61,12 +61,15 @@ class GenerationOptions:
 class EmbeddingSegmenter(Segmenter):
     """Words, references, points and boxes become prompts of one decoder; what is kept of images
     makes follow-ups fast.
+
+    Threads may share it: calls of `batch` and `forced` run one after another.
     """
 
     def __init__(self, parts: Parts):
         super().__init__(parts)
         self.cache = ImageCache()  # of `batch` and `forced`
         self.prefixes = ImageCache(PREFIXES)
+        self.turn = Lock()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -78,6 +81,7 @@ class EmbeddingSegmenter(Segmenter):
             absent=self.backbone is not None and self.backbone.markers.rej is not None,
         )
 
+    @in_turn
     @hashed_once()
     @torch.inference_mode()
     def batch(
@@ -129,6 +133,7 @@ class EmbeddingSegmenter(Segmenter):
             refinement.refine(self, self.cache, queries, answers)
         return answers
 
+    @in_turn
     @hashed_once()
     @torch.inference_mode()
     def forced(

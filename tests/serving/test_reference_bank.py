@@ -173,5 +173,5 @@ def test_names_that_look_like_patterns_and_pictures_without_an_ending(folder):
         add(bank, folder / "photo[1].png", folder / "m0.png", f"kind {k}")
     assert len(Bank(bank)) == 8 and len(list((bank / "images").glob("photo*"))) == 2
     Image.fromarray(np.full((40, 50, 3), 99, np.uint8)).save(folder / "moving.gif")
-    assert add(bank, folder / "moving.gif", folder / "m0.png", "gif") == "images/moving.png: gif"
+    assert add(bank, folder / "moving.gif", folder / "m0.png", "gif") == "images/moving.gif: gif"
     assert len(Bank(bank)) == 9

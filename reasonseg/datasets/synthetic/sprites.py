@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from reasonseg.datasets.synthetic.knowledge import Knowledge
 from reasonseg.errors import InputError
+from reasonseg.runtime import cache_folder
 from reasonseg.structures.images import open_image
 
 FONT_PLACES = (
@@ -208,8 +209,7 @@ def _read_sprite(folder: Path, entry: dict, place: str) -> Sprite:
 def default_pack(knowledge: Knowledge | None = None) -> list[Sprite]:
     """The sprites of the emoji pack, rendered once into the user's cache folder."""
     knowledge = knowledge or Knowledge.load()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "reasonseg" / f"sprites-{knowledge.fingerprint}"
+    folder = cache_folder() / f"sprites-{knowledge.fingerprint}"
     if not (folder / "index.json").is_file():
         render_pack(folder, knowledge)
     return load_pack(folder)
