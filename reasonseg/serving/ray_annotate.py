@@ -1,9 +1,7 @@
 """Annotates many images on Ray Data: a pool of models works on shards of images.
 
-A shard is written as a whole or not at all. OUTPUT holds `part-00000.parquet` ... (columns `image`,
-`status`, `text`, `objects`, `error`; one row per image), `listing.jsonl` (the images of each
-shard), `run.json` (the settings) and at the end `annotations.json` (COCO). A run that was killed
-resumes with the missing shards; new images become further shards.
+A shard is written as a whole or not at all; `annotations.py` says what OUTPUT holds. A run that was
+killed resumes with the missing shards; new images become further shards.
 """
 
 from __future__ import annotations
@@ -16,41 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayError
 from tqdm import tqdm
 
+from reasonseg.checkpoints.delta import identity
 from reasonseg.errors import InputError
+from reasonseg.serving.annotations import (
+    Row,
+    claim,
+    finish,
+    listing,
+    only_run,
+    part,
+    pictures_of,
+    rows_of,
+    stamp_of,
+    to_do,
+    write_part,
+)
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.images import atomic_write, read_image
-from reasonseg.structures.masks import area_of
+from reasonseg.structures.images import make_folder, read_image
 from reasonseg.structures.query import Query
 
 if TYPE_CHECKING:
     from reasonseg.serving.reference_bank import By
-
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
-OBJECT = pa.struct(
-    [
-        ("label", pa.string()),
-        ("score", pa.float64()),
-        ("box", pa.list_(pa.float64())),
-        ("segmentation", SEGMENTATION),
-        ("question", pa.string()),
-    ]
-)
-SCHEMA = pa.schema(
-    [
-        ("image", pa.string()),
-        ("status", pa.string()),
-        ("text", pa.string()),
-        ("objects", pa.list_(OBJECT)),
-        ("error", pa.string()),
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -87,49 +75,6 @@ def questions_in(file: str | Path) -> tuple[str, ...]:
     return lines
 
 
-def pictures_of(source: str | Path) -> list[str]:
-    """The paths of the images of a source, each once.
-
-    The source is a folder (searched with all folders below it), a COCO file, or a parquet file with
-    a column `image`. Raises `InputError` for anything else, or where there is no image.
-    """
-    source = Path(source)
-    if source.is_dir():
-        found = sorted(
-            str(p.absolute())
-            for p in source.rglob("*")
-            if p.suffix.lower() in PICTURES and not p.name.startswith(".")
-        )
-    elif source.suffix == ".parquet" and source.is_file():
-        table = pq.ParquetFile(source)
-        if "image" not in table.schema_arrow.names:
-            raise InputError(
-                f"{source} has no column image (paths); it has "
-                f"{', '.join(table.schema_arrow.names)}"
-            )
-        found = [str(v) for v in table.read(["image"]).column("image").to_pylist()]
-    elif source.suffix == ".json" and source.is_file():
-        found = _coco_pictures(source)
-    else:
-        raise InputError(f"{source} is no folder, no .parquet and no COCO .json")
-    if not found:
-        raise InputError(f"{source} names no pictures ({', '.join(PICTURES)})")
-    return list(dict.fromkeys(found))
-
-
-def _coco_pictures(source: Path) -> list[str]:
-    try:
-        names = [
-            image["file_name"] for image in json.loads(source.read_text(encoding="utf-8"))["images"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{source} is no COCO file: {error!r}") from None
-    below = source.parent / "images"
-    return [
-        str((below / n if (below / n).is_file() else source.parent / n).absolute()) for n in names
-    ]
-
-
 class Annotator:
     """One model of the pool. Raises `InputError` where it cannot use the bank of the task."""
 
@@ -152,21 +97,26 @@ class Annotator:
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Annotates shards, each to its own file; returns the number of images of each."""
+        """Annotates shards, each to its own file; returns the number of images done of each."""
         counts = [
-            self.shard(int(number), list(paths))
-            for number, paths in zip(batch["shard"], batch["images"], strict=True)
+            self.shard(int(number), list(paths), set(again))
+            for number, paths, again in zip(
+                batch["shard"], batch["images"], batch["again"], strict=True
+            )
         ]
         return {"done": np.array(counts)}
 
-    def shard(self, number: int, paths: list[str]) -> int:
-        """Annotates one shard, writes its file and returns the number of its images."""
+    def shard(self, number: int, paths: list[str], again: set[str]) -> int:
+        """Annotates the images `again` of a shard and writes its file; the other rows are kept."""
+        file = part(self.out, number)
+        kept = rows_of(file) if file.is_file() else {}
+        todo = [path for path in paths if path in again or path not in kept]
+        stamps = {path: stamp_of(path) for path in todo}
         sizes: dict[str, tuple[int, int]] = {}
-        rows = list(self.rows(paths, sizes))
-        told = {"sizes": json.dumps([sizes.get(path, (0, 0)) for path in paths])}
-        with atomic_write(part(self.out, number)) as aside:
-            pq.write_table(pa.Table.from_pylist(rows, SCHEMA.with_metadata(told)), aside)
-        return len(rows)
+        for path, row in zip(todo, self.rows(todo, sizes), strict=True):
+            kept[path] = Row(row, sizes.get(path, (0, 0)), stamps[path])
+        write_part(file, [kept[path] for path in paths])
+        return len(todo)
 
     def rows(self, paths: list[str], sizes: dict[str, tuple[int, int]]) -> Iterator[dict]:
         """One row per image, in order; an image that cannot be read is a row with its error.
@@ -226,30 +176,6 @@ def row_of(path: str, queries: Sequence[Query], answers: Sequence[Answer]) -> di
     }
 
 
-def part(out: Path, number: int) -> Path:
-    """The path of the file of a shard."""
-    return out / f"part-{number:05d}.parquet"
-
-
-def listing(out: Path, found: list[str], size: int) -> list[list[str]]:
-    """The images of each shard, also written to `listing.jsonl`.
-
-    Listed images keep their shard; new ones become further shards of `size` images.
-    """
-    file = out / "listing.jsonl"
-    shards = (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.is_file()
-        else []
-    )
-    listed = {path for shard in shards for path in shard}
-    fresh = [path for path in found if path not in listed]
-    shards += [fresh[k : k + size] for k in range(0, len(fresh), size)]
-    with atomic_write(file) as aside:
-        aside.write_text("".join(json.dumps(shard) + "\n" for shard in shards), encoding="utf-8")
-    return shards
-
-
 def annotate(
     source: str | Path,
     out: str | Path,
@@ -262,41 +188,47 @@ def annotate(
 ) -> dict[str, int]:
     """Annotates every image of `source` once and returns the number of images by status.
 
-    A run that was killed resumes where it stopped. `address` is the address of a Ray cluster (None:
-    this machine); `models` is the number of models that work in parallel (None: one per GPU, or
-    without a GPU one per two cores); `shard` is the number of images per shard. Raises `InputError`
-    where `out` holds a run with other settings.
+    A run that was killed resumes where it stopped. Images that changed since, and images that could
+    not be read, are done again. `address` is the address of a Ray cluster (None: this machine);
+    `models` is the number of models that work in parallel (None: one per GPU, or without a GPU one
+    per two cores); `shard` is the number of images per shard. Raises `InputError` where `out` holds
+    a run with other settings or weights, or where another run writes to it.
     """
-    out = Path(out).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    run, settings = out / "run.json", json.loads(json.dumps(asdict(task)))
-    if (
-        any(out.glob("part-*.parquet"))
-        and run.is_file()
-        and json.loads(run.read_text(encoding="utf-8")) != settings
-    ):
-        raise InputError(f"{out} holds annotations made with other settings; choose another folder")
-    for left in out.glob(".part-*"):  # temporary files of a killed run
-        left.unlink(missing_ok=True)
-    with atomic_write(run) as aside:
-        aside.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-    shards = listing(out, pictures_of(source), shard)
-    todo = [
-        {"shard": k, "images": paths}
-        for k, paths in enumerate(shards)
-        if not part(out, k).is_file()
-    ]
-    total = sum(map(len, shards))
+    out = make_folder(Path(out).absolute())
+    with only_run(out):
+        for left in out.glob(".part-*"):  # temporary files of a killed run
+            left.unlink(missing_ok=True)
+        weights = identity({"source": None, **task.model})
+        claim(out, json.loads(json.dumps({**asdict(task), "weights": weights})))
+        shards = listing(out, pictures_of(source), shard)
+        todo = [
+            {"shard": k, "images": paths, "again": again}
+            for k, paths in enumerate(shards)
+            if (again := to_do(out, k, paths))
+        ]
+        _run(todo, sum(map(len, shards)), task, out, address, models, progress)
+        return finish(out, len(shards))
+
+
+def _run(
+    todo: list[dict],
+    total: int,
+    task: Task,
+    out: Path,
+    address: str | None,
+    models: int | None,
+    progress: bool,
+) -> None:
+    """Annotates shards on the pool, with a progress bar over all `total` images."""
     with tqdm(
         total=total,
-        initial=total - sum(len(t["images"]) for t in todo),
+        initial=total - sum(len(t["again"]) for t in todo),
         desc="annotate",
         unit="image",
         disable=not progress,
     ) as bar:
         for done in _worked(todo, task, out, address, models):
             bar.update(done)
-    return finish(out, len(shards))
 
 
 def _worked(
@@ -352,53 +284,3 @@ def mistake_in(error: BaseException | None) -> BaseException:
     if mark in told or error is None:
         return InputError(told.rsplit(mark, 1)[-1])
     return error
-
-
-def finish(out: Path, shards: int) -> dict[str, int]:
-    """Writes `annotations.json` from the parts; returns the number of images by status."""
-    counts: dict[str, int] = {}
-    labels: set[str] = set()
-    for k in range(shards):
-        for row in pq.read_table(part(out, k)).to_pylist():
-            counts[row["status"]] = counts.get(row["status"], 0) + 1
-            labels |= {o["label"] for o in row["objects"]}
-    names = {label: number for number, label in enumerate(sorted(labels), 1)}
-    with atomic_write(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
-        _write_coco(file, out, shards, names)
-    return counts
-
-
-def _write_coco(file, out: Path, shards: int, names: dict[str, int]) -> None:
-    """Writes images, then annotations; only one part at a time is in memory."""
-    file.write('{"images": [')
-    number, first = 0, True
-    for k in range(shards):
-        table = pq.read_table(part(out, k))
-        sizes = json.loads(table.schema.metadata[b"sizes"])
-        for row, (height, width) in zip(table.select(["image"]).to_pylist(), sizes, strict=True):
-            number += 1
-            image = {"id": number, "file_name": row["image"], "height": height, "width": width}
-            file.write(("" if first else ",\n") + json.dumps(image))
-            first = False
-    file.write('],\n"annotations": [')
-    number, count, first = 0, 0, True
-    for k in range(shards):
-        for row in pq.read_table(part(out, k)).to_pylist():
-            number += 1
-            for o in row["objects"]:
-                count += 1
-                x0, y0, x1, y1 = o["box"] or (0, 0, 0, 0)
-                annotation = {
-                    "id": count,
-                    "image_id": number,
-                    "category_id": names[o["label"]],
-                    "segmentation": o["segmentation"],
-                    "area": area_of(o["segmentation"]),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "iscrowd": 0,
-                    "score": o["score"],
-                }
-                file.write(("" if first else ",\n") + json.dumps(annotation))
-                first = False
-    categories = [{"id": k, "name": name} for name, k in names.items()]
-    file.write('],\n"categories": ' + json.dumps(categories) + "}\n")

@@ -16,7 +16,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from reasonseg import InputError, Query
-from reasonseg.serving.ray_annotate import Task, annotate, listing, pictures_of, questions_in
+from reasonseg.serving.annotations import listing, only_run, pictures_of
+from reasonseg.serving.ray_annotate import Task, annotate, questions_in
 from reasonseg.structures.images import read_image
 from reasonseg.structures.masks import from_rle
 
@@ -91,7 +92,11 @@ def test_every_picture_is_a_row_and_says_what_the_model_says(whole, folder, task
 def test_coco_reads_it(whole):
     out, _ = whole
     coco, rows = COCO(str(out / "annotations.json")), rows_of(out)
-    assert len(coco.imgs) == len(rows) and len(coco.anns) == sum(len(r["objects"]) for r in rows)
+    tree = json.loads((out / "annotations.json").read_text(encoding="utf-8"))
+    assert [os.path.basename(e["file_name"]) for e in tree["errors"]] == ["broken.jpg"]
+    assert len(coco.imgs) == len(rows) - 1 and len(coco.anns) == sum(
+        len(r["objects"]) for r in rows
+    )
     for annotation in coco.anns.values():
         image = coco.imgs[annotation["image_id"]]
         assert coco.annToMask(annotation).shape == (image["height"], image["width"])
@@ -124,6 +129,33 @@ def test_what_is_missing_is_done_and_what_is_new_is_added(whole, cluster, folder
 def test_other_settings_are_refused(whole, folder):
     with pytest.raises(InputError, match="other settings"):
         annotate(folder, whole[0], Task(("something else",)), progress=False)
+
+
+def test_other_weights_at_the_same_path_are_refused(whole, folder, task, monkeypatch):
+    monkeypatch.setattr("reasonseg.serving.ray_annotate.identity", lambda model: "sha256:other")
+    with pytest.raises(InputError, match="weights sha256:.*, now sha256:other"):
+        annotate(folder, whole[0], task, shard=3, progress=False)
+
+
+def test_a_second_run_on_one_output_is_refused(whole, folder, task):
+    with only_run(whole[0]), pytest.raises(InputError, match="another run writes to"):
+        annotate(folder, whole[0], task, shard=3, progress=False)
+
+
+def test_replaced_and_mended_images_are_done_again(whole, cluster, folder, task, tmp_path):
+    mine, out = tmp_path / "pictures", tmp_path / "out"
+    shutil.copytree(folder, mine)
+    for name in "0129":
+        (mine / f"{name}.png").unlink()
+    annotate(mine, out, task, shard=4, progress=False)
+    before = {r["image"]: r for r in rows_of(out)}
+    shutil.copyfile(folder / "9.png", mine / "3.png")  # another image under the same name
+    shutil.copyfile(folder / "2.png", mine / "broken.jpg")
+    counts = annotate(mine, out, task, shard=4, progress=False)
+    after = {r["image"]: r for r in rows_of(out)}
+    assert counts.get("error", 0) == 0
+    changed = {os.path.basename(k) for k in after if after[k] != before[k]}
+    assert changed == {"3.png", "broken.jpg"}
 
 
 def test_killed_three_times_it_ends_the_same(whole, folder, tmp_path):
