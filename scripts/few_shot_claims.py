@@ -132,7 +132,10 @@ def miou(rows: list[dict]) -> dict:
 
 
 def gain(rows: list[dict], over: list[dict], seed: int = 0) -> dict:
-    """The difference of two mIoUs on the same episodes, with a paired bootstrap interval."""
+    """The difference of two mIoUs on the same episodes, with a paired bootstrap interval.
+
+    Episodes are drawn within their classes.
+    """
     names = sorted({r["class"] for r in rows})
     of = np.array([names.index(r["class"]) for r in rows])
     sides = [np.array([[r["inter"], r["union"]] for r in side], float) for side in (rows, over)]
@@ -143,7 +146,8 @@ def gain(rows: list[dict], over: list[dict], seed: int = 0) -> dict:
         return float((inter / np.maximum(union, 1))[there].mean())
 
     rng, every = np.random.default_rng(seed), np.arange(len(of))
-    draws = [rng.integers(len(of), size=len(of)) for _ in range(DRAWS)]
+    strata = [np.flatnonzero(of == k) for k in range(len(names))]  # classes are fixed
+    draws = [np.concatenate([rng.choice(rows, len(rows)) for rows in strata]) for _ in range(DRAWS)]
     values = [score(sides[0], d) - score(sides[1], d) for d in draws]
     value = score(sides[0], every) - score(sides[1], every)
     return {

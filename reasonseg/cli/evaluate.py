@@ -125,9 +125,9 @@ def _episodes_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--limit",
         type=positive,
-        default=1000,
+        default=0,
         metavar="N",
-        help="episodes per group of classes (default: %(default)s)",
+        help="episodes per group of classes (default: 1000, or 20 of each class if that is more)",
     )
     _common(parser, _episodes)
 

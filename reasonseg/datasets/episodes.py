@@ -52,12 +52,16 @@ COCO = (
 NAMES: dict[str, Name] = {}  # `eval episodes` has its own report
 
 
+EPISODES, PER_CLASS = 1000, 20  # at least, where no count is given
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of the episodes.
 
     `prompt` is what the model gets: `reference` (reference images only), `label` (the class name as
-    text only) or `both`. `group` is the group of classes; `count` the number of episodes; `size`
+    text only) or `both`. `group` is the group of classes; `count` the number of episodes, 0
+    for 1000 or 20 a class, whichever is more; `size`
     the longer side of drawn scenes in pixels; `sprites` the folder of a sprite pack. Raises
     `InputError` where `fold` or `shots` is out of range.
     """
@@ -68,7 +72,7 @@ class Config:
     shots: int = 1
     prompt: Literal["reference", "label", "both"] = "reference"
     group: Literal["withheld", "seen"] = "withheld"
-    count: int = 1000
+    count: int = 0
     seed: int = 0
     size: int = 336
     sprites: str = ""
@@ -102,7 +106,8 @@ class Episodes:
         self.labels = self.source.labels
 
     def __len__(self) -> int:
-        return self.config.count if self.labels else 0
+        least = max(EPISODES, PER_CLASS * len(self.labels))
+        return (self.config.count or least) if self.labels else 0
 
     def id(self, i: int) -> str:
         """The name of episode `i`."""

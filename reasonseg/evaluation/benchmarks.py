@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from reasonseg.errors import InputError
-from reasonseg.evaluation.metrics import IGNORE, Counts, bootstrap_mean, count, refusals
+from reasonseg.evaluation.intervals import mean_interval, ratio_interval, share_interval
+from reasonseg.evaluation.metrics import IGNORE, Counts, count, refusals
 from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.nn.cache import digest
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.markers import FORCED
@@ -104,6 +106,7 @@ def row(sample: Sample, answers: dict[str, Answer]) -> dict:
     return {
         "id": sample.id,
         "level": sample.level,
+        "picture": digest(sample.query.image).hex(),
         "question": sample.query.text,
         "absent": sample.truth.status == "absent",
         "answer": made.text,
@@ -122,8 +125,9 @@ def union(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
     """The summary of rows, scores 0..1.
 
-    It has gIoU, cIoU, n and a 95 % interval for each way of answering, in all and for short and
-    long questions; refusals (N-acc, T-acc); and the number of errors.
+    It has gIoU, cIoU, their 95 % intervals (`ci95`, `ciou_ci95`) and n for each way of answering,
+    in all and for short and long questions; refusals (N-acc, T-acc) with theirs; and the number of
+    errors.
     """
     good = [r for r in rows if "error" not in r]
     summary: dict[str, Any] = _ways(good, lambda r: True, seed)
@@ -133,8 +137,17 @@ def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
     if any(r["absent"] for r in good):
         n_acc, t_acc = refusals([r["absent"] for r in good], [r["refused"] for r in good])
         summary["generated"] |= {"n_acc": n_acc, "t_acc": t_acc}
+        for name, absent in (("n_acc", True), ("t_acc", False)):
+            mine = [r for r in good if r["absent"] == absent]
+            flags = [r["refused"] == absent for r in mine]
+            summary["generated"][f"{name}_ci95"] = share_interval(flags, pictures_of(mine))
     summary["errors"] = len(rows) - len(good)
     return summary
+
+
+def pictures_of(rows: list[dict]) -> list[Any]:
+    """The image of each row; questions about one image share an interval's cluster."""
+    return [row.get("picture") or row.get("id") or k for k, row in enumerate(rows)]
 
 
 def _ways(rows: list[dict], chosen: Callable[[dict], bool], seed: int) -> dict[str, dict]:
@@ -144,12 +157,15 @@ def _ways(rows: list[dict], chosen: Callable[[dict], bool], seed: int) -> dict[s
         mine = sorted((r for r in rows if chosen(r) and way in r["counts"]), key=lambda r: r["id"])
         if not mine:
             continue
-        counts = [Counts(**r["counts"][way]) for r in mine]
+        counts, pictures = [Counts(**r["counts"][way]) for r in mine], pictures_of(mine)
         total = sum(counts, Counts())
         found[way] = {
             "giou": total.giou,
             "ciou": total.ciou,
             "n": total.n,
-            "ci95": bootstrap_mean([c.giou for c in counts], seed=seed),
+            "ci95": mean_interval([c.giou for c in counts], pictures, seed),
+            "ciou_ci95": ratio_interval(
+                [c.inter for c in counts], [c.union for c in counts], pictures, seed
+            ),
         }
     return found

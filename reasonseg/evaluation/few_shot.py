@@ -15,14 +15,13 @@ import numpy as np
 from reasonseg.datasets.episodes import GROUPS, Config
 from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import union
-from reasonseg.evaluation.metrics import IGNORE, Counts, count
+from reasonseg.evaluation.intervals import Interval, class_interval
+from reasonseg.evaluation.metrics import IGNORE, Counts, count, mean_iou
 from reasonseg.evaluation.runner import Answerer, run_evaluation
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.masks import to_rle
 from reasonseg.structures.sample import Sample
-
-DRAWS = 1000  # draws of the bootstrap
 
 
 def evaluate_episodes(
@@ -80,7 +79,7 @@ def _row(sample: Sample, answer: Answer) -> dict:
 def summarise(rows: list[dict]) -> dict[str, Any]:
     """mIoU, FB-IoU, n and a 95 % interval of the mIoU for each group; scores 0..1.
 
-    A group without episodes is absent.
+    A group without episodes is absent. The interval is None where a class has too few episodes.
     """
     summary = {}
     for group in GROUPS:
@@ -99,24 +98,14 @@ def summarise(rows: list[dict]) -> dict[str, Any]:
     return summary
 
 
-def class_means(
-    classes: Sequence[str], counts: Sequence[dict], seed: int = 0
-) -> tuple[float, list[float]]:
+def class_means(classes: Sequence[str], counts: Sequence[dict]) -> tuple[float, Interval | None]:
     """(mIoU, its 95 % interval): the mean over classes of summed intersection / summed union.
 
-    Values are 0..1. The interval is a bootstrap over episodes; a class without an episode in a draw
-    is left out of the mean of that draw.
+    Values are 0..1. `counts` has `inter` and `union` of each episode.
     """
-    names = sorted(set(classes))
-    of = np.array([names.index(c) for c in classes])
-    inter, union = (np.array([c[key] for c in counts], float) for key in ("inter", "union"))
-
-    def score(rows: np.ndarray) -> float:
-        times = np.bincount(of[rows], minlength=len(names))
-        shared = np.bincount(of[rows], inter[rows], len(names))
-        either = np.bincount(of[rows], union[rows], len(names))
-        return float((shared / np.maximum(either, 1))[times > 0].mean())
-
-    rng = np.random.default_rng(seed)
-    draws = [score(rng.integers(len(of), size=len(of))) for _ in range(DRAWS)]
-    return score(np.arange(len(of))), [float(v) for v in np.percentile(draws, [2.5, 97.5])]
+    by_class: dict[object, Counts] = {}
+    for name, row in zip(classes, counts, strict=True):
+        one = Counts(inter=row["inter"], union=row["union"])
+        by_class[name] = by_class.get(name, Counts()) + one
+    inter, union = ([row[key] for row in counts] for key in ("inter", "union"))
+    return mean_iou(by_class), class_interval(classes, inter, union)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -97,28 +97,3 @@ def refusals(
     refused = float(answers[truth].mean()) if truth.any() else None
     answered = float((~answers[~truth]).mean()) if (~truth).any() else None
     return refused, answered
-
-
-def bootstrap(
-    rows: Sequence,
-    score: Callable[[list], float] = lambda rows: float(np.mean(rows)),
-    draws: int = 1000,
-    seed: int = 0,
-) -> list[float]:
-    """95 % interval `[low, high]` of a score of rows, by resampling rows with replacement."""
-    if not len(rows):
-        return [0.0, 0.0]
-    rng = np.random.default_rng(seed)
-    values = [
-        score([rows[i] for i in rng.integers(len(rows), size=len(rows))]) for _ in range(draws)
-    ]
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
-
-
-def bootstrap_mean(values: Sequence[float], draws: int = 1000, seed: int = 0) -> list[float]:
-    """The same as `bootstrap` of the mean of `values`, with all draws computed at once."""
-    if not len(values):
-        return [0.0, 0.0]
-    rng = np.random.default_rng(seed)
-    means = np.asarray(values, float)[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    return [float(v) for v in np.percentile(means, [2.5, 97.5])]

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from reasonseg.datasets.scenes import SEVEN, Config, Scenes
-from reasonseg.evaluation.metrics import Counts, bootstrap_mean, count, refusals
+from reasonseg.evaluation.benchmarks import pictures_of
+from reasonseg.evaluation.intervals import mean_interval, ratio_interval, share_interval
+from reasonseg.evaluation.metrics import Counts, count, refusals
 from reasonseg.evaluation.runner import Answerer, run_evaluation
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
@@ -175,7 +177,7 @@ def summarise(rows: list[dict], levels: Iterable[str], with_model: bool = True) 
                 "n_acc": n_acc,
                 "t_acc": t_acc,
                 "n": len(mine),
-                "ci95": bootstrap_mean(refused),
+                "ci95": share_interval(refused, pictures_of(mine)),
             }
         else:
             summary["levels"][level] = _scores(mine)
@@ -202,5 +204,10 @@ def _scores(rows: list[dict]) -> dict[str, Any]:
         "ciou": total.ciou,
         "t_acc": float(np.mean([row["status"] != "absent" for row in rows])) if rows else None,
         "n": len(rows),
-        "ci95": bootstrap_mean(each),
+        "ci95": mean_interval(each, pictures_of(rows)),
+        "ciou_ci95": ratio_interval(
+            [sum(c["inter"] for c in row["counts"]) for row in rows],
+            [sum(c["union"] for c in row["counts"]) for row in rows],
+            pictures_of(rows),
+        ),
     }

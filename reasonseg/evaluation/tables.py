@@ -14,7 +14,7 @@ def print_scenes(summary: dict) -> None:
     for name in ("level", "gIoU", "95 % interval", "strict", "cIoU", "N-acc", "T-acc", "n"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in (*summary["levels"].items(), ("overall", summary["overall"])):
-        interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+        interval = _interval(row.get("ci95"))
         cells = [_number(row.get(key)) for key in ("giou", "strict_giou", "ciou", "n_acc", "t_acc")]
         table.add_row(
             level,
@@ -42,7 +42,7 @@ def print_scenes(summary: dict) -> None:
 def print_benchmark(name: str, summary: dict) -> None:
     """Prints the scores of a published benchmark: teacher-forced and generated, short and long."""
     table = Table(title=f"eval {name}")
-    for column in ("questions", "answers", "gIoU", "95 % interval", "cIoU", "N-acc", "T-acc", "n"):
+    for column in ("questions", "answers", "gIoU", "95 %", "cIoU", "95 %", "N-acc", "T-acc", "n"):
         table.add_column(column, justify="left" if column in ("questions", "answers") else "right")
     for which, part in (
         ("all", summary),
@@ -50,11 +50,11 @@ def print_benchmark(name: str, summary: dict) -> None:
     ):
         for way in ("teacher_forced", "generated"):
             if row := part.get(way):
-                interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+                interval = _interval(row.get("ci95"))
                 cells = [_number(row.get(key)) for key in ("giou", "ciou", "n_acc", "t_acc")]
-                table.add_row(
-                    which, way.replace("_", "-"), cells[0], interval, *cells[1:], str(row["n"])
-                )
+                cells[1:1] = [interval]
+                cells[3:3] = [_interval(row.get("ciou_ci95"))]
+                table.add_row(which, way.replace("_", "-"), *cells, str(row["n"]))
     console = Console()
     console.print(table)
     if summary["errors"]:
@@ -69,10 +69,14 @@ def print_episodes(name: str, summary: dict) -> None:
     for column in ("classes", "mIoU", "95 % interval", "FB-IoU", "episodes"):
         table.add_column(column, justify="left" if column == "classes" else "right")
     for group, row in summary.items():
-        interval = "{:.3f} - {:.3f}".format(*row["ci95"])
+        interval = _interval(row.get("ci95"))
         table.add_row(group, _number(row["miou"]), interval, _number(row["fb_iou"]), str(row["n"]))
     Console().print(table)
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else "{:.3f} - {:.3f}".format(*ends)

@@ -177,14 +177,7 @@ def open_image(
         path, file, size = name, io.BytesIO(source), len(source)
     else:
         path = file = Path(source)
-        try:
-            if path.is_dir():
-                raise InputError(f"{path} is a folder; name an image file in it")
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist") from None
-        except (OSError, ValueError) as error:  # too long a name, or a character that none may have
-            raise InputError(f"{str(path)[:200]!r} cannot be opened: {error}") from None
+        size = _bytes_of(path)
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes)")
     try:
@@ -213,6 +206,18 @@ def open_image(
         raise InputError(
             f"{path} cannot be decoded ({error}); is the file damaged or cut off?"
         ) from None
+
+
+def _bytes_of(path: Path) -> int:
+    """The size of an image file. Raises `InputError` where it cannot be opened."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name an image file in it")
+        return path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # too long a name, or a character that none may have
+        raise InputError(f"{str(path)[:200]!r} cannot be opened: {error}") from None
 
 
 def make_folder(folder: str | Path) -> Path:

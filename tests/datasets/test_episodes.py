@@ -215,8 +215,10 @@ def test_resumed_is_uninterrupted(voc, tmp_path):
 
 def test_class_means():
     counts = [{"inter": 1, "union": 2}, {"inter": 3, "union": 4}, {"inter": 0, "union": 5}]
-    value, (low, high) = class_means(["a", "a", "b"], counts)
-    assert value == pytest.approx((4 / 6 + 0) / 2) and low <= value <= high
+    value, interval = class_means(["a", "a", "b"], counts)
+    assert value == pytest.approx((4 / 6 + 0) / 2) and interval is None  # too few episodes
+    value, (low, high) = class_means(["a", "a", "b"] * 9, counts * 9)
+    assert value == pytest.approx((4 / 6 + 0) / 2) and low < value < high
 
 
 def test_predictions_are_scored(voc, tmp_path):

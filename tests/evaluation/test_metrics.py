@@ -5,8 +5,6 @@ from parity import oracle
 from reasonseg import InputError
 from reasonseg.evaluation.metrics import (
     Counts,
-    bootstrap,
-    bootstrap_mean,
     count,
     mean_iou,
     refusals,
@@ -96,11 +94,3 @@ def test_few_shot_means(name):
 def test_refusals():
     assert refusals([True, True, False, False], [True, False, False, True]) == (0.5, 0.5)
     assert refusals([False], [False]) == (None, 1.0)
-
-
-def test_intervals_hold_the_mean():
-    values = np.random.default_rng(1).random(200).tolist()
-    low, high = bootstrap_mean(values)
-    assert low < np.mean(values) < high and high - low < 0.15
-    other = bootstrap(values, draws=300)
-    assert np.allclose([low, high], other, atol=0.02)

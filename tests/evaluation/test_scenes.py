@@ -14,7 +14,9 @@ def test_the_summary_has_every_key(segmenter, font, tmp_path):
     summary = evaluate_scenes(segmenter, out=tmp_path, **ARGUMENTS)
     assert set(summary) == {"levels", "overall", "baselines"}
     assert set(summary["levels"]) == {*SEVEN, "novel"}
-    assert set(summary["levels"]["name"]) == {"giou", "strict_giou", "ciou", "t_acc", "n", "ci95"}
+    assert set(summary["levels"]["name"]) == {
+        *("giou", "strict_giou", "ciou", "t_acc", "n", "ci95", "ciou_ci95")
+    }
     assert set(summary["levels"]["absent"]) >= {"n_acc", "t_acc", "n"}
     assert set(summary["baselines"]) == {"random_object", "text_only", "true_object"}
     assert sum(row["n"] for row in summary["levels"].values()) == 16
