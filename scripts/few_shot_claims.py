@@ -91,7 +91,7 @@ def main() -> None:
 def markdown(group: str, results: dict) -> str:
     """The table of one group for the documentation."""
     rows = [
-        f"| {name} | {told(name, row)} | {'{:.3f} to {:.3f}'.format(*row['ci95'])} |\n"
+        f"| {name} | {told(name, row)} | {between(row['ci95'])} |\n"
         for name, row in results.items()
     ]
     return (
@@ -103,6 +103,11 @@ def markdown(group: str, results: dict) -> str:
 def told(name: str, row: dict) -> str:
     """A score, or a difference with its sign."""
     return f"{row['value']:+.3f}" if "gain" in name else f"{row['value']:.3f}"
+
+
+def between(interval: list[float] | None) -> str:
+    """An interval in words; where a class has too few episodes, a dash."""
+    return "-" if interval is None else "{:.3f} to {:.3f}".format(*interval)
 
 
 def answered(segmenter, queries: list[Query], name: str) -> list[np.ndarray]:
@@ -274,7 +279,7 @@ def show(group: str, results: dict) -> None:
     """Prints the table of one group."""
     table = Table("what", "mIoU", "95 % interval", "episodes", title=group)
     for name, row in results.items():
-        table.add_row(name, told(name, row), "{:.3f} to {:.3f}".format(*row["ci95"]), str(row["n"]))
+        table.add_row(name, told(name, row), between(row["ci95"]), str(row["n"]))
     Console().print(table)
 
 

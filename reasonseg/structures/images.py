@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -211,13 +212,14 @@ def open_image(
 def _bytes_of(path: Path) -> int:
     """The size of an image file. Raises `InputError` where it cannot be opened."""
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; name an image file in it")
-        return path.stat().st_size
+        about = path.stat()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # too long a name, or a character that none may have
         raise InputError(f"{str(path)[:200]!r} cannot be opened: {error}") from None
+    if stat.S_ISDIR(about.st_mode):
+        raise InputError(f"{path} is a folder; name an image file in it")
+    return about.st_size
 
 
 def make_folder(folder: str | Path) -> Path:
