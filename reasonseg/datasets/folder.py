@@ -26,6 +26,7 @@ from reasonseg.datasets.layouts import (
 from reasonseg.datasets.layouts.base import Entry, Remark, Scan
 from reasonseg.errors import InputError
 from reasonseg.structures.answer import Answer
+from reasonseg.structures.duplicates import copies
 from reasonseg.structures.images import read_image
 from reasonseg.structures.mask_values import named_values
 from reasonseg.structures.placing import Frame
@@ -130,10 +131,20 @@ class Folder:
         return [e for e in entries if (e.picture in kept) == (split == VALIDATION)]
 
     def _kept(self, entries: list[Entry]) -> set[Path]:
-        pictures = sorted({e.picture for e in entries})
-        order = np.random.default_rng(self.config.seed).permutation(len(pictures))
-        count = max(round(self.config.share * len(pictures)), 1) if len(pictures) > 1 else 0
-        return {pictures[i] for i in order[:count]}
+        """The images that are kept for validation; copies of an image stay on its side."""
+        sources = {e.picture: e.data if e.data is not None else e.picture for e in entries}
+        pictures = sorted(sources)
+        first = copies([sources[picture] for picture in pictures])
+        groups = sorted(set(first))
+        if len(groups) < len(pictures):
+            self.scan.say(
+                f"{len(pictures) - len(groups)} of {len(pictures)} images are copies of others, or "
+                "nearly so; copies are all trained on or all kept for validation"
+            )
+        order = np.random.default_rng(self.config.seed).permutation(len(groups))
+        count = max(round(self.config.share * len(groups)), 1) if len(groups) > 1 else 0
+        kept = {groups[i] for i in order[:count]}
+        return {picture for picture, k in zip(pictures, first, strict=True) if k in kept}
 
     def __len__(self) -> int:
         return len(self.entries)
