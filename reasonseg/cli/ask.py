@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from reasonseg.cli.options import (
     Command,
     Parser,
     add_bank_options,
     add_model_options,
     box,
+    image_source,
+    images_and_text,
+    in_pixels,
     load_model,
     point,
     positive,
+    share,
+    temperature,
 )
 from reasonseg.errors import InputError
 
 
 def _ask_arguments(parser: Parser) -> None:
-    parser.add_argument("image", metavar="IMAGE", help="the image file to ask about")
     parser.add_argument(
-        "text", metavar="TEXT", nargs="?", default="", help="the question (default: none)"
+        "words",
+        metavar="IMAGE [IMAGE ...] [TEXT]",
+        nargs="+",
+        help="the images to ask about (files, patterns such as '*.jpg', - for standard input, "
+        "data: URLs), and the question in quotes",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="write overlay.png, mask-*.png and answer.json there (default: write nothing)",
+        help="write overlay.png, mask-*.png and answer.json there, in a folder for each of "
+        "several images (default: write nothing)",
     )
     parser.add_argument(
         "--json", action="store_true", help="print the answer as JSON (default: as text)"
@@ -34,7 +46,8 @@ def _ask_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="x0,y0,x1,y1",
-        help="a box around the object in pixels; may be repeated (default: none)",
+        help="a box around the object, in pixels or as fractions of the image; may be repeated "
+        "(default: none)",
     )
     parser.add_argument(
         "--point",
@@ -42,7 +55,8 @@ def _ask_arguments(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="x,y[,0]",
-        help="a point on the object in pixels, with ,0 off it; may be repeated (default: none)",
+        help="a point on the object, with ,0 off it, in pixels or as fractions; may be repeated "
+        "(default: none)",
     )
     _add_reference_options(parser)
     _add_answer_options(parser)
@@ -87,7 +101,7 @@ def _add_answer_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--absent-threshold",
-        type=float,
+        type=share,
         default=0.5,
         metavar="P",
         help="answer absent where the probability of <REJ>, relative to <REJ> and <SEG>, is at "
@@ -101,7 +115,7 @@ def _add_answer_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=temperature,
         default=0.0,
         help="sampling temperature; 0 means greedy (default: %(default)s)",
     )
@@ -111,20 +125,58 @@ def _add_answer_options(parser: Parser) -> None:
 
 
 def _ask(options) -> None:
-    import json
-
     from reasonseg import Query
     from reasonseg.structures.images import read_image
 
+    files, options.text = images_and_text(options.words)
     references = _references(options)
-    if not (options.text.strip() or references or options.point or options.box or options.bank):
-        Query(read_image(options.image))  # raises the error before a model is loaded
-    image = read_image(options.image)
+    given = references or options.point or options.box or options.bank
+    if not (options.text.strip() or given):
+        Query(read_image(*_source(files[0])))  # raises the error before a model is loaded
+    if options.bank and not os.path.isdir(options.bank):
+        raise InputError(f"--bank {options.bank} is no folder")
+    images = {file: read_image(*_source(file)) for file in dict.fromkeys(files)}
+    folders = dict(zip(images, _folders(options.out, list(images)), strict=True))
     segmenter = load_model(options)
     if options.bank:
         segmenter.capabilities.require("--bank", "references")
-        references += _chosen(options, segmenter, image)
-    query = Query(image, options.text, references, options.point, options.box)
+    for file, image in images.items():
+        if len(images) > 1 and not options.json:
+            print(file)
+        _ask_one(options, segmenter, file, image, references, folders[file])
+
+
+def _source(word: str) -> tuple[Any, int, str]:
+    """The arguments of `read_image` for an image on the command line."""
+    from reasonseg.structures.images import MAX_PIXELS
+
+    source, name = image_source(word)
+    return source, MAX_PIXELS, name
+
+
+def _folders(out: str | None, files: list[str]) -> list[str | None]:
+    """The folder to write to for each image: `out`, or one below it where there are several."""
+    if out is None or len(files) == 1:
+        return [out] * len(files)
+    names: dict[str, None] = {}
+    for k, file in enumerate(files):
+        stem = os.path.splitext(os.path.basename(file))[0] if os.path.isfile(file) else ""
+        name = stem or f"image-{k}"
+        names[name if name not in names else f"{name}-{k}"] = None
+    return [os.path.join(out, name) for name in names]
+
+
+def _ask_one(options, segmenter, file: str, image, references: list, out: str | None) -> None:
+    """Asks about one image; prints the answer and writes it to the folder `out`."""
+    import json
+
+    from reasonseg import Query
+
+    shown = references + (_chosen(options, segmenter, image) if options.bank else [])
+    size = image.shape[:2]
+    points = [(*in_pixels(p[:2], size, "--point"), p[2]) for p in options.point]
+    boxes = [tuple(in_pixels(b, size, "--box")) for b in options.box]
+    query = Query(image, options.text, shown, points, boxes)  # type: ignore[arg-type]
     answer = segmenter(
         query,
         max_new_tokens=options.max_new_tokens,
@@ -132,23 +184,25 @@ def _ask(options) -> None:
         seed=options.seed,
         force_seg=options.force_seg,
         absent_threshold=options.absent_threshold,
-        agreement=len(references) > 1,
+        agreement=len(shown) > 1,
         refine=options.refine,
     )
-    answer.meta |= {"image": options.image, "size": list(query.size)}
-    if options.out:
-        answer.save(options.out)
+    name = file if os.path.isfile(file) else "image.png"
+    answer.meta |= {"image": name, "size": list(query.size)}
+    if out:
+        answer.save(out)
     if options.json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
-    print(
-        answer.text
-        or (
-            "(reference images only: the answer has no text)"
-            if references
-            else "(points or boxes only: the answer has no text)"
-        )
-    )
+    _print(answer, bool(shown))
+    if out:
+        print(f"wrote {out}/overlay.png, {len(answer.masks)} masks and answer.json")
+
+
+def _print(answer, shown: bool) -> None:
+    """Prints an answer; `shown` is whether references were used."""
+    without = "reference images" if shown else "points or boxes"
+    print(answer.text or f"({without} only: the answer has no text)")
     sizes = [100 * mask.mean() for mask in answer.masks]
     for label, score, size in zip(answer.labels, answer.scores, sizes, strict=True):
         print(f"  {label or 'mask'}: score {score:.2f}, {size:.1f} % of the image")
@@ -165,8 +219,6 @@ def _ask(options) -> None:
         )
     elif answer.status == "no_seg":
         print("  no mask: the model answered in words only (--force-seg always draws a mask)")
-    if options.out:
-        print(f"wrote {options.out}/overlay.png, {len(answer.masks)} masks and answer.json")
 
 
 def _references(options) -> list:

@@ -13,6 +13,8 @@ from reasonseg.cli.options import Command, Parser
 from reasonseg.config.kinds import files, kind_module, kinds
 from reasonseg.errors import InputError
 
+NUMBERS = ("--box", "--point")  # options whose value is a list of numbers
+
 
 def console() -> None:
     """The entry point of the process.
@@ -24,7 +26,7 @@ def console() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         # names of files and text on the screen in UTF-8, whatever the locale is
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, "-m", "reasonseg.cli", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", "reasonseg", *sys.argv[1:]])
     code = main()
     if sys.argv[1:2] != ["ask"]:
         sys.exit(code)
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line. Exits with code 2 where it is not valid."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    words = joined(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(words[0] if words else "", tuple(words[1:]))
     options, rest = parser.parse_known_args(words)
     if (
@@ -71,9 +73,25 @@ def read_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace
         options.overrides += (
             rest  # key=value after an option, which argparse does not add to the same list
         )
+    elif rest and hasattr(options, "words") and not any(w.startswith("-") for w in rest):
+        options.words += rest  # what follows an option
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return options
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """The words, with a list of numbers that begins with a minus joined to its option.
+
+    argparse would take `-5,10,20,30` for an option.
+    """
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in NUMBERS and word[:1] == "-" and word[1:2].isdigit():
+            found[-1] += f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def commands(word: str = "") -> list[Command]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
+import glob
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -196,14 +200,102 @@ def numbers(text: str, counts: tuple[int, ...], what: str) -> tuple[float, ...]:
 
 
 def box(text: str) -> tuple[float, ...]:
-    """The argument type of a box `x0,y0,x1,y1` in pixels."""
+    """The argument type of a box `x0,y0,x1,y1`, in pixels or as fractions of the image."""
     return numbers(text, (4,), "a box x0,y0,x1,y1")
 
 
 def point(text: str) -> tuple[float, float, int]:
-    """The argument type of a point `x,y` or `x,y,0` in pixels; the third number defaults to 1."""
+    """The argument type of a point `x,y` or `x,y,0`; the third number defaults to 1."""
     x, y, *on = numbers(text, (2, 3), "a point x,y or x,y,0")
+    if on and on[0] not in (0, 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: the third number is 1 (on it) or 0 (off it)")
     return x, y, int(on[0]) if on else 1
+
+
+def in_pixels(values: Sequence[float], size: tuple[int, int], what: str) -> list[float]:
+    """The numbers x, y, x, y ... in pixels of an image of `size` (height, width).
+
+    Where all lie in 0..1 and one is no whole number, they are fractions of the image; a note on
+    stderr says so.
+    """
+    if not all(0 <= v <= 1 for v in values) or all(v == int(v) for v in values):
+        return list(values)
+    found = [v * size[1 - k % 2] for k, v in enumerate(values)]
+    listed = ",".join(f"{v:g}" for v in values)
+    print(f"note: {what} {listed} is read as fractions of the image", file=sys.stderr)
+    return found
+
+
+def share(text: str) -> float:
+    """The argument type of a number 0..1."""
+    return _number(text, 0, 1, "a number from 0 to 1")
+
+
+def temperature(text: str) -> float:
+    """The argument type of a sampling temperature, 0 or above."""
+    return _number(text, 0, 1000, "a temperature, a number from 0 on")
+
+
+def seconds(text: str) -> float:
+    """The argument type of a time or an amount above 0."""
+    return _number(text, 1e-9, 1e9, "a number above 0")
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def images_and_text(words: Sequence[str]) -> tuple[list[str], str]:
+    """The images and the question of a command line: `IMAGE [IMAGE ...] [TEXT]`.
+
+    The first word is an image. So is every other that is an existing file, matches files
+    (`*.jpg`), is `-` (standard input) or a `data:` URL. Raises `InputError` where two words are no
+    images, or a pattern matches nothing.
+    """
+    images, texts = [], []
+    for k, word in enumerate(words):
+        if word == "-" or word.startswith("data:") or _is_file(word):
+            images.append(word)
+        elif found := sorted(glob.glob(word)) if glob.has_magic(word) else []:
+            images += [file for file in found if _is_file(file)]
+        elif k == 0:
+            images.append(word)
+        else:
+            texts.append(word)
+    if len(texts) > 1:
+        raise InputError(
+            f"{' '.join(map(repr, texts[:3]))} are no images; put the question in quotes"
+        )
+    return images, texts[0] if texts else ""
+
+
+def _is_file(word: str) -> bool:
+    try:
+        return os.path.isfile(word)
+    except ValueError:
+        return False
+
+
+def image_source(word: str) -> tuple[Any, str]:
+    """(path or bytes, name) of an image on the command line: a path, `-`, or a `data:` URL.
+
+    Raises `InputError` where a URL holds no base64.
+    """
+    if word == "-":
+        return sys.stdin.buffer.read(), "standard input"
+    if not word.startswith("data:"):
+        return word, word
+    try:
+        data = base64.b64decode("".join(word.partition(",")[2].split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("the data: URL holds no base64 of an image file") from None
+    return data, "the data: URL"
 
 
 def positive(text: str) -> int:

@@ -14,6 +14,7 @@ from reasonseg.cli.options import (
     load_model,
     model_keywords,
     positive,
+    seconds,
 )
 from reasonseg.errors import InputError
 
@@ -50,21 +51,21 @@ def _add_limit_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=seconds,
         default=60.0,
         metavar="S",
         help="seconds to send a request, and again to answer it (default: %(default)s)",
     )
     parser.add_argument(
         "--max-body",
-        type=float,
+        type=seconds,
         default=32.0,
         metavar="MIB",
         help="largest request in MiB (default: %(default)s)",
     )
     parser.add_argument(
         "--max-pixels",
-        type=float,
+        type=seconds,
         default=40.0,
         metavar="M",
         help="largest image in million pixels (default: %(default)s)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,8 @@ HELP = """a line is a question; other commands:
   /save DIR               write the whole conversation
   /undo                   remove the last turn
   /help                   print this help
-  /quit                   quit (as at the end of input)"""
+  /quit, quit or exit     quit (as at the end of input)"""
+LEAVE = ("/quit", "/exit", "quit", "exit", ":q")
 
 
 class Terminal:
@@ -42,7 +44,7 @@ class Terminal:
 
     def line(self, line: str) -> None:
         """Runs one line of input. Raises `InputError` where it is not valid."""
-        command, *words = line.split()
+        command, *words = _words(line)
         if not command.startswith("/"):
             self.told(self.session.ask(line, on_text=self.on_text))
         elif command not in self.commands:
@@ -107,6 +109,16 @@ class Terminal:
         )
 
 
+def _words(line: str) -> list[str]:
+    """The words of a line; those of a command may be quoted."""
+    if not line.startswith("/"):
+        return line.split()
+    try:
+        return shlex.split(line)
+    except ValueError:  # a quote that is not closed
+        return line.split()
+
+
 def _numbers(words: list[str], count: int, usage: str) -> list[float]:
     try:
         values = [float(v) for v in words[0].split(",")]
@@ -137,7 +149,7 @@ def converse(load: Callable, image: str | None, out: str) -> None:
         except EOFError:
             print()
             return
-        if line == "/quit":
+        if line.lower() in LEAVE:
             return
         try:
             if line:

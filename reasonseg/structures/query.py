@@ -23,6 +23,7 @@ Box = tuple[float, float, float, float]
 Point = tuple[float, float, int]
 
 MAX_WORDS = 2000  # more than any model here can read; refused before a forward pass
+EDGE = 1.0  # pixels by which boxes and points may lie outside; they are moved to the border
 
 
 def _checked_image(image: Any, name: str) -> np.ndarray:
@@ -58,6 +59,10 @@ def _checked_boxes(boxes: Sequence, image: np.ndarray, name: str) -> tuple[Box, 
             x0, y0, x1, y1 = (float(c) for c in box)
         except (TypeError, ValueError):
             raise InputError(f"{name}: a box is x0,y0,x1,y1 in pixels, got {box!r}") from None
+        near = -EDGE <= x0 < x1 <= width + EDGE and -EDGE <= y0 < y1 <= height + EDGE
+        if near:  # a box on the border that was rounded up
+            x0, y0 = min(max(x0, 0.0), width), min(max(y0, 0.0), height)
+            x1, y1 = min(x1, float(width)), min(y1, float(height))
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise InputError(
                 f"{name}: box {box!r} does not lie in the {width}x{height} image with x0 < x1 and "
@@ -78,6 +83,9 @@ def _checked_points(points: Sequence, image: np.ndarray, name: str) -> tuple[Poi
             raise InputError(
                 f"{name}: a point is x,y or x,y,1 or x,y,0 in pixels, got {point!r}"
             ) from None
+        if -EDGE <= x < width + EDGE and -EDGE <= y < height + EDGE:
+            x = min(max(x, 0.0), float(np.nextafter(width, 0)))
+            y = min(max(y, 0.0), float(np.nextafter(height, 0)))
         if not (0 <= x < width and 0 <= y < height) or on not in (0, 1):
             raise InputError(
                 f"{name}: point {point!r} must lie in the {width}x{height} image, its third "
