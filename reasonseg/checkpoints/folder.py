@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from reasonseg.checkpoints import delta
 from reasonseg.checkpoints.parts import Parts
-from reasonseg.checkpoints.released.base import LoadOptions, find_format
+from reasonseg.checkpoints.released.base import LoadOptions, find_format, refuse_pointers
 from reasonseg.checkpoints.released.sam import decoder_from
 from reasonseg.config.kinds import config_class
 from reasonseg.config.model import ModelSettings
@@ -186,6 +186,8 @@ def _changed(folder: Path, **options: Any) -> Parts:
 
 
 def _own(folder: Path, settings: ModelSettings, options: LoadOptions) -> Parts:
+    for place in (folder, folder / "backbone", folder / "decoder"):
+        refuse_pointers(place)
     wanted = ["decoder/config.json"]
     wanted += ["backbone/config.json", "prompter.safetensors"] if settings.backbone else []
     for name in wanted:

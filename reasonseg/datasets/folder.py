@@ -5,7 +5,8 @@ There is one sample for each label of an image (all its shapes together), or for
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ class Folder:
                 "Studio files, images/ with masks/ or labels/, PASCAL VOC, samples.jsonl, or a "
                 f"table with columns image and mask{'. ' if noticed else ''}{noticed}"
             )
+        entries = self._numbered(entries)
         self.labels = sorted({label for e in entries for label in e.labels})
         # the labels of each image, including images that cannot be read
         self.present: dict[Path, set[str]] = {}
@@ -157,7 +159,22 @@ class Folder:
         """The name of a sample: its image and its text."""
         inside = entry.picture.is_relative_to(self.config.root)
         place = entry.picture.relative_to(self.config.root) if inside else entry.picture
-        return f"{place.as_posix()}: {entry.text}"
+        again = f" ({entry.number})" if entry.number > 1 else ""
+        return f"{place.as_posix()}: {entry.text}{again}"
+
+    def _numbered(self, entries: list[Entry]) -> list[Entry]:
+        """The entries, with numbers where several have the same image and text."""
+        counts: Counter[str] = Counter()
+        numbered = []
+        for entry in entries:
+            name = self.name(entry)
+            counts[name] += 1
+            numbered.append(replace(entry, number=counts[name]) if counts[name] > 1 else entry)
+        return numbered
+
+    def result_keys(self) -> dict[tuple[str, str], str]:
+        """The ids of samples by the (image, category) ids of COCO results; empty without them."""
+        return {key: self.name(entry) for entry in self.entries for key in entry.results}
 
     def group(self, i: int) -> str:
         """The group of sample `i`: samples about one image have the same group."""

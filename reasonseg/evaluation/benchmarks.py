@@ -49,7 +49,8 @@ def evaluate_benchmark(
     becomes a row with its error; it is counted, and tried again by the next run. Raises
     `InputError` for a missing data set or malformed predictions.
     """
-    data, answer = config.build(), Answerer(segmenter, predictions)
+    data = config.build()
+    answer = Answerer(segmenter, predictions, data)
     total = len(data) if limit is None else min(limit, len(data))
 
     def ask(_: str, part: list[int]) -> list[dict]:

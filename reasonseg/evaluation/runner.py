@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from reasonseg.config.schema import differences
 from reasonseg.errors import InputError
+from reasonseg.evaluation.predictions import answers_from, read_predictions
 from reasonseg.runtime import (
     gather_rows,
     is_main_process,
@@ -23,7 +23,6 @@ from reasonseg.runtime import (
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.images import atomic_write
-from reasonseg.structures.masks import from_rle
 from reasonseg.structures.sample import Sample
 
 BATCH = 16  # questions per batch
@@ -77,14 +76,19 @@ def run_evaluation(
 class Answerer:
     """The source of answers: a segmenter, or a predictions file.
 
-    `name` changes with the model's weights or the file's content. Raises `InputError` where there
-    is neither.
+    `name` changes with the model's weights or the file's content. `data` is the data set, whose ids
+    predictions in COCO's form need. Raises `InputError` where there is neither.
     """
 
-    def __init__(self, segmenter: SegmenterProtocol | None, predictions: str | Path | None):
+    def __init__(
+        self,
+        segmenter: SegmenterProtocol | None,
+        predictions: str | Path | None,
+        data: Any = None,
+    ):
         self.segmenter, self.given = segmenter, None
         if predictions is not None:
-            self.given = read_predictions(predictions)
+            self.given = read_predictions(predictions, data)
             self.name = (
                 f"predictions-{hashlib.sha256(Path(predictions).read_bytes()).hexdigest()[:12]}"
             )
@@ -213,49 +217,3 @@ def finish(out: str | Path | None, rows: list[dict], summary: dict) -> None:
         with atomic_write(Path(out) / "summary.json") as aside:
             aside.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     wait_for_everyone()
-
-
-def read_predictions(file: str | Path) -> dict[str, dict]:
-    """The rows of a JSONL file by id: `{"id", "objects": [{"segmentation"}], "status"}`.
-
-    Raises `InputError` where the file is missing or malformed.
-    """
-    if not Path(file).is_file():
-        raise InputError(f"{file} does not exist")
-    found = {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            found[row["id"]] = row
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{file}, line {number}: expected an object with id, objects and status"
-            ) from None
-    return found
-
-
-def answers_from(samples: list[Sample], rows: dict[str, dict]) -> list[Answer]:
-    """The predicted answers of samples.
-
-    Raises `InputError` where one is missing or a mask has another size than its image.
-    """
-    answers = []
-    for sample in samples:
-        if sample.id not in rows:
-            raise InputError(f"the predictions have no line with id {sample.id!r}")
-        objects = rows[sample.id].get("objects") or []
-        if not isinstance(objects, list) or any(
-            not isinstance(o, dict) or "segmentation" not in o for o in objects
-        ):
-            raise InputError(f"predictions, id {sample.id!r}: every object needs a segmentation")
-        masks = [from_rle(o["segmentation"]) for o in objects]
-        if any(mask.shape != sample.query.size for mask in masks):
-            raise InputError(
-                f"predictions, id {sample.id!r}: masks must be {list(sample.query.size)}"
-            )
-        status = "found" if masks else rows[sample.id].get("status", "no_seg")
-        stack = np.array(masks, bool).reshape(-1, *sample.query.size)
-        answers.append(Answer("", stack, np.ones(len(masks)), [""] * len(masks), status))
-    return answers

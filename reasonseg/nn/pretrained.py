@@ -66,7 +66,7 @@ def model_path(
         return EMBEDDED
     place = Path(source)
     if place.exists():
-        return place
+        return _run_model(place)
     if str(source) in PACKAGED:
         return PACKAGED[str(source)]
     remedy = (
@@ -74,6 +74,13 @@ def model_path(
         "--model, or as start in a config"
     )
     return download(str(source), revision, remedy, only)
+
+
+def _run_model(place: Path) -> Path:
+    """The folder itself; of a folder of a training run, its last model."""
+    inside = place / "model"
+    a_model = any((place / name).exists() for name in ("settings.yaml", "changes.yaml"))
+    return inside if inside.is_dir() and not a_model and (place / "run.json").is_file() else place
 
 
 @contextmanager

@@ -16,6 +16,9 @@ from reasonseg.checkpoints.released.files import Shards
 from reasonseg.config.kinds import kind_module, kinds
 from reasonseg.errors import InputError
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+POINTER_SIZE = 1024  # bytes; pointers have about 130
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -62,14 +65,34 @@ def formats() -> dict[str, Format]:
     }
 
 
+def refuse_pointers(place: Path) -> None:
+    """Raises `InputError` where a weight file is only the pointer that git has without Git LFS."""
+    files = [place] if place.is_file() else sorted(place.glob("*"))
+    for file in files:
+        if file.is_file() and file.stat().st_size < POINTER_SIZE:
+            with file.open("rb") as opened:
+                start = opened.read(len(POINTER))
+            if start == POINTER:
+                raise InputError(
+                    f"{file} is a Git LFS pointer, not the weights: run `git lfs pull` in its "
+                    "folder, or download the file"
+                )
+
+
 def find_format(place: Path) -> tuple[Format, Any]:
     """The format of a checkpoint, and what it recognised. Raises `InputError` where no format
     knows it.
     """
+    refuse_pointers(place)
     known = formats().values()
     for format_ in known:
         if (found := format_.recognise(place)) is not None:
             return format_, found
+    if place.is_dir() and (place / "adapter_config.json").is_file():
+        raise InputError(
+            f"{place} holds a LoRA adapter only (adapter_config.json), without its model; merge it "
+            "into the model (peft: merge_and_unload, then save_pretrained), and name that folder"
+        )
     listed = "; ".join(format_.names for format_ in known)
     raise InputError(
         f"{place} is no model we know: it has no settings.yaml (ours) and none of the released "

@@ -16,6 +16,7 @@ from reasonseg.errors import InputError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+PARALLEL = "module."
 
 
 class Shards:
@@ -41,6 +42,10 @@ class Shards:
                     f"{len(lacking) - 1} more, "
                     "which are not in it; fetch the shard again"
                 )
+        # torch's DistributedDataParallel puts it before every key
+        parallel = bool(self.of) and all(key.startswith(PARALLEL) for key in self.of)
+        self.prefix = PARALLEL if parallel else ""
+        self.of = {key.removeprefix(self.prefix): file for key, file in self.of.items()}
         self._open: tuple[Path, dict] | None = None
 
     def _index(self) -> dict[str, str]:
@@ -74,7 +79,7 @@ class Shards:
         file = self.of[key]
         if self._open is None or self._open[0] != file:
             self._open = file, _read(file)
-        return self._open[1][key]
+        return self._open[1][self.prefix + key]
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every key with its tensor, a shard after the other."""
@@ -88,7 +93,7 @@ class Shards:
         file = self.of[key]
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
-                return tuple(opened.get_slice(key).get_shape())
+                return tuple(opened.get_slice(self.prefix + key).get_shape())
         return tuple(self.tensor(key).shape)
 
 

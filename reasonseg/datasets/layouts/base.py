@@ -42,6 +42,8 @@ class Entry:
     the pixels that are not counted. `answer` is the true answer; empty where the data has none.
     `absent`: nothing in the image matches the text. `split` is `train`, `validation` or `test`
     where the folder says so. `problem` says why the sample cannot be used.
+    `results` are the (image, category) ids that COCO results give it.
+    `number` tells samples with the same image and text apart.
     """
 
     picture: Path
@@ -54,6 +56,8 @@ class Entry:
     absent: bool = False
     split: str = ""
     problem: str = ""
+    results: tuple[tuple[str, str], ...] = ()
+    number: int = 1
 
 
 @dataclass

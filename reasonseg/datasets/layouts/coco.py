@@ -6,7 +6,7 @@ describe the same category of the same image (key points, backups), one of them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,9 @@ def _of_file(scan: Scan, file: Path, tree: dict) -> list[Entry]:
     names = _names(file, lists["categories"])
     images = _images(scan, file, lists["images"])
     groups: dict[tuple[str, str], list[dict]] = {}
+    ids: dict[str, list[str]] = {}  # of the categories of one name
+    for key, name in names.items():
+        ids.setdefault(name, []).append(key)
     for number, a in enumerate(lists["annotations"]):
         image, category = key_of(a.get("image_id")), key_of(a.get("category_id"))
         if image not in images or category not in names:
@@ -80,7 +83,10 @@ def _of_file(scan: Scan, file: Path, tree: dict) -> list[Entry]:
         groups.setdefault((image, names[category]), []).append(a)
     split = split_of(_subset(scan, file))
     return [
-        _entry(scan, file, images[image], label, members, split)
+        replace(
+            _entry(scan, file, images[image], label, members, split),
+            results=tuple((image, category) for category in ids[label]),
+        )
         for (image, label), members in sorted(groups.items())
     ]
 
