@@ -24,6 +24,7 @@ FLOORS = (  # from the ground up: a room imports from floors below its own
     {"training"},
     {"serving"},
     {"cli"},
+    {"__main__"},
 )
 # one file a kind
 STRANGERS = (
@@ -203,3 +204,19 @@ def test_every_script_loads(file):
 def test_tests_mirror_the_rooms(file):
     """Every room has its folder of tests."""
     assert (ROOT / "tests" / place(file)[0]).is_dir() or len(place(file)) == 1
+
+
+def test_text_files_have_an_encoding():
+    """Without one, the locale of a system decides what a file says."""
+    scripts = sorted((ROOT / "scripts").glob("*.py"))
+    for file in [*FILES, *RECIPES, *scripts]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            text = called in ("read_text", "write_text") or (
+                called == "open" and any(m in ("r", "w", "a", "x") for m in modes)
+            )
+            named = any(k.arg == "encoding" for k in node.keywords)
+            assert named or not text, f"{file}, line {node.lineno}: no encoding"

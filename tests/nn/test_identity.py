@@ -42,6 +42,13 @@ def test_written_weights_are_noticed(through_data):
     assert version_of(module) != before
 
 
+def test_exchanged_rows_are_noticed():
+    module = torch.nn.Linear(6, 4)
+    before = version_of(module)
+    module.weight.data[[0, 1]] = module.weight.data[[1, 0]]
+    assert version_of(module) != before
+
+
 def test_the_cache_of_images_sees_weights_written_through_data(model, scenes):
     query = scenes[0].query
     before = model.forced([query])[0].masks
