@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+
+SURE = -50.0  # a logit of background whose loss is 0
 
 
 def dice(
@@ -50,12 +52,14 @@ def mask_losses(
     predicted: torch.Tensor,
     truths: list[torch.Tensor],
     sample_index: list[int],
+    void: Sequence[torch.Tensor | None] = (),
 ) -> dict[str, torch.Tensor]:
     """Losses `bce`, `dice` and `iou`, averaged over masks; 0 where there are none.
 
     `logits` are `[m, s, s]`, `predicted` IoU is `[m]`. `truths` holds the masks `[n, h, w]` of each
     sample; masks of one size are compared together. Logit m belongs to sample `sample_index[m]`.
-    `restore(logits, size)` resizes logits to the size of an image (a method of the decoder).
+    `restore(logits, size)` resizes logits to the size of an image (a method of the decoder). `void`
+    holds pixels `[h, w]` of each sample that no loss counts, or None.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for m, owner in enumerate(sample_index):
@@ -64,6 +68,11 @@ def mask_losses(
     sums = {name: logits.sum() * 0.0 for name in ("bce", "dice", "iou")}
     for size, mine in by_size.items():
         full = restore(logits[mine], size)
+        if any(void[sample_index[m]] is not None for m in mine if void):
+            hidden = [void[sample_index[m]] for m in mine]
+            blank = torch.zeros(size, dtype=torch.bool, device=full.device)
+            # sure background where the truth is background: no loss, and no gradient
+            full = full.masked_fill(torch.stack([blank if h is None else h for h in hidden]), SURE)
         true = torch.cat([truths[i] for i in dict.fromkeys(sample_index[m] for m in mine)])
         sums["bce"] = sums["bce"] + bce(full, true).sum()
         sums["dice"] = sums["dice"] + dice(full, true).sum()

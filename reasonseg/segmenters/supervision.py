@@ -27,7 +27,8 @@ def sample_losses(
 ) -> dict[str, torch.Tensor]:
     """Losses of true answers at the size of the images (LISA's losses, model/LISA.py).
 
-    Text is averaged over answer tokens, masks over all masks of the batch.
+    Text is averaged over answer tokens, masks over all masks of the batch. Pixels that a sample
+    ignores have no loss.
 
     Args:
         parts: The model.
@@ -58,7 +59,10 @@ def sample_losses(
     logits, predicted = decode_all(
         parts.decoder, features, [image_index[i] for i in sample_index], prompts
     )
-    drawn = mask_losses(parts.decoder.restore, logits, predicted, truths, sample_index)
+    void = [
+        None if s.ignored is None else torch.from_numpy(s.ignored).to(parts.device) for s in samples
+    ]
+    drawn = mask_losses(parts.decoder.restore, logits, predicted, truths, sample_index, void)
     tokens, masks = (output.tokens if output else 0), len(sample_index)
     if counts:
         tokens, masks = counts["tokens"], counts["masks"]

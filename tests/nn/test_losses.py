@@ -32,3 +32,22 @@ def test_losses_are_one_a_mask():
         together = function(logits, truth)
         assert together.shape == (5,)
         assert torch.allclose(together[2:3], function(logits[2:3], truth[2:3]))
+
+
+def test_void_pixels_have_no_loss():
+    logits = torch.randn(1, 8, 8, requires_grad=True)
+    truth = torch.zeros(1, 8, 8, dtype=torch.bool)
+    truth[:, :4, :4] = True
+    void = torch.zeros(8, 8, dtype=torch.bool)
+    void[5:] = True
+
+    def total(values):
+        found = losses.mask_losses(lambda x, size: x, values, torch.zeros(1), [truth], [0], [void])
+        return found["bce"] + found["dice"] + found["iou"]
+
+    loss = total(logits)
+    loss.backward()
+    assert not logits.grad[0, 5:].any() and logits.grad[0, :5].any()
+    changed = logits.detach().clone()
+    changed[0, 5:] = 9.0
+    assert total(changed) == loss
