@@ -19,6 +19,8 @@ from reasonseg.errors import InputError
 from reasonseg.nn.cache import version_of
 from reasonseg.prompters.base import Prompter, ReferencePrompter
 
+HASHED = 2**30  # bytes of weights that are hashed in about half a second
+
 
 class Parts(nn.Module):
     """A backbone that speaks, prompters that say what to segment, a decoder that draws.
@@ -91,10 +93,12 @@ class Parts(nn.Module):
     def fingerprint(self) -> str:
         """Its name and a SHA-256 hash of its settings and of all bytes of its parameters.
 
-        It is computed again only where a parameter was written since (`version_of`).
+        For a model of more than `HASHED` bytes it is computed again only where a parameter was
+        written since (`version_of`).
         """
-        version = version_of(self), repr(self.settings)
-        if self._known is None or self._known[0] != version:
+        small = sum(p.nbytes for p in self.parameters()) <= HASHED
+        version = () if small else (version_of(self), repr(self.settings))
+        if small or self._known is None or self._known[0] != version:
             digest = hashlib.sha256(repr(self.settings).encode())
             for name, value in self.named_parameters():
                 digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())

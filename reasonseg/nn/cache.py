@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -178,8 +179,8 @@ def digest(image: np.ndarray) -> bytes:
 def version_of(module: nn.Module) -> tuple:
     """A key that changes whenever a parameter is written, through `.data` too, moved or cast.
 
-    Values that only change their places within one row of a parameter are not noticed where they
-    are written through `.data`.
+    Values that only change their places within one parameter are not noticed where they are written
+    through `.data`.
     """
     return _once(module, _version)
 
@@ -193,16 +194,29 @@ def _version(module: nn.Module) -> tuple:
     parameters = list(module.parameters())
     first = parameters[0]
     written = sum(0 if p.is_inference() else p._version for p in parameters)
-    sums = torch.stack([_sum(p.detach()).to(first.device) for p in parameters]).tolist()
-    return (id(module), first.device, first.dtype, first.data_ptr(), written, *sums)
+    places = tuple(p.data_ptr() for p in parameters)
+    known = _words.get(module)
+    if known is None or known[0] != places:
+        known = _words[module] = places, [_as_words(p.detach()) for p in parameters]
+    sums = [(_as_words(w.contiguous()) if w.is_floating_point() else w).sum() for w in known[1]]
+    if len({words.device for words in known[1]}) > 1:
+        sums = [total.cpu() for total in sums]
+    return (id(module), first.device, first.dtype, places, written, *torch.stack(sums).tolist())
 
 
-def _sum(value: torch.Tensor) -> torch.Tensor:
-    """A sum of the bits of a tensor, read as whole numbers of up to 64 bits.
+# the parameters of a module by their addresses, seen as whole numbers
+_words: WeakKeyDictionary[nn.Module, tuple[tuple, list[torch.Tensor]]] = WeakKeyDictionary()
 
-    Each row counts with another odd factor, so rows that change their places are noticed.
+
+def _as_words(value: torch.Tensor) -> torch.Tensor:
+    """A view of the bits of a tensor as whole numbers of 64 bits, or fewer where they do not fit.
+
+    A tensor that is not contiguous is viewed in the order of its memory; one with gaps is kept as
+    it is.
     """
-    rows = value.contiguous().reshape(value.shape[0] if value.dim() > 1 else 1, -1)
-    words = torch.int64 if rows[:1].nbytes % 8 == 0 else WHOLE[rows.element_size()]
-    sums = rows.view(words).sum(1)
-    return (sums * (2 * torch.arange(len(sums), device=sums.device) + 1)).sum()
+    order = sorted(range(value.dim()), key=value.stride, reverse=True)
+    dense = value.permute(order)
+    if not dense.is_contiguous():
+        return value
+    flat = dense.view(-1)
+    return flat.view(torch.int64 if flat.nbytes % 8 == 0 else WHOLE[flat.element_size()])
