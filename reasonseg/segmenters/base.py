@@ -255,7 +255,7 @@ class Segmenter(Parts):
         """
         fit = fitted(kind, self.backbone, self.decoder) or kind
         settings = replace(self.settings, references=fit)
-        parts = self.backbone, self.prompter, self.decoder, fit.config.build()
+        parts = self.backbone, self.prompter, self.decoder, fit.config.build(), self.refiner
         return segmenter_of(Parts(settings, *parts))
 
     def reading_examples(self) -> Segmenter:

@@ -235,3 +235,12 @@ def test_withheld_things_can_be_asked_about(font):
         Knowledge.load(),
     )
     assert all(knowledge.withheld(data[i].truth.labels[0]) for i in range(4))
+
+
+def test_another_prompter_keeps_the_refiner(segmenter):
+    import copy
+
+    model = copy.deepcopy(segmenter)
+    model.refiner = model.decoder
+    other = model.with_references(model.settings.references)
+    assert other.refiner is model.refiner and other.decoder is model.decoder
