@@ -237,10 +237,9 @@ def test_withheld_things_can_be_asked_about(font):
     assert all(knowledge.withheld(data[i].truth.labels[0]) for i in range(4))
 
 
-def test_another_prompter_keeps_the_refiner(segmenter):
-    import copy
-
-    model = copy.deepcopy(segmenter)
+def test_another_prompter_keeps_the_refiner():
+    model = built()
     model.refiner = model.decoder
-    other = model.with_references(model.settings.references)
-    assert other.refiner is model.refiner and other.decoder is model.decoder
+    shown = VlpConfig(TEXT, tower="backbone", queries=3, joint=12, template="{}")
+    other = model.with_references(Kind("vlp", shown))
+    assert other.refiner is model.refiner and other.references is not model.references
