@@ -18,6 +18,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from reasonseg import __version__
@@ -97,6 +98,8 @@ async def mistakes() -> AsyncIterator[None]:
     """Turns known errors, while a request is read or answered, into a `Failure`."""
     try:
         yield
+    except ClientDisconnect:
+        raise Failure(499, "the client disconnected") from None
     except (InputError, TooLarge, Busy, Late) as error:
         forget(error)
         if isinstance(error, InputError):
@@ -256,8 +259,12 @@ def _add_sessions(
         if found is None:
             raise Failure(404, "there is no such conversation (any more)")
         share = budget.share()
-        async with mistakes():
-            asking, image, shown, until = await _read_turn(request, share)
+        try:
+            async with mistakes():
+                asking, image, shown, until = await _read_turn(request, share)
+        except BaseException:
+            share.close()
+            raise
         turn = _turn(request, engine, found, asking, image, shown, until)
         told = _told(turn, metrics, share)
         return StreamingResponse(told, media_type="text/event-stream")

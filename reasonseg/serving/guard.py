@@ -15,8 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
-from starlette.types import Scope
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
 
 from reasonseg.serving.bodies import forget, path_of
 from reasonseg.serving.engine import Engine
@@ -33,14 +33,15 @@ GUARDED = (
 )
 
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+STATUS = ("/healthz", "/readyz", "/metrics")
 
 
 class Failure(Exception):
     """An HTTP error with its response, `{"error": message}`."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
-        self.response = JSONResponse({"error": message}, status, headers)
+        told = message.encode("utf-8", "backslashreplace").decode()  # half a character of a request
+        self.response = JSONResponse({"error": told}, status, headers)
 
 
 def add_guard(app: FastAPI, metrics: Metrics, token: str | None) -> None:
@@ -109,20 +110,32 @@ def _allowed(request: Request, token: str) -> bool:
     return scheme.lower() == "bearer" and any(same)
 
 
+class Refusals:
+    """The answer to unknown paths and methods below /v1 and of the status paths: 404 or 405."""
+
+    def __init__(self, app: FastAPI):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers with `{"error": ...}`, and 405 where the path has other methods."""
+        routes = [r for r in self.app.routes if getattr(r, "methods", None)]
+        near = [r for r in routes if r.matches(scope)[0] is Match.PARTIAL]
+        methods = sorted({m for r in near for m in getattr(r, "methods", ())})
+        response = JSONResponse({"error": "Not Found"}, 404)
+        if methods:
+            allowed = {"Allow": ", ".join(methods)}
+            response = JSONResponse({"error": "Method Not Allowed"}, 405, allowed)
+        await response(scope, receive, send)
+
+
 def add_refusals(app: FastAPI) -> None:
-    """Adds the answers to unknown paths below /v1/, after all other paths of the app.
+    """Adds `Refusals` after all other paths of the app.
 
     Without them the page, which is mounted at /, would answer in its own way.
     """
-
-    @app.api_route("/v1/{rest:path}", methods=METHODS, include_in_schema=False)
-    async def refused(request: Request, rest: str) -> Response:
-        near = [r for r in app.routes[:-1] if r.matches(request.scope)[0] is Match.PARTIAL]
-        methods = sorted(m for r in near for m in getattr(r, "methods", None) or () if rest)
-        if methods:
-            allowed = {"Allow": ", ".join(methods)}
-            return JSONResponse({"error": "Method Not Allowed"}, 405, allowed)
-        return JSONResponse({"error": "Not Found"}, 404)
+    refusals = Refusals(app)
+    for path in ("/v1", "/v1/{rest:path}", *STATUS, *(f"{path}/" for path in STATUS)):
+        app.router.routes.append(Route(path, refusals, include_in_schema=False))
 
 
 def add_status(app: FastAPI, metrics: Metrics, engine: Engine) -> None:

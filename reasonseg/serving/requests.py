@@ -6,6 +6,8 @@ Limits are checked before anything is decoded. Paths, URLs and pickles are never
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import numpy as np
@@ -133,7 +135,7 @@ class Pictures:
         Only its header is read. Raises `InputError` where it is no image, or too large, and `Busy`.
         """
         data = decoded(value, name)
-        with open_image(data, self.limit, name, decode=False) as picture:
+        with self._decoding(), open_image(data, self.limit, name, decode=False) as picture:
             self.share.take_pixels(picture.width * picture.height * channels // 3)
         return data, name
 
@@ -170,10 +172,16 @@ class Pictures:
         return self._decoded(read_image, *file) if file else None, shown
 
     def _decoded(self, reader: Any, data: bytes, name: str) -> np.ndarray:
+        with self._decoding():
+            return reader(data, self.limit, name)
+
+    @contextmanager
+    def _decoding(self) -> Iterator[None]:
+        """A turn to open images. Raises `Late` where none comes before the deadline."""
         if not DECODING.acquire(timeout=max(self.until - time.monotonic(), 0)):
             raise Late("the deadline passed before the images were decoded")
         try:
-            return reader(data, self.limit, name)
+            yield
         finally:
             DECODING.release()
 

@@ -37,6 +37,7 @@ UNREADABLE = (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 BAND = 2**20  # pixels of an image that are converted at once
 ORIENTATION = 0x0112  # the EXIF tag
+MAX_SIDE = 65_535  # of a JPEG too; rows cost memory of their own
 MAX_PIXELS = 100_000_000  # about 10000 x 10000; larger images are refused before decoding
 
 
@@ -105,9 +106,9 @@ def scaled_values(values: np.ndarray) -> tuple[np.ndarray, str]:
     if values.dtype.kind != "f" and values.min(initial=0) >= 0:
         top = int(values.max(initial=0))
         bits = next(b for b in (8, 10, 12, 14, 16, 32) if top < 2**b)
-        grey = np.clip(values, 0, None) * (255 / (2**bits - 1))
+        grey = values * np.float32(255 / (2**bits - 1)) + np.float32(0.5)
         said = f"values of {bits} bits are scaled to 8" if bits not in (8, 16) else ""
-        return (grey + 0.5).astype(np.uint8), said
+        return grey.astype(np.uint8), said
     finite = np.isfinite(values)
     if not finite.any():
         raise ValueError("no value of the image is a finite number")
@@ -116,9 +117,13 @@ def scaled_values(values: np.ndarray) -> tuple[np.ndarray, str]:
         start, end = 0.0, 1.0 if high <= 1 else 255.0
     else:
         start, end = low, max(high, low + 1e-12)
-    grey = np.where(finite, (np.nan_to_num(values.astype(np.float64)) - start) / (end - start), 0)
+    grey = np.where(finite, values, start).astype(np.float64 if values.itemsize > 4 else np.float32)
+    grey -= start
+    grey *= 255 / (end - start)
+    np.clip(grey, 0, 255, out=grey)
+    grey += 0.5
     said = f"values from {low:g} to {high:g} are scaled: {start:g} is black, {end:g} white"
-    return (np.clip(grey, 0, 1) * 255 + 0.5).astype(np.uint8), said
+    return grey.astype(np.uint8), said
 
 
 def _called(source: str | Path | bytes, name: str) -> str:
@@ -184,6 +189,10 @@ def open_image(
     try:
         with Image.open(file, formats=formats()) as picture:
             width, height = picture.size
+            if max(width, height) > MAX_SIDE:
+                raise InputError(
+                    f"{path} is {width}x{height}; no side may be longer than {MAX_SIDE} pixels"
+                )
             if width * height > pixels:
                 raise InputError(
                     f"{path} is {width}x{height}, more than the {pixels / 1e6:g} million pixels "
