@@ -378,7 +378,10 @@ def mount(app: FastAPI, token: str | None = None, root_path: str = "") -> FastAP
     auth = ("reasonseg", token) if token else None
     # gradio checks the paths of events only where the page was launched, not where it is mounted
     blocks.has_launched = True
-    app.add_middleware(PageGuard, uploads=get_upload_folder(), budget=state.budget)
+    editor = next(b for b in blocks.blocks.values() if isinstance(b, gr.ImageEditor))
+    # a budget of its own: who has no token cannot block the API
+    own = Budget(limits)
+    app.add_middleware(PageGuard, uploads=get_upload_folder(), budget=own, editor=editor)
     return gr.mount_gradio_app(
         app,
         blocks,
@@ -388,5 +391,5 @@ def mount(app: FastAPI, token: str | None = None, root_path: str = "") -> FastAP
         max_file_size=limits.body,
         allowed_paths=[],
         footer_links=[],
-        show_error=True,
+        show_error=False,  # of mistakes of the user the message is shown all the same
     )

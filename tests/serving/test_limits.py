@@ -163,6 +163,34 @@ def test_unknown_paths_and_methods_answer_alike(client):
     assert client.head("/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/healthz/", "/v1"])
+def test_status_paths_answer_alike(client, path):
+    answer = client.post(path, json={})
+    assert answer.status_code in (404, 405) and set(answer.json()) == {"error"}
+    assert client.request("FOO", "/v1/segment").json()["error"] == "Method Not Allowed"
+
+
+def test_half_a_character_is_no_failure(client):
+    body = b'{"\\ud800": 1}'
+    name = client.post("/v1/sessions", json={"image": b64(png(9, 9))}).json()["id"]
+    for path in ("/v1/segment", "/v1/sessions", f"/v1/sessions/{name}/ask"):
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422 and "no such field" in answer.json()["error"]
+    gc.disable()
+    try:
+        client.post(f"/v1/sessions/{name}/ask", content=body)
+        assert client.app.state.budget.bytes == 0
+    finally:
+        gc.enable()
+
+
+def test_a_very_long_row_is_refused(client):
+    file = io.BytesIO()
+    Image.new("1", (70_000, 1)).save(file, "PNG")
+    answer = client.post("/v1/segment", json={"image": b64(file.getvalue()), "text": "x"})
+    assert answer.status_code == 422 and "no side may be longer" in answer.json()["error"]
+
+
 def test_pages_of_other_origins():
     with TestClient(make_app(Blank(), token="secret", origins=["https://a.example"])) as client:
         asks = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
