@@ -17,6 +17,7 @@ from reasonseg.cli.options import (
     load_model,
     point,
     positive,
+    seed,
     share,
     temperature,
 )
@@ -120,7 +121,7 @@ def _add_answer_options(parser: Parser) -> None:
         help="sampling temperature; 0 means greedy (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="seed of the sampling (default: %(default)s)"
+        "--seed", type=seed, default=0, help="seed of the sampling (default: %(default)s)"
     )
 
 

@@ -16,6 +16,7 @@ from reasonseg.cli.options import (
     add_overrides,
     load_model,
     positive,
+    seed,
     verbs_of,
 )
 from reasonseg.datasets.base import named_sets
@@ -45,11 +46,11 @@ def _arguments(parser: Parser) -> None:
 
 
 def _common(
-    parser: Parser, run: Callable[[argparse.Namespace], int | None], seed: str = "of the data"
+    parser: Parser, run: Callable[[argparse.Namespace], int | None], of: str = "of the data"
 ) -> None:
     """Adds the options that all evaluations have."""
     parser.add_argument(
-        "--seed", type=int, default=0, help=f"random seed {seed} (default: %(default)s)"
+        "--seed", type=seed, default=0, help=f"random seed {of} (default: %(default)s)"
     )
     parser.add_argument(
         "--out",

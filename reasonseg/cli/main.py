@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ def console() -> None:
         # names of files and text on the screen in UTF-8, whatever the locale is
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "reasonseg", *sys.argv[1:]])
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show is escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     code = main()
     if sys.argv[1:2] != ["ask"]:
         sys.exit(code)

@@ -241,6 +241,27 @@ def seconds(text: str) -> float:
     return _number(text, 1e-9, 1e9, "a number above 0")
 
 
+def seed(text: str) -> int:
+    """The argument type of a seed, a whole number of 63 bits."""
+    if not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2**63 - 1")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """The argument type of a port, 1 to 65535."""
+    if not text.isdigit() or not 0 < int(text) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return int(text)
+
+
+def folder_to_write(text: str) -> str:
+    """The argument type of a folder to write to, which is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of the folder is empty")
+    return text
+
+
 def _number(text: str, low: float, high: float, what: str) -> float:
     try:
         value = float(text)

@@ -13,6 +13,7 @@ from reasonseg.cli.options import (
     add_model_options,
     load_model,
     model_keywords,
+    port,
     positive,
     seconds,
 )
@@ -26,7 +27,7 @@ def _arguments(parser: Parser) -> None:
         help="address to listen on; 0.0.0.0 for all networks (default: %(default)s)",
     )
     parser.add_argument(
-        "--port", type=positive, default=8000, help="port to listen on (default: %(default)s)"
+        "--port", type=port, default=8000, help="port to listen on (default: %(default)s)"
     )
     _add_limit_options(parser)
     _add_page_and_fleet_options(parser)
@@ -178,6 +179,8 @@ def _guards(options) -> tuple[Any, str | None, str]:
     from reasonseg.serving.limits import Limits
 
     limits = Limits(int(options.max_body * 2**20), int(options.max_pixels * 1e6), options.timeout)
+    if limits.body < 1024 or limits.pixels < 1024:
+        raise InputError("--max-body or --max-pixels leaves room for no image; give more")
     for origin in options.cors or ():
         if not re.fullmatch(r"https?://[^/\s]+|\*", origin):
             raise InputError(

@@ -11,6 +11,7 @@ from reasonseg.cli.options import (
     add_config_arguments,
     add_model_options,
     add_overrides,
+    folder_to_write,
     load_model,
     positive,
 )
@@ -42,7 +43,11 @@ def _finetune_arguments(parser: Parser) -> None:
     )
     add_overrides(parser, "train.max_steps=500")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="the folder to write to (required)"
+        "--out",
+        type=folder_to_write,
+        required=True,
+        metavar="DIR",
+        help="the folder to write to (required)",
     )
     parser.add_argument(
         "--skip-bad",

@@ -38,7 +38,8 @@ def read_predictions(file: str | Path, data: Any = None) -> dict[str, dict]:
     malformed, and for COCO results of a data set that is no COCO folder.
     """
     if not Path(file).is_file():
-        raise InputError(f"{file} does not exist")
+        what = "is a folder; name a file" if Path(file).is_dir() else "does not exist"
+        raise InputError(f"{file} {what}")
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -93,6 +93,8 @@ def test_boxes_and_points_on_the_border(scenes):
         ("--temperature", "-1"),
         ("--absent-threshold", "1.5"),
         ("--point", "1,2,7"),
+        ("--seed", "99999999999999999999999"),
+        ("--seed", "-1"),
     ],
 )
 def test_numbers_out_of_range(folder, option, value, capsys):
