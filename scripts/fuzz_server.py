@@ -11,7 +11,7 @@ paths, methods and headers, foreign files in the page's events. After them come 
 our OpenAPI, and bodies and heads that never end.
 
 The bound of the memory is that of a server with one question answered, plus
-`TOGETHER * (5 * body + 8 * pixels)` bytes. No conversation is open; those have their own bound.
+`TOGETHER * (5 * body + 16 * pixels)` bytes. No conversation is open; those have their own bound.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def main() -> None:
     }
     for answer in (before, after):
         answer["meta"].pop("seconds")
-    bound = idle + TOGETHER * (5 * BODY + 8 * PIXELS)
+    bound = idle + TOGETHER * (5 * BODY + 16 * PIXELS)
     result = {
         "requests": sum(seen.values()),
         "by_family": {f"{name} {status}": n for (name, status), n in sorted(seen.items(), key=str)},
