@@ -10,7 +10,8 @@ Masks of one folder are understood together, by these rules, the first that fits
    224, 224, 192) beside other values is void.
 4. Grey images that reach 255 (65535) and whose other values form no areas: they are soft edges, and
    the brighter half is the thing.
-5. All else is refused.
+5. All else is refused. So are folders in which 255 never stands beside the other values, unless
+   those are 1: then both mean the thing.
 
 A value forms areas where most of its pixels lie in blocks of 2 x 2 pixels of that value; the values
 of a soft edge or of noise do not.
@@ -46,13 +47,15 @@ class Values:
 
     `pixels` counts the pixels of each value, and `solid` those that lie in 2 x 2 blocks of it.
     `styles` are `bits`, `palette`, `grey`, `wide` (16 bits) and `colour`; `files` counts the files
-    that have each value.
+    that have each value, and `beside` holds those that stand beside another one besides 0 in a
+    file.
     """
 
     pixels: dict[int, int] = field(default_factory=dict)
     solid: dict[int, int] = field(default_factory=dict)
     files: dict[int, int] = field(default_factory=dict)
     styles: set[str] = field(default_factory=set)
+    beside: set[int] = field(default_factory=set)
     lossy: bool = False
 
     def add(self, values: np.ndarray, style: str, lossy: bool) -> None:
@@ -63,7 +66,10 @@ class Values:
         for rows in (slice(None, -1), slice(1, None)):
             for columns in (slice(None, -1), slice(1, None)):
                 same[rows, columns] |= block
-        for value, count in _counted(values):
+        counted = _counted(values)
+        here = {value for value, _ in counted if value}
+        self.beside |= here if len(here) > 1 else set()
+        for value, count in counted:
             self.pixels[value] = self.pixels.get(value, 0) + count
             self.files[value] = self.files.get(value, 0) + 1
         for value, count in _counted(values[same]):
@@ -194,6 +200,15 @@ def understand(
     if len(values) <= 1 or found.styles == {"bits"}:
         return Meaning({}, void_given)
     tops = {65535} if max(values) > 255 else {255}
+    alone = values & tops - found.beside
+    if alone and found.styles != {"colour"}:
+        # never void beside a class: some files say 1 where others say 255
+        if values - tops <= {1}:
+            return Meaning({}, void_given)
+        raise InputError(
+            f"{place}: {_listed(alone)} is the only value of some masks, and others hold "
+            f"{_listed(values - alone)}; {HINT}"
+        )
     if found.styles == {"colour"}:
         tops, inner = set(), values - {VOID_COLOUR}
     else:

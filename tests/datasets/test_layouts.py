@@ -173,3 +173,23 @@ def test_a_mask_that_names_two_images(tmp_path):
     Image.new("RGB", (64, 48)).save(tmp_path / "images" / "a.png")
     problems = check(Config(str(tmp_path)).build())
     assert len(problems) == 1 and "keep one" in problems[0][1]
+
+
+def test_label_studio_as_it_exports(tmp_path):
+    from scripts.fuzz_folders import label_studio
+
+    label_studio(tmp_path)
+    (tmp_path / "a.jpg").rename(tmp_path / "my photo.jpg")
+    (task,) = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
+    task["data"]["image"] = "/data/upload/3/0a1b2c3d-my%20photo.jpg"
+    turned = {"x": 50, "y": 25, "width": 25, "height": 25, "rotation": 90, "rectanglelabels": ["r"]}
+    box = {**task["annotations"][0]["result"][0], "type": "rectanglelabels", "value": turned}
+    cancelled = {"was_cancelled": True, "result": [box]}
+    task["annotations"] = [cancelled, {"result": [box]}, {"result": []}]
+    (tmp_path / "tasks.json").write_text(json.dumps([task]), encoding="utf-8")
+    data = Config(str(tmp_path)).build()
+    (sample,) = data
+    rows, columns = np.nonzero(sample.truth.masks[0])
+    # a box of 16 x 12 pixels, turned clockwise around its corner at 32, 12
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 32, 12, 28)
+    assert any("of 2 annotations the first is used" in remark.text for remark in data.remarks)

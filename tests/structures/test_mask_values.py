@@ -137,6 +137,13 @@ def test_masks_of_a_folder_are_understood_together():
     assert sorted(found.classes) == [1, 2] and set(found.void) == {255}
 
 
+def test_files_that_mean_the_thing_by_other_values():
+    found = meaning(file(areas(1), "P"), file(areas(255)))
+    assert not found.classes and not found.void
+    with pytest.raises(InputError, match="255 is the only value of some masks"):
+        meaning(file(areas(1, 2)), file(areas(255)))
+
+
 @pytest.mark.parametrize(
     "data, area",
     [

@@ -130,12 +130,9 @@ class Scan:
         """
         wanted = PurePosixPath(name.replace("\\", "/"))
         for folder in near:
-            try:
-                path = Path(os.path.normpath(folder / wanted))
-                if path.is_file():
-                    return path
-            except (OSError, ValueError):
-                break  # a name that no file can have
+            path = Path(os.path.normpath(folder / wanted))
+            if is_file(path):
+                return path
         _ = self.files
         same = self._pictures.get(wanted.name.lower(), [])
         tails = [len(_common_tail(file.parts, wanted.parts)) for file in same]
@@ -204,6 +201,14 @@ class Scan:
     def placing(self, annotated: tuple[int, int] | None, frame: Frame, place: str) -> Placing:
         """How an annotation lies on its image; a remark says where it is scaled or turned."""
         return placing(annotated, frame, place, self.say)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path is a file; False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _common_tail(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:

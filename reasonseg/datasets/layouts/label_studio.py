@@ -6,12 +6,14 @@ not used.
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import Entry, Scan, size_of
+from reasonseg.datasets.layouts.base import Entry, Scan, is_file, size_of
 from reasonseg.errors import InputError
 from reasonseg.structures import brush
 from reasonseg.structures.placing import Frame, Placing
@@ -38,11 +40,11 @@ def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
     if image is None:
         return []
     try:
-        picture, problem = scan.picture(image, file.parent), ""
+        picture, problem = _picture(scan, image, file.parent), ""
     except InputError as error:
         picture, problem = file.parent / Path(image).name, str(error)
     groups: dict[str, list[dict]] = {}
-    for result in _results(task):
+    for result in _results(scan, task, place):
         groups.setdefault(str(result["value"][result["type"]][0]), []).append(result)
 
     def masks(frame: Frame, results: list[dict]) -> list[np.ndarray]:
@@ -60,19 +62,40 @@ def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
     ]
 
 
-def _results(task: dict) -> list[dict]:
-    """The results of a task that mark something, each with its label."""
-    made = task.get("annotations") or task.get("predictions")
-    found = []
-    for one in made if isinstance(made, list) else []:
-        results = one.get("result") if isinstance(one, dict) else None
-        for result in results if isinstance(results, list) else []:
-            kind = result.get("type") if isinstance(result, dict) else None
-            value = result.get("value") if kind in KINDS else None
-            labels = value.get(kind) if isinstance(value, dict) else None
-            if isinstance(labels, list) and labels:
-                found.append(result)
+def _picture(scan: Scan, image: str, near: Path) -> Path:
+    """The image of a task: its path, URL, or the name of its upload without the added letters."""
+    name = unquote(image.split("?d=")[-1])
+    found = scan.picture(name, near)
+    if not is_file(found):
+        short = re.sub(r"^[0-9a-f]{8}-", "", PurePosixPath(name.replace("\\", "/")).name)
+        found = scan.picture(short, near)
     return found
+
+
+def _results(scan: Scan, task: dict, place: str) -> list[dict]:
+    """The results of a task that mark something, each with its label.
+
+    They are those of its first annotation that was not cancelled, or of its first prediction.
+    """
+    found: list[list[dict]] = []
+    for key in ("annotations", "predictions"):
+        made = task.get(key)
+        for one in made if isinstance(made, list) else []:
+            results = one.get("result") if isinstance(one, dict) else None
+            if isinstance(results, list) and not one.get("was_cancelled"):
+                found.append([r for r in results if _marks(r)])
+        if found:
+            break
+    if len(found) > 1:
+        scan.say(f"{place}: of {len(found)} annotations the first is used", lost=True)
+    return found[0] if found else []
+
+
+def _marks(result: Any) -> bool:
+    kind = result.get("type") if isinstance(result, dict) else None
+    value = result.get("value") if kind in KINDS else None
+    labels = value.get(kind) if isinstance(value, dict) else None
+    return isinstance(labels, list) and bool(labels)
 
 
 def _mask(scan: Scan, result: dict, frame: Frame, place: str) -> np.ndarray:
@@ -93,7 +116,13 @@ def _points(kind: str, value: dict[str, Any], on: Placing, place: str) -> np.nda
     try:
         if kind == "rectanglelabels":
             x, y, w, h = (value[key] for key in ("x", "y", "width", "height"))
-            given = [[x, y], [x + w, y], [x + w, y + h], [x, y + h]]
+            corners = np.array([[0, 0], [w, 0], [w, h], [0, h]]) * (width / 100, height / 100)
+            turn = np.deg2rad(
+                float(value.get("rotation") or 0)
+            )  # clockwise, around the corner x, y
+            matrix = [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
+            moved = corners @ matrix / (width / 100, height / 100) + (x, y)
+            given = moved.tolist()
         else:
             given = value["points"]
         points = checked_points(given, (100, 100)) * (width / 100, height / 100)

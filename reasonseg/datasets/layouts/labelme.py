@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, size_of
+from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size_of
 from reasonseg.errors import InputError
 from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.placing import Frame, Placing
@@ -61,12 +61,9 @@ def _picture(scan: Scan, file: Path, tree: dict) -> tuple[Path, bytes | None]:
     named = tree.get("imagePath")
     beside = {p.suffix.lower(): p for p in _siblings(scan, file)}
     if isinstance(named, str) and named.strip():
-        try:
-            path = Path(os.path.normpath(file.parent / named.replace("\\", "/")))
-            if path.is_file():
-                return path, None
-        except (OSError, ValueError):
-            pass  # a name that no file can have
+        path = Path(os.path.normpath(file.parent / named.replace("\\", "/")))
+        if is_file(path):
+            return path, None
     for suffix in PICTURES:
         if suffix in beside:
             return beside[suffix], None
