@@ -259,12 +259,7 @@ def _add_sessions(
         if found is None:
             raise Failure(404, "there is no such conversation (any more)")
         share = budget.share()
-        try:
-            async with mistakes():
-                asking, image, shown, until = await _read_turn(request, share)
-        except BaseException:
-            share.close()
-            raise
+        asking, image, shown, until = await _read_turn(request, share)
         turn = _turn(request, engine, found, asking, image, shown, until)
         told = _told(turn, metrics, share)
         return StreamingResponse(told, media_type="text/event-stream")
@@ -284,14 +279,22 @@ def _add_sessions(
 
 
 async def _read_turn(request: Request, share: Share) -> tuple[Asking, Any, list, float]:
-    """The (question, image or None, references, deadline) of a turn; its body is let go."""
-    tree, until = await tree_of(request, share)
-    asking = await aside(parsed, Asking, tree)
-    pictures = Pictures(share, until)
-    image, shown = await aside(pictures.read, asking.image, asking.references)
-    asking.image, asking.references = None, []
-    share.take_bytes(-share.bytes)
-    return asking, image, shown, until
+    """The (question, image or None, references, deadline) of a turn; its body is let go.
+
+    Where it cannot be read, its share is closed.
+    """
+    try:
+        async with mistakes():
+            tree, until = await tree_of(request, share)
+            asking = await aside(parsed, Asking, tree)
+            pictures = Pictures(share, until)
+            image, shown = await aside(pictures.read, asking.image, asking.references)
+            asking.image, asking.references = None, []
+            share.take_bytes(-share.bytes)
+            return asking, image, shown, until
+    except BaseException:
+        share.close()
+        raise
 
 
 def _turn(
