@@ -66,7 +66,8 @@ def save_sheet(samples: Sequence[Sample], out: str | Path, remarks: Sequence[str
         for k, mask in enumerate(truth.masks):
             Image.fromarray(mask.astype(np.uint8) * 255).save(out / f"{stem}-mask-{k}.png")
         overlay = draw_overlay(image, truth.masks, truth.labels, truth.scores)
-        cells.append((overlay, f"{sample.level}: {sample.query.text}\n{truth.text}"))
+        asked = f"{sample.level}: {sample.query.text}" if sample.level else sample.query.text
+        cells.append((overlay, f"{asked}\n{truth.text}"))
         lines.append(
             {
                 "image": f"{stem}.png",
