@@ -6,7 +6,7 @@ Masks of one folder are understood together, by these rules, the first that fits
 2. One value besides 0: the mask of one thing. Two or more, in a lossy format (JPEG): the brighter
    half is the thing.
 3. Indexed (palette) images, grey or colour images whose values form areas, and grey images of few
-   values without 255 (65535 in 16 bits): each value is a class. 255 (65535 in 16 bits; the colour
+   values below 64, or without 255 (65535 in 16 bits): each value is a class. 255 (65535 in 16 bits; the colour
    224, 224, 192) beside other values is void.
 4. Grey images that reach 255 (65535) and whose other values form no areas: they are soft edges, and
    the brighter half is the thing.
@@ -32,8 +32,10 @@ from reasonseg.structures.images import MAX_PIXELS, open_image, scaled_values, u
 LOSSY = ("JPEG",)
 VOID_COLOUR = 224 << 16 | 224 << 8 | 192  # of PASCAL VOC
 AREAS = 0.6  # share of pixels in 2 x 2 blocks from which values form areas
+LOW = 64  # a few values below it are classes, however thin
 THIN = 0.2  # share below which one value forms no area
 NAMED = 12  # values that a sentence lists
+NO_CLASS = ("background", "bg", "unlabeled", "unlabelled", "none", "void", "ignore")
 TRIMAP = {127, 128}
 HINT = (
     "say what they mean, such as data.classes='{1: cup, 2: plate}' or data.void='[255]', "
@@ -213,7 +215,8 @@ def understand(
         tops, inner = set(), values - {VOID_COLOUR}
     else:
         inner = values - tops
-    few = not values & tops and len(values) <= NAMED
+    # soft edges lie anywhere between 0 and the top, not near 0 alone
+    few = len(inner) <= NAMED and (not values & tops or max(inner, default=0) < LOW)
     if found.styles == {"palette"} or few or found.areas(inner):
         marks = _void(found, values) if void is None else set()
         if inner - marks <= TRIMAP and marks:
@@ -293,8 +296,12 @@ def named_values(tree: Any, place: str) -> dict[int, str]:
         value = _value(pair[0])
         if value is None or not isinstance(pair[1], str):
             raise InputError(f"{place}: {key!r}: {name!r} is no value with its name")
+        if found.get(value, pair[1]) != pair[1]:
+            raise InputError(f"{place}: {value} has two names, {found[value]!r} and {pair[1]!r}")
         found[value] = pair[1]
-    found.pop(0, None)
+    zero = found.pop(0, "background")
+    if zero.strip("_").lower() not in NO_CLASS:
+        raise InputError(f"{place}: 0 is the background, not {zero!r}; give classes values from 1")
     return found
 
 

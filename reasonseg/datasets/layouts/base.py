@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -21,7 +22,11 @@ from reasonseg.structures.placing import Frame, Placing, placing
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 SKIPPED = ("__MACOSX", "Thumbs.db", "@eaDir")  # and all names that begin with a dot
-SPLITS = {"train": "train", "val": "validation", "test": "test"}  # by the start of a folder's name
+# words that name a split, with a year maybe
+SPLIT = re.compile(
+    r"(train|training|val|valid|validation|test|testing)[-_]?(\d{4})?", re.IGNORECASE
+)
+RUN_KEYS = {"settings", "model", "questions", "name"}  # of run.json, one of these
 RUN = "run.json"  # of a folder that finetune, eval or annotate writes to
 
 
@@ -89,7 +94,7 @@ class Scan:
         """
         if self._files is None:
             every = sorted(self.root.rglob("*"))
-            runs = {file.parent for file in every if file.name == RUN} - {self.root}
+            runs = {f.parent for f in every if f.name == RUN and _is_run(f)} - {self.root}
             self._files = [
                 file
                 for file in every
@@ -139,11 +144,17 @@ class Scan:
         best = [file for file, tail in zip(same, tails, strict=True) if tail == max(tails)]
         of_subset = [file for file in best if subset and subset in file.parts[:-1]]
         best = of_subset or best
+        split = split_of(subset)
+        best = [f for f in best if not split or split_in(f, self.root) in ("", split)]
         if len(best) > 1:
             raise InputError(
                 f"{name} may be {' or '.join(str(f) for f in best[:3])}; write its folder too"
             )
-        return best[0] if best else (near[0] if near else self.root) / wanted.name
+        if not best:
+            return (near[0] if near else self.root) / wanted.name
+        if max(tails) < len([part for part in wanted.parts if part not in ("/", ".", "..")]):
+            self.say(f"{name} is not there; {best[0]} is taken for it", lost=True)
+        return best[0]
 
     def text(self, file: Path) -> str:
         """The text of a file: UTF-8, or what the user says, or GBK where all of it fits.
@@ -238,8 +249,27 @@ def _as_gbk(data: bytes) -> str | None:
 
 
 def split_of(name: str) -> str:
-    """The split that a folder or file name says: `train`, `validation`, `test`, or nothing."""
-    return next((split for start, split in SPLITS.items() if name.lower().startswith(start)), "")
+    """The split that a name says, such as `train2017` or `valid`: `train`, `validation`, `test`."""
+    found = SPLIT.fullmatch(name)
+    if found is None:
+        return ""
+    start = found[1].lower()
+    return "train" if start[:2] == "tr" else "test" if start[:2] == "te" else "validation"
+
+
+def split_in(file: Path, root: Path) -> str:
+    """The split that the folders of a file below `root` say, the innermost first."""
+    folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
+    return next((split for part in reversed(folders) if (split := split_of(part))), "")
+
+
+def _is_run(file: Path) -> bool:
+    """Whether a `run.json` is that of a run, and not an annotation of an image called run."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(tree, dict) and bool(RUN_KEYS & tree.keys()) and "shapes" not in tree
 
 
 def size_of(height: Any, width: Any, place: str) -> tuple[int, int] | None:

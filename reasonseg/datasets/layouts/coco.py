@@ -6,19 +6,20 @@ describe the same category of the same image (key points, backups), one of them 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import Entry, Scan, key_of, size_of, split_of
+from reasonseg.datasets.layouts.base import Entry, Scan, key_of, size_of, split_in, split_of
 from reasonseg.errors import InputError
 from reasonseg.structures.placing import Frame
 from reasonseg.structures.polygons import placed_mask
 
 FIRST = ("instances", "_annotations", "annotations")  # starts of names that are read first
-COPIES = ("backup", "bak", "copy", "old", "~", "keypoints", "panoptic", "captions", "stuff")
+COPIES = {"backup", "bak", "copy", "old", "keypoints", "panoptic", "captions", "stuff"}
 
 
 @dataclass(frozen=True)
@@ -39,23 +40,38 @@ def entries(scan: Scan) -> list[Entry]:
         tree = scan.json(file)
         if not isinstance(tree, dict) or not {"images", "annotations"} <= tree.keys():
             continue
-        mine, before, repeated = _of_file(scan, file, tree), set(described), 0
-        copy = any(word in file.stem.lower() for word in COPIES)
+        copy = bool(COPIES & set(re.split(r"[^a-z0-9~]+", file.stem.lower())))
+        mine, left = _of_file(scan, file, tree), 0
+        if copy:  # of what other files describe, nothing is taken twice
+            kept = [entry for entry in mine if entry.picture not in described]
+            mine, left = kept, len(mine) - len(kept)
         for entry in mine:
             described.add(entry.picture)
-            if (entry.picture, entry.text) in found or (copy and entry.picture in before):
-                repeated += 1
-            else:
-                found[entry.picture, entry.text] = entry
-        if repeated:
-            scan.say(f"{file}: {repeated} masks are left out; another file describes the same ones")
+            key = entry.picture, entry.text
+            found[key] = _joined(found[key], entry) if key in found else entry
+        if left:
+            scan.say(f"{file}: {left} masks are left out; another file describes the same images")
     return list(found.values())
+
+
+def _joined(one: Entry, other: Entry) -> Entry:
+    """One entry of two about the same thing in the same image: their masks together."""
+
+    def masks(frame: Frame) -> list[np.ndarray]:
+        return [np.any([*one.masks(frame), *other.masks(frame)], 0)]
+
+    return replace(
+        one,
+        masks=masks,
+        results=(*one.results, *other.results),
+        problem=one.problem or other.problem,
+    )
 
 
 def _order(file: Path) -> tuple[bool, int, Path]:
     name = file.stem.lower()
     rank = next((k for k, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
-    return any(word in name for word in COPIES), rank, file
+    return bool(COPIES & set(re.split(r"[^a-z0-9~]+", name))), rank, file
 
 
 def _of_file(scan: Scan, file: Path, tree: dict) -> list[Entry]:
@@ -81,7 +97,7 @@ def _of_file(scan: Scan, file: Path, tree: dict) -> list[Entry]:
             )
             raise InputError(f"{file}, annotation {a.get('id', number)}: {missing} does not exist")
         groups.setdefault((image, names[category]), []).append(a)
-    split = split_of(_subset(scan, file))
+    split = split_of(_subset(scan, file)) or split_in(file, scan.root)
     return [
         replace(
             _entry(scan, file, images[image], label, members, split),

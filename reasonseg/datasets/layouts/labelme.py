@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size_of
+from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size_of, split_in
 from reasonseg.errors import InputError
 from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.placing import Frame, Placing
@@ -35,6 +35,7 @@ def entries(scan: Scan) -> list[Entry]:
                     (label if label is not None else text,),
                     _reader(scan, file, tree, label),
                     data=data,
+                    split=split_in(file, scan.root),
                 )
             )
     return found

@@ -64,7 +64,8 @@ def _stems(file: Path) -> list[str]:
     """The names of images that a mask may belong to."""
     stem = file.stem
     shorter = [stem[: -len(end)] for end in ENDS if stem.lower().endswith(end)]
-    return [stem, *shorter, Path(stem).stem]
+    inner = [Path(stem).stem] if Path(stem).suffix.lower() in PICTURES else []
+    return [stem, *shorter, *inner]
 
 
 def _say_unpaired(scan: Scan, images: Path, pictures, groups, foreign: list[Path]) -> None:

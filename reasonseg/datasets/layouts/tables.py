@@ -6,12 +6,13 @@ the text of every mask is "the thing".
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import Entry, Scan
+from reasonseg.datasets.layouts.base import Entry, Scan, split_in, split_of
 from reasonseg.errors import InputError
 from reasonseg.structures.mask_values import Meaning, mask_values, named_values
 from reasonseg.structures.placing import Frame
@@ -77,8 +78,9 @@ def _rows(scan: Scan, file: Path, names: dict[int, str]) -> list[Entry]:
             label = "thing" if value is None else meaning.classes[value]
             label = text.strip() if isinstance(text, str) and text.strip() else label
             found.setdefault((name, label), []).append((mask, value))
+    split = split_of(file.name.split("-")[0].split(".")[0]) or split_in(file, scan.root)
     return [
-        _entry(scan, name, label, given, meaning, data[name])
+        replace(_entry(scan, name, label, given, meaning, data[name]), split=split)
         for (name, label), given in found.items()
     ]
 

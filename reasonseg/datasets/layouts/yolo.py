@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, split_of
+from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, split_in
 from reasonseg.errors import InputError
 from reasonseg.structures.placing import Frame
 from reasonseg.structures.polygons import fill
@@ -71,8 +71,7 @@ def _of_file(scan: Scan, text: Path, picture: Path, names: dict[int, str]) -> li
     for number, line in enumerate(lines, 1):
         if line.strip():
             groups.setdefault(_class(line, names), []).append((number, line))
-    inside = text.relative_to(scan.root).parts
-    split = next((s for part in inside if (s := split_of(part))), "")
+    split = split_in(text, scan.root)
     return [
         Entry(
             picture,
