@@ -94,14 +94,25 @@ def _of_results(file: str | Path, tree: Any, data: Any) -> Iterator[tuple[str, d
         if name is not None:  # a result for a class that is not asked for counts for nothing
             row = rows.setdefault(name, {"objects": [], "status": "found"})
             row["objects"].append({"segmentation": one["segmentation"]})
+    if results and not rows:
+        raise InputError(
+            f"{file}: none of its {len(results)} results is of an image and a category of this data"
+        )
     yield from rows.items()
 
 
 def _names(file: str | Path, tree: dict, data: Any) -> dict[tuple, str]:
     """The ids of samples by (image id, category id), found by file name and category name."""
     ids = [data.id(i) for i in range(len(data))] if data is not None else []
-    known = {(name.split(": ", 1)[0].rsplit("/", 1)[-1], name.split(": ", 1)[-1]): name
-             for name in ids}  # fmt: skip
+    known: dict[tuple[str, str], str] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for name in ids:  # by the whole path, and by the file name where only one image has it
+        path, _, text = name.partition(": ")
+        known[path, text] = name
+        short = path.rsplit("/", 1)[-1], text
+        counts[short] = counts.get(short, 0) + 1
+        known.setdefault(short, name)
+    known = {k: v for k, v in known.items() if counts.get(k, 1) == 1 or k[0] in v.split(": ")[0:1]}
     try:
         images = {key_of(i["id"]): str(i["file_name"]) for i in tree["images"]}
         labels = {key_of(c["id"]): str(c["name"]) for c in tree.get("categories") or []}
@@ -109,9 +120,11 @@ def _names(file: str | Path, tree: dict, data: Any) -> dict[tuple, str]:
         raise InputError(f"{file} is no COCO data set: {error!r}") from None
     found = {}
     for image, path in images.items():
-        base = path.replace("\\", "/").rsplit("/", 1)[-1]
+        whole = path.replace("\\", "/")
+        base = whole.rsplit("/", 1)[-1]
         for category, label in labels.items():
-            name = known.get((base, f"the {label}")) or known.get((base, label))
+            tries = [(p, text) for p in (whole, base) for text in (f"the {label}", label)]
+            name = next((known[key] for key in tries if key in known), None)
             if name is not None:
                 found[image, category] = name
     return found

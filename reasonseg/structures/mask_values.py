@@ -6,8 +6,8 @@ Masks of one folder are understood together, by these rules, the first that fits
 2. One value besides 0: the mask of one thing. Two or more, in a lossy format (JPEG): the brighter
    half is the thing.
 3. Indexed (palette) images, grey or colour images whose values form areas, and grey images of few
-   values below 64, or without 255 (65535 in 16 bits): each value is a class. 255 (65535 in 16 bits; the colour
-   224, 224, 192) beside other values is void.
+   values below 64, or without 255 (65535 in 16 bits): each value is a class. 255 (65535 in 16
+   bits; the colour 224, 224, 192) beside other values is void.
 4. Grey images that reach 255 (65535) and whose other values form no areas: they are soft edges, and
    the brighter half is the thing.
 5. All else is refused. So are folders in which 255 never stands beside the other values, unless

@@ -97,11 +97,16 @@ def placing(
         return Placing(frame.size, frame.size)
     said = f"{place} was made on {annotated[1]}x{annotated[0]}, the image is "
     said += f"{frame.size[1]}x{frame.size[0]}"
-    if frame.orientation in SWAPS and _same_shape(annotated, frame.stored):
+    upright, turned = _off(annotated, frame.size), _off(annotated, frame.stored)
+    if (
+        frame.orientation in SWAPS
+        and turned <= TOLERANCE
+        and (annotated == frame.stored or turned < upright)
+    ):
         how = "turned as its EXIF orientation says"
         remark(f"{said}: {how}" + (", and scaled" if annotated != frame.stored else ""))
         return Placing(annotated, frame.stored, frame.orientation)
-    if _same_shape(annotated, frame.size):
+    if upright <= TOLERANCE:
         remark(f"{said}: scaled by {frame.size[1] / annotated[1]:.4g}")
         return Placing(annotated, frame.size)
     raise InputError(
@@ -110,11 +115,9 @@ def placing(
     )
 
 
-def _same_shape(a: Size, b: Size) -> bool:
-    """Whether one number scales a size to the other, up to the rounding of a resize."""
-    if min(*a, *b) < 1:
-        return False
-    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) <= TOLERANCE
+def _off(a: Size, b: Size) -> float:
+    """By how much the aspect ratios of two sizes differ; 0 where one number scales one."""
+    return abs(a[0] * b[1] / (a[1] * b[0]) - 1) if min(*a, *b) > 0 else float("inf")
 
 
 def _turned(mask: np.ndarray, orientation: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from reasonseg.structures.masks import coco_tools, from_rle
 from reasonseg.structures.placing import Placing
 
 THING, IGNORED = 1, 255
+CUT = 3  # pixels outside of the image from which a remark says that they are cut off
 FAR = 8  # times the larger side of the image: the furthest point that is drawn
 FRACTION = 16  # fractional bits of the fixed-point position of an edge
 
@@ -169,6 +170,14 @@ def checked_points(given: Any, size: tuple[int, int]) -> np.ndarray:
     return np.array(flat, np.float64).reshape(-1, 2)
 
 
+def outside(points: np.ndarray, size: tuple[int, int]) -> float:
+    """How far points `[n, 2]` lie outside of an image of `size` (height, width), in pixels."""
+    if not len(points):
+        return 0.0
+    over = points.max(0) - np.array([size[1], size[0]])
+    return float(max(-points.min(), over.max(), 0.0))
+
+
 def coco_mask(segmentation: Any, size: tuple[int, int], place: str) -> np.ndarray:
     """A COCO segmentation as bool `[h, w]`; all False where there is none.
 
@@ -207,6 +216,8 @@ def placed_mask(
         points = [on.points(checked_points(p, on.annotated)) for p in parts]
     except (ValueError, InputError) as error:
         raise InputError(f"{place}: not a COCO segmentation: {error}") from None
+    if (far := outside(np.concatenate(points), on.canvas)) > CUT:
+        remark(f"{place}: it reaches {far:.0f} pixels out of the image, which are cut off")
     good = [p.ravel().tolist() for p in points if len(p) >= 3]
     if not good:
         raise InputError(f"{place}: not a COCO segmentation: a polygon needs three points or more")

@@ -193,3 +193,98 @@ def test_label_studio_as_it_exports(tmp_path):
     # a box of 16 x 12 pixels, turned clockwise around its corner at 32, 12
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 32, 12, 28)
     assert any("of 2 annotations the first is used" in remark.text for remark in data.remarks)
+
+
+def write(file, tree):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def labelme_of(file, points=((10, 10), (30, 10), (30, 30), (10, 30)), label="cat"):
+    shapes = [{"label": label, "points": [list(p) for p in points], "shape_type": "polygon"}]
+    write(file.with_suffix(".json"), {"shapes": shapes, "imagePath": file.name})
+    shade = sum(file.name.encode()) % 250  # images alike are copies
+    Image.new("RGB", (64, 48), (shade, shade, shade)).save(file)
+
+
+def test_splits_are_whole_words(tmp_path):
+    for name in ("train/a.jpg", "val/valve.jpg", "test/testpiece.jpg"):
+        (tmp_path / name).parent.mkdir()
+        labelme_of(tmp_path / name)
+    ids = {s: [e.picture.name for e in Config(str(tmp_path), s).build().entries] for s in SPLITS}
+    assert ids == {"train": ["a.jpg"], "validation": ["valve.jpg"], "test": ["testpiece.jpg"]}
+    other = tmp_path / "other"
+    for name in ("valves/a.jpg", "tests of paint/zz.jpg"):
+        (other / name).parent.mkdir(parents=True)
+        labelme_of(other / name)
+    assert len(Config(str(other), "train").build()) == len(Config(str(other), "val").build()) == 1
+
+
+SPLITS = ("train", "validation", "test")
+
+
+def test_a_photo_called_run_is_no_run(tmp_path):
+    labelme_of(tmp_path / "run.jpg")
+    (tmp_path / "inside").mkdir()
+    labelme_of(tmp_path / "inside" / "run.jpg")
+    assert len(Config(str(tmp_path)).build()) == 2
+
+
+def test_masks_of_two_files_about_one_image_are_joined(tmp_path):
+    square = [10, 10, 20, 10, 20, 20, 10, 20]
+    for k, shift in enumerate((0, 20)):
+        Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+        shape = [v + shift * (i % 2 == 0) for i, v in enumerate(square)]
+        tree = {
+            "images": [{"id": 1, "file_name": "a.jpg"}],
+            "categories": [{"id": 1, "name": "cup"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [shape]}],
+        }
+        write(tmp_path / f"job_{k}.json", tree)
+    (sample,) = Config(str(tmp_path)).build()
+    assert sample.truth.masks[0].sum() == 200
+    tree["categories"][0]["name"] = "plate"
+    write(tmp_path / "household.json", tree)
+    assert Config(str(tmp_path)).build().labels == ["cup", "plate"]
+
+
+def test_a_picture_of_another_split_is_not_taken(tmp_path):
+    coco(tmp_path)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "a.jpg").rename(tmp_path / "train" / "a.jpg")
+    tree = json.loads((tmp_path / "annotations/instances_train.json").read_text(encoding="utf-8"))
+    (tmp_path / "annotations" / "instances_train.json").unlink()
+    write(tmp_path / "annotations" / "instances_val.json", tree)
+    problems = [what for _, what in check(Config(str(tmp_path)).build())]
+    assert problems and all("a.jpg does not exist" in what for what in problems)
+
+
+def test_several_parts_of_one_mask_in_a_line(tmp_path):
+    samples(tmp_path)
+    parts = [[2, 2, 12, 2, 12, 12, 2, 12], [40, 30, 60, 30, 60, 46, 40, 46]]
+    row = {"image": "a.jpg", "text": "the cat", "masks": [parts]}
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (sample,) = Config(str(tmp_path)).build()
+    assert sample.truth.masks[0].sum() == 100 + 20 * 16
+    row["labels"] = ["a", "b"]
+    (tmp_path / "samples.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(InputError, match="2 labels for 1 masks"):
+        Config(str(tmp_path)).build()
+
+
+def test_class_names_of_voc_folders(tmp_path):
+    from scripts.fuzz_folders import voc
+
+    voc(tmp_path)
+    assert Config(str(tmp_path)).build().labels == ["cat"]  # value 8 of PASCAL VOC
+    assert Config(str(tmp_path), classes={8: "cup"}).build().labels == ["cup"]
+    names = "_background_\n" + "\n".join(f"thing {k}" for k in range(1, 9))
+    (tmp_path / "class_names.txt").write_text(names, encoding="utf-8")
+    assert Config(str(tmp_path)).build().labels == ["thing 8"]
+
+
+def test_shapes_that_are_cut_off_are_said(tmp_path):
+    labelme_of(tmp_path / "a.jpg", ((10, 10), (90, 10), (90, 30), (10, 30)))
+    data = Config(str(tmp_path)).build()
+    assert not check(data)
+    assert any("26 pixels out of the image" in remark.text for remark in data.remarks)

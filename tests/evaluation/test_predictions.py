@@ -56,6 +56,7 @@ def test_a_coco_data_set_for_another_layout(tmp_path):
     "tree, words",
     [
         ([{"image_id": 0}], "has no segmentation"),
+        ([{"image_id": 99, "category_id": 0, "segmentation": [FLAT]}], "none of its 1 results"),
         ([{"image_id": 0, "category_id": 0, "segmentation": {"size": [1, 1]}}], "masks must be"),
         (
             [{"image_id": 0, "category_id": 0, "segmentation": {"size": [48, 64], "counts": [5]}}],

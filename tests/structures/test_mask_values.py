@@ -105,6 +105,22 @@ def test_soft_edges_are_no_classes(data):
     assert abs(int(area) - 14 * 19) < 40
 
 
+def test_thin_classes_beside_void():
+    values = np.zeros(SIZE, np.int64)
+    values[:, 20] = values[20] = 1
+    values[:3] = 255
+    found = meaning(file(values))
+    assert list(found.classes) == [1] and set(found.void) == {255}
+
+
+@pytest.mark.parametrize(
+    "tree, words", [({0: "road", 1: "x"}, "0 is the background"), ({"a": 1, "b": 1}, "two names")]
+)
+def test_names_that_cannot_be_kept(tree, words):
+    with pytest.raises(InputError, match=words):
+        named_values(tree, "data.classes")
+
+
 def test_a_jpeg_saved_as_png_is_soft():
     picture = Image.open(io.BytesIO(file(soft(False), kind="JPEG", quality=50)))
     assert meaning(file(np.asarray(picture))).half == 128

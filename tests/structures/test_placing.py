@@ -59,3 +59,9 @@ def test_a_turned_and_resized_image():
 def test_what_nothing_explains_is_refused(annotated):
     with pytest.raises(InputError, match="neither one scale nor an EXIF"):
         placing(annotated, Frame((48, 64)), "a.json", print)
+
+
+def test_an_upright_mask_of_a_turned_image_stays_upright():
+    said: list[str] = []
+    on = placing((201, 200), Frame((402, 400), 6), "a.json", said.append)
+    assert on.turn == 1 and "scaled by 2" in said[0]

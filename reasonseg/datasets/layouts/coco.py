@@ -1,7 +1,8 @@
 """COCO: a .json with images, annotations and categories, and the images in any folder beside it.
 
 Reads the tree of COCO 2017 and the exports of CVAT, Roboflow and others. Where several files
-describe the same category of the same image (key points, backups), one of them is used.
+describe the same category of an image, their masks are joined; of files whose names say key points,
+backup or copy, only what no other file describes is used.
 """
 
 from __future__ import annotations

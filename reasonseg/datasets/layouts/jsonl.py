@@ -49,6 +49,10 @@ def _entry(scan: Scan, line: str, place: str) -> Entry:
     strings = isinstance(labels, list | tuple) and all(isinstance(one, str) for one in labels)
     if not isinstance(answer, str) or not strings:
         raise InputError(f"{place}: answer and labels must be strings")
+    if labels and given and len(labels) != len(given):
+        raise InputError(f"{place}: {len(labels)} labels for {len(given)} masks; give one each")
+    if not text.strip():
+        raise InputError(f"{place}: the text is empty")
 
     def masks(frame: Frame) -> list[np.ndarray]:
         return [_mask(scan, one, frame, f"{place}, mask {k}") for k, one in enumerate(given)]
@@ -59,9 +63,14 @@ def _entry(scan: Scan, line: str, place: str) -> Entry:
 
 def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
     if isinstance(given, list):
-        return placed_mask([given], place, scan.placing(None, frame, place), scan.say)
+        several = all(isinstance(part, list) and len(part) >= 6 for part in given)
+        parts = given if several and given else [given]
+        return placed_mask(parts, place, scan.placing(None, frame, place), scan.say)
     if isinstance(given, dict):
-        mask = from_rle(given)
+        try:
+            mask = from_rle(given)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from None
     elif isinstance(given, str):
         mask = read_mask(scan.picture(given, scan.root))
     else:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from reasonseg.datasets.layouts.base import Entry, Scan, is_file, size_of
+from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size_of
 from reasonseg.errors import InputError
 from reasonseg.structures import brush
 from reasonseg.structures.placing import Frame, Placing
@@ -36,7 +36,11 @@ def entries(scan: Scan) -> list[Entry]:
 
 
 def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
-    image = next((v for v in task["data"].values() if isinstance(v, str) and v), None)
+    texts = [v for v in task["data"].values() if isinstance(v, str) and v]
+    like = [
+        v for v in texts if PurePosixPath(v.split("?")[0]).suffix.lower() in PICTURES or "?d=" in v
+    ]
+    image = next(iter([*like, *texts]), None)
     if image is None:
         return []
     try:
@@ -45,7 +49,8 @@ def _of_task(scan: Scan, file: Path, place: str, task: dict) -> list[Entry]:
         picture, problem = file.parent / Path(image).name, str(error)
     groups: dict[str, list[dict]] = {}
     for result in _results(scan, task, place):
-        groups.setdefault(str(result["value"][result["type"]][0]), []).append(result)
+        for label in result["value"][result["type"]]:
+            groups.setdefault(str(label), []).append(result)
 
     def masks(frame: Frame, results: list[dict]) -> list[np.ndarray]:
         return [np.any([_mask(scan, r, frame, place) for r in results], 0)]
@@ -84,6 +89,11 @@ def _results(scan: Scan, task: dict, place: str) -> list[dict]:
             results = one.get("result") if isinstance(one, dict) else None
             if isinstance(results, list) and not one.get("was_cancelled"):
                 found.append([r for r in results if _marks(r)])
+                other = sorted(
+                    {str(r.get("type")) for r in results if isinstance(r, dict)} - {*KINDS}
+                )
+                if other:
+                    scan.say(f"{place}: results of type {', '.join(other)} are not used", lost=True)
         if found:
             break
     if len(found) > 1:
@@ -128,6 +138,8 @@ def _points(kind: str, value: dict[str, Any], on: Placing, place: str) -> np.nda
         points = checked_points(given, (100, 100)) * (width / 100, height / 100)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{place}: an outline cannot be read ({error!r:.80})") from None
+    if (points > (np.array([width, height]) * 1.02)).any():
+        raise InputError(f"{place}: an outline reaches beyond 100 percent; are these pixels?")
     if len(points) < 3:
         raise InputError(f"{place}: an outline has {len(points)} points; it needs three")
     return np.clip(np.floor(points + 1e-3), 0, (width - 1, height - 1))

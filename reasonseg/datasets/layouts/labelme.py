@@ -14,7 +14,7 @@ from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size
 from reasonseg.errors import InputError
 from reasonseg.structures.mask_values import read_mask
 from reasonseg.structures.placing import Frame, Placing
-from reasonseg.structures.polygons import checked_points, paint
+from reasonseg.structures.polygons import CUT, checked_points, outside, paint
 
 CIRCLE = 64  # points of a circle
 
@@ -27,6 +27,9 @@ def entries(scan: Scan) -> list[Entry]:
         if not isinstance(tree, dict) or not isinstance(tree.get("shapes"), list):
             continue
         picture, data = _picture(scan, file, tree)
+        named = [_label(s).lower() for s in tree["shapes"] if isinstance(s, dict)]
+        if left := sum(name == "flag" or "ignore" in name for name in named):
+            scan.say(f"{file}: {left} shapes with the label flag or ignore are no things")
         for text, label in _wanted(tree).items():
             found.append(
                 Entry(
@@ -104,6 +107,9 @@ def _reader(scan: Scan, file: Path, tree: dict, label: str | None):
         outlines = [
             as_polygon(s, str(file), on) for s, k in zip(shapes, kinds, strict=True) if k != "mask"
         ]
+        far = max([outside(np.array(o["points"]), on.canvas) for o in outlines], default=0)
+        if far > CUT:
+            scan.say(f"{file}: shapes reach {far:.0f} pixels out of the image, which are cut off")
         values = paint(outlines, on.canvas, str(file)) == 1
         return [on.finished(np.any([values, *drawn], 0))]
 

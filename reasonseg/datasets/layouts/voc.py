@@ -28,7 +28,7 @@ def entries(scan: Scan) -> list[Entry]:
     found = []
     for masks in sorted({f.parent for f in scan.files if f.parent.name == "SegmentationClass"}):
         home = masks.parent
-        names, colours = _names(scan, home / "labelmap.txt")
+        names, colours = _names(scan, home)
         splits = {
             stem: split
             for file, split in SETS
@@ -36,7 +36,7 @@ def entries(scan: Scan) -> list[Entry]:
         }
         pictures = {f.stem: f for f in scan.ending(*PICTURES, under=home / "JPEGImages")}
         missing = 0
-        for file in scan.ending(".png", under=masks):
+        for file in scan.ending(*PICTURES, under=masks):
             if file.stem not in pictures:
                 missing += 1
                 continue
@@ -46,9 +46,23 @@ def entries(scan: Scan) -> list[Entry]:
     return found
 
 
-def _names(scan: Scan, file: Path) -> tuple[dict[int, str], bool]:
-    """The class names by value or by colour, and whether they are by colour."""
+def _names(scan: Scan, home: Path) -> tuple[dict[int, str], bool]:
+    """The class names by value or by colour, and whether they are by colour.
+
+    They are those that the user says, of `labelmap.txt`, of `class_names.txt`, or VOC's own.
+    """
+    if scan.classes is not None:
+        return dict(scan.classes), False
+    listed = home / "class_names.txt"
+    if listed.is_file():
+        lines = [line.strip() for line in scan.text(listed).splitlines() if line.strip()]
+        names = [line for line in lines if line != "__ignore__"]
+        return {value: name for value, name in enumerate(names) if value}, False
+    file = home / "labelmap.txt"
     if not file.is_file():
+        scan.say(
+            f"{home}: values have the names of PASCAL VOC's 20 classes; data.classes=... others"
+        )
         return dict(enumerate(CLASSES, 1)), False
     names = {}
     for number, line in enumerate(scan.text(file).splitlines(), 1):
@@ -78,9 +92,10 @@ def _values(file: Path, colours: bool) -> np.ndarray:
 def _of_mask(
     scan: Scan, file: Path, picture: Path, names: dict[int, str], colours: bool, splits
 ) -> list[Entry]:
-    void = EDGE if colours else VOID
+    void = [EDGE] if colours else [VOID]
+    void = [*void, *(scan.void or ())]
     try:
-        present = [int(v) for v in np.unique(_values(file, colours)) if v not in (0, void)]
+        present = [int(v) for v in np.unique(_values(file, colours)) if v and int(v) not in void]
     except InputError:
         present = []  # the error is raised when the mask is read
     unknown = [v for v in present if v not in names]
@@ -97,7 +112,7 @@ def _of_mask(
             f"the {names[value]}",
             (names[value],),
             lambda frame, value=value: [read(frame) == value],
-            ignored=lambda frame: read(frame) == void,
+            ignored=lambda frame: np.isin(read(frame), void),
             split=splits.get(file.stem, ""),
         )
         for value in present
