@@ -325,10 +325,25 @@ def read_mask(
     Values are understood by the rules of this module. Where none fits, the brighter half is the
     mask. Raises `InputError` as `open_image` does.
     """
+    return marked(source, pixels, name)[0]
+
+
+def marked(
+    source: str | Path | bytes,
+    pixels: int = MAX_PIXELS,
+    name: str = "the mask",
+    void: Iterable[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """The mask of one file and its void pixels, bool `[h, w]`, and a sentence if no rule fits.
+
+    See `read_mask`. `void` are values that the user calls void.
+    """
     values, style, lossy = mask_values(source, pixels, name)
     found = Values()
     found.add(values, style, lossy)
     try:
-        return understand(found, name).thing(values)
-    except InputError:
-        return values > (int(values.max(initial=0)) + 1) // 2
+        meaning = understand(found, name if isinstance(source, bytes) else str(source), void=void)
+    except InputError as error:
+        brighter = values > (int(values.max(initial=0)) + 1) // 2
+        return brighter, np.zeros(values.shape, bool), f"{error}; the brighter half is taken"
+    return meaning.thing(values), meaning.ignored(values), ""

@@ -272,6 +272,18 @@ def test_several_parts_of_one_mask_in_a_line(tmp_path):
         Config(str(tmp_path)).build()
 
 
+def test_void_in_a_mask_of_a_line(tmp_path):
+    samples(tmp_path)
+    values = MASK.astype(np.uint8)
+    values[0:4] = 255
+    Image.fromarray(values).save(tmp_path / "m.png")
+    sample = Config(str(tmp_path)).build()[0]
+    assert sample.truth.masks[0].sum() == MASK.sum() and sample.ignored.sum() == 4 * 64
+    Image.fromarray(np.where(MASK, np.uint8(2), np.uint8(1))).save(tmp_path / "m.png")
+    sample = Config(str(tmp_path), void=1).build()[0]
+    assert sample.truth.masks[0].sum() == MASK.sum() and sample.ignored.sum() == (~MASK).sum()
+
+
 def test_class_names_of_voc_folders(tmp_path):
     from scripts.fuzz_folders import voc
 

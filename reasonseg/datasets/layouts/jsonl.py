@@ -13,7 +13,7 @@ import numpy as np
 
 from reasonseg.datasets.layouts.base import Entry, Scan
 from reasonseg.errors import InputError
-from reasonseg.structures.mask_values import read_mask
+from reasonseg.structures.mask_values import marked
 from reasonseg.structures.masks import from_rle
 from reasonseg.structures.placing import Frame
 from reasonseg.structures.polygons import placed_mask
@@ -57,8 +57,33 @@ def _entry(scan: Scan, line: str, place: str) -> Entry:
     def masks(frame: Frame) -> list[np.ndarray]:
         return [_mask(scan, one, frame, f"{place}, mask {k}") for k, one in enumerate(given)]
 
+    def ignored(frame: Frame) -> np.ndarray:
+        found = [np.zeros(frame.size, bool)]
+        for k, one in enumerate(given):
+            if isinstance(one, str):
+                found.append(_read(scan, one, frame, f"{place}, mask {k}")[1])
+        return np.any(found, 0)
+
     picture = scan.picture(image, scan.root)
-    return Entry(picture, text, tuple(labels), masks, answer, absent=not given)
+    files = any(isinstance(one, str) for one in given)
+    return Entry(
+        picture,
+        text,
+        tuple(labels),
+        masks,
+        answer,
+        ignored=ignored if files else None,
+        absent=not given,
+    )
+
+
+def _read(scan: Scan, name: str, frame: Frame, place: str) -> tuple[np.ndarray, np.ndarray]:
+    """The mask and the void pixels of a mask file, as the image is shown."""
+    mask, void, said = marked(scan.picture(name, scan.root), void=scan.void)
+    if said:
+        scan.say(f"{place}: {said}")
+    on = scan.placing((mask.shape[0], mask.shape[1]), frame, place)
+    return on.mask(mask), on.mask(void) & ~on.mask(mask)
 
 
 def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
@@ -72,7 +97,7 @@ def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
         except InputError as error:
             raise InputError(f"{place}: {error}") from None
     elif isinstance(given, str):
-        mask = read_mask(scan.picture(given, scan.root))
+        return _read(scan, given, frame, place)[0]
     else:
         raise InputError(f"{place}: {given!r:.60} is no PNG, run-length encoding or polygon")
     return scan.placing((mask.shape[0], mask.shape[1]), frame, place).mask(mask)
