@@ -19,12 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reasonseg.config.schema import differences
+from reasonseg.datasets.layouts.base import PICTURES, left_by_system
 from reasonseg.errors import InputError
 from reasonseg.structures.images import atomic_write
 from reasonseg.structures.masks import area_of
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-SKIPPED = ("__MACOSX", "@eaDir")  # folders that operating systems leave
 SEGMENTATION = pa.struct([("size", pa.list_(pa.int64())), ("counts", pa.string())])
 OBJECT = pa.struct(
     [
@@ -140,10 +139,7 @@ def pictures_of(source: str | Path) -> list[str]:
         found = sorted(
             str(p.absolute())
             for p in source.rglob("*")
-            if p.suffix.lower() in PICTURES
-            and not any(
-                part.startswith(".") or part in SKIPPED for part in p.relative_to(source).parts
-            )
+            if p.suffix.lower() in PICTURES and not left_by_system(p.relative_to(source))
         )
     elif source.suffix == ".parquet" and source.is_file():
         table = pq.ParquetFile(source)

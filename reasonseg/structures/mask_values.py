@@ -170,8 +170,13 @@ def _of_channels(values: np.ndarray) -> tuple[np.ndarray, str]:
     colours = values.astype(np.int32)
     if (colours == colours[..., :1]).all():
         return colours[..., 0] * seen, "grey"
-    code = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
-    return code * seen, "colour"
+    return colour_code(colours) * seen, "colour"
+
+
+def colour_code(colours: np.ndarray) -> np.ndarray:
+    """One number for each colour `[h, w, 3]`: red * 65536 + green * 256 + blue, int32 `[h, w]`."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def understand(

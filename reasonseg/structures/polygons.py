@@ -170,6 +170,14 @@ def checked_points(given: Any, size: tuple[int, int]) -> np.ndarray:
     return np.array(flat, np.float64).reshape(-1, 2)
 
 
+def pixels_of(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels `[n, 2]` in which points (x, y) lie, moved into an image of `size` (h, w).
+
+    A hair below a whole number is one that was rounded when it was written.
+    """
+    return np.clip(np.floor(points + 1e-3), 0, (size[1] - 1, size[0] - 1))
+
+
 def outside(points: np.ndarray, size: tuple[int, int]) -> float:
     """How far points `[n, 2]` lie outside of an image of `size` (height, width), in pixels."""
     if not len(points):

@@ -98,10 +98,7 @@ class Scan:
             self._files = [
                 file
                 for file in every
-                if not any(
-                    part.startswith(".") or part in SKIPPED
-                    for part in file.relative_to(self.root).parts
-                )
+                if not left_by_system(file.relative_to(self.root))
                 and not runs.intersection(file.parents)
                 and file.is_file()
             ]
@@ -212,6 +209,15 @@ class Scan:
     def placing(self, annotated: tuple[int, int] | None, frame: Frame, place: str) -> Placing:
         """How an annotation lies on its image; a remark says where it is scaled or turned."""
         return placing(annotated, frame, place, self.say)
+
+    def placed(self, mask: np.ndarray, frame: Frame, place: str) -> np.ndarray:
+        """A mask `[h, w]` of any type and size, as its image is shown."""
+        return self.placing((mask.shape[0], mask.shape[1]), frame, place).mask(mask)
+
+
+def left_by_system(path: Path) -> bool:
+    """Whether an operating system or an editor left a file, by its relative path."""
+    return any(part.startswith(".") or part in SKIPPED for part in path.parts)
 
 
 def is_file(path: Path) -> bool:

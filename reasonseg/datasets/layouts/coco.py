@@ -41,7 +41,7 @@ def entries(scan: Scan) -> list[Entry]:
         tree = scan.json(file)
         if not isinstance(tree, dict) or not {"images", "annotations"} <= tree.keys():
             continue
-        copy = bool(COPIES & set(re.split(r"[^a-z0-9~]+", file.stem.lower())))
+        copy = _is_copy(file)
         mine, left = _of_file(scan, file, tree), 0
         if copy:  # of what other files describe, nothing is taken twice
             kept = [entry for entry in mine if entry.picture not in described]
@@ -72,7 +72,12 @@ def _joined(one: Entry, other: Entry) -> Entry:
 def _order(file: Path) -> tuple[bool, int, Path]:
     name = file.stem.lower()
     rank = next((k for k, start in enumerate(FIRST) if name.startswith(start)), len(FIRST))
-    return bool(COPIES & set(re.split(r"[^a-z0-9~]+", name))), rank, file
+    return _is_copy(file), rank, file
+
+
+def _is_copy(file: Path) -> bool:
+    """Whether a file repeats what others say, by the words of its name."""
+    return bool(COPIES & set(re.split(r"[^a-z0-9]+", file.stem.lower())))
 
 
 def _of_file(scan: Scan, file: Path, tree: dict) -> list[Entry]:

@@ -82,8 +82,7 @@ def _read(scan: Scan, name: str, frame: Frame, place: str) -> tuple[np.ndarray, 
     mask, void, said = marked(scan.picture(name, scan.root), void=scan.void)
     if said:
         scan.say(f"{place}: {said}")
-    on = scan.placing((mask.shape[0], mask.shape[1]), frame, place)
-    return on.mask(mask), on.mask(void) & ~on.mask(mask)
+    return scan.placed(mask, frame, place), scan.placed(void, frame, place)
 
 
 def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
@@ -100,4 +99,4 @@ def _mask(scan: Scan, given: Any, frame: Frame, place: str) -> np.ndarray:
         return _read(scan, given, frame, place)[0]
     else:
         raise InputError(f"{place}: {given!r:.60} is no PNG, run-length encoding or polygon")
-    return scan.placing((mask.shape[0], mask.shape[1]), frame, place).mask(mask)
+    return scan.placed(mask, frame, place)

@@ -17,7 +17,7 @@ from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, is_file, size
 from reasonseg.errors import InputError
 from reasonseg.structures import brush
 from reasonseg.structures.placing import Frame, Placing
-from reasonseg.structures.polygons import checked_points, fill
+from reasonseg.structures.polygons import checked_points, fill, pixels_of
 
 KINDS = ("polygonlabels", "brushlabels", "rectanglelabels")
 
@@ -142,4 +142,4 @@ def _points(kind: str, value: dict[str, Any], on: Placing, place: str) -> np.nda
         raise InputError(f"{place}: an outline reaches beyond 100 percent; are these pixels?")
     if len(points) < 3:
         raise InputError(f"{place}: an outline has {len(points)} points; it needs three")
-    return np.clip(np.floor(points + 1e-3), 0, (width - 1, height - 1))
+    return pixels_of(points, on.canvas)

@@ -33,9 +33,7 @@ def entries(scan: Scan) -> list[Entry]:
     def masks(frame: Frame, files: list[Path]) -> list[np.ndarray]:
         found = []
         for mask_file in files:
-            mask = read_mask(mask_file)
-            size = (mask.shape[0], mask.shape[1])
-            found.append(scan.placing(size, frame, str(mask_file)).mask(mask))
+            found.append(scan.placed(read_mask(mask_file), frame, str(mask_file)))
         return [np.any(found, 0)]
 
     return [

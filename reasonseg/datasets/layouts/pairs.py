@@ -104,7 +104,7 @@ def _of_mask(
         if len(shown) > 1:
             raise InputError(f"{file} belongs to {' or '.join(f.name for f in shown)}; keep one")
         stored = mask_values(file)[0]
-        return scan.placing((stored.shape[0], stored.shape[1]), frame, str(file)).mask(stored)
+        return scan.placed(stored, frame, str(file))
 
     def masks(frame: Frame, value: int | None) -> list[np.ndarray]:
         stored = read(frame)

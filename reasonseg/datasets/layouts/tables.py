@@ -110,8 +110,7 @@ def _entry(
         found = []
         for mask, _ in given:
             values = mask_values(mask, name=f"a mask of {name}")[0]
-            size = (values.shape[0], values.shape[1])
-            found.append(scan.placing(size, frame, f"a mask of {name}").mask(values))
+            found.append(scan.placed(values, frame, f"a mask of {name}"))
         return found
 
     def masks(frame: Frame) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan
 from reasonseg.errors import InputError
 from reasonseg.structures.images import read_values
+from reasonseg.structures.mask_values import VOID_COLOUR, colour_code
 from reasonseg.structures.placing import Frame
 
 CLASSES = (
@@ -19,7 +20,7 @@ CLASSES = (
     "dining table", "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa",
     "train", "tv monitor",
 )  # fmt: skip
-VOID, EDGE = 255, 224 << 16 | 224 << 8 | 192
+VOID = 255
 SETS = (("train", "train"), ("val", "validation"), ("test", "test"))
 
 
@@ -83,16 +84,13 @@ def _listed(scan: Scan, file: Path) -> list[str]:
 
 def _values(file: Path, colours: bool) -> np.ndarray:
     values = read_values(file, colours=colours)
-    if values.ndim == 3:
-        values = values.astype(np.int32)
-        return values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
-    return values
+    return colour_code(values) if values.ndim == 3 else values
 
 
 def _of_mask(
     scan: Scan, file: Path, picture: Path, names: dict[int, str], colours: bool, splits
 ) -> list[Entry]:
-    void = [EDGE] if colours else [VOID]
+    void = [VOID_COLOUR] if colours else [VOID]
     void = [*void, *(scan.void or ())]
     try:
         present = [int(v) for v in np.unique(_values(file, colours)) if v and int(v) not in void]
@@ -104,7 +102,7 @@ def _of_mask(
 
     def read(frame: Frame) -> np.ndarray:
         stored = _values(file, colours)
-        return scan.placing((stored.shape[0], stored.shape[1]), frame, str(file)).mask(stored)
+        return scan.placed(stored, frame, str(file))
 
     return [
         Entry(

@@ -14,7 +14,7 @@ import yaml
 from reasonseg.datasets.layouts.base import PICTURES, Entry, Scan, split_in
 from reasonseg.errors import InputError
 from reasonseg.structures.placing import Frame
-from reasonseg.structures.polygons import fill
+from reasonseg.structures.polygons import fill, pixels_of
 
 SLACK = 0.01  # how far outside of 0..1 a coordinate may lie; it is moved to the border
 
@@ -108,7 +108,5 @@ def _mask(text: Path, lines: list[tuple[int, str]], frame: Frame) -> np.ndarray:
             wrong = values[~((values >= -SLACK) & (values <= 1 + SLACK))][0]
             raise InputError(f"{place}: {wrong:g} is no fraction 0..1 of the image")
         points = values.reshape(-1, 2) * (width, height)
-        # a hair below a whole number is one that was rounded when it was written
-        points = np.clip(np.floor(points + 1e-3), 0, (width - 1, height - 1))
-        parts.append(fill(points, frame.size))
+        parts.append(fill(pixels_of(points, frame.size), frame.size))
     return np.any(parts, 0)
