@@ -42,6 +42,8 @@ SHARED = (
     "synthetic",
     "language",
     "layouts",
+    "photographs",
+    "speakers",
 )
 
 

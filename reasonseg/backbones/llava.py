@@ -46,12 +46,12 @@ class Config:
     """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
     `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious
-    user"), or `plain` without a system text. `examples`: the model was trained to read references
+    user"), or `plain` without a system text, `chatml` of SmolLM2 and others. `examples`: the model was trained to read references
     beside words, each as one visual token, the tower's features averaged under its mask; where it
     was not, references only reach the decoder.
     """
 
-    template: Literal["plain", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"
+    template: Literal["plain", "chatml", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = ""
@@ -60,10 +60,7 @@ class Config:
     def build(self) -> Llava:
         """A backbone with fresh weights."""
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        network = dict(self.network)
-        text = {**network.pop("text_config", {}), "vocab_size": len(tokenizer)}
-        network["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE)
-        config: Any = LlavaConfig(text_config=text, **network)
+        config = network_of(self.network, tokenizer)
         pixels = ImageProcessor(**{"size": config.vision_config.image_size, **self.pixels})
         return Llava(LlavaForConditionalGeneration(config), tokenizer, pixels, self)
 
@@ -90,6 +87,14 @@ class Config:
         tokenizer = Path(__file__).parents[1] / "assets" / "tiny" / "backbone"
         network = {"vision_config": vision, "text_config": text, "vision_feature_layer": -2}
         return cls("plain", network, {"aspect": "crop", "resample": "bicubic"}, str(tokenizer))
+
+
+def network_of(network: dict[str, Any], tokenizer: Any) -> Any:
+    """A `LlavaConfig` for a tokenizer, from a config as a dict."""
+    network = dict(network)
+    text = {**network.pop("text_config", {}), "vocab_size": len(tokenizer)}
+    network["image_token_id"] = tokenizer.convert_tokens_to_ids(IMAGE)
+    return LlavaConfig(text_config=text, **network)
 
 
 class Llava(LanguageBackbone):

@@ -132,6 +132,7 @@ def fitted(kind: Kind | None, backbone: Backbone | None, decoder: Decoder) -> Ki
     widths = {
         "width_in": backbone.width if backbone is not None else 0,
         "width_tower": encoder.width if encoder is not None else 0,
+        "width_words": backbone.width if backbone is not None else 0,
         "width_out": decoder.width,
     }
     return Kind(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from reasonseg.cli.options import (
@@ -190,14 +191,21 @@ def _ask_one(options, segmenter, file: str, image, references: list, out: str | 
     )
     name = file if os.path.isfile(file) else "image.png"
     answer.meta |= {"image": name, "size": list(query.size)}
+    traced = []
     if out:
         answer.save(out)
+        if "trace" in answer.meta:
+            from reasonseg.segmenters.trace import write_trace
+
+            traced = write_trace(answer, Path(out))
     if options.json:
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
     _print(answer, bool(shown))
     if out:
         print(f"wrote {out}/overlay.png, {len(answer.masks)} masks and answer.json")
+    for file in traced:
+        print(f"wrote {file}")
 
 
 def _print(answer, shown: bool) -> None:
@@ -217,7 +225,12 @@ def _print(answer, shown: bool) -> None:
         print(
             "  absent: the model answers that it is not in this image "
             "(--absent-threshold sets the threshold, --force-seg always draws a mask)"
+            if "calls" not in answer.meta
+            else "  absent: the model answers that it is not in this image"
         )
+    elif answer.status == "unparseable":
+        said = str(answer.meta.get("said", ""))[:300]
+        print(f"  no mask: the model's answer holds no place that can be read: {said!r}")
     elif answer.status == "no_seg":
         print("  no mask: the model answered in words only (--force-seg always draws a mask)")
 

@@ -9,7 +9,7 @@ import glob
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from reasonseg.errors import InputError
@@ -58,7 +58,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="M",
-        help="model folder, weight file or hub id, or tiny or tiny-seggpt (default: tiny)",
+        help="model folder, weight file, hub id, a packaged model (photo, tiny, tiny-seggpt), or "
+        "speaker:MODEL+DRAWER, endpoint:URL#NAME+DRAWER, agent:MODEL+DRAWER, or a YAML file of one "
+        "(default: photo where its packages are installed, else tiny)",
+    )
+    group.add_argument(
+        "--calls",
+        type=positive,
+        metavar="N",
+        help="calls of an agent for one question, at most (default: 6)",
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda if there is a GPU)")
     group.add_argument(
@@ -172,6 +180,10 @@ def load_model(options: argparse.Namespace, notice: bool = True) -> Any:
         if options.device is None:
             raise
         raise InputError(f"--device {options.device}: {str(error).splitlines()[0]}") from None
+    if (calls := getattr(options, "calls", None)) is not None:
+        if not hasattr(segmenter.settings, "calls"):
+            raise InputError("--calls is for agents (--model agent:MODEL+DRAWER); leave it out")
+        segmenter.settings = replace(segmenter.settings, calls=calls)
     if notice and segmenter.settings.notice:
         print(segmenter.settings.notice, file=sys.stderr)
     return segmenter

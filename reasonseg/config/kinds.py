@@ -29,6 +29,7 @@ DOORS = {  # room -> the name that each of its files defines
     "prompters": "Config",
     "decoders": "Config",
     "segmenters": "Config",
+    "backbones.speakers": "Config",
     "datasets": "Config",
     "training.objectives": "OBJECTIVE",
     "checkpoints.released": "FORMAT",

@@ -23,8 +23,9 @@ class Stage:
 
     `batch` is the size of a whole step, over all processes and the `accumulate` micro-batches of
     each, so one config trains the same model on one device or many. `lora` is the rank of adapters
-    on q and v of the language model (0: none), with scale `alpha` and with `dropout` before them;
-    they are trained together with `train` and merged into the weights at the end of the stage.
+    on the projections `targets` of the language model (0: none), with scale `alpha` and with
+    `dropout` before them; they are trained together with `train` and merged into the weights at the
+    end of the stage.
     `tokens` trains only the rows of the markers in embeddings and head (peft's trainable tokens).
     Raises `InputError` where `batch` is not a multiple of `accumulate`.
     """
@@ -43,6 +44,7 @@ class Stage:
     lora: int = 0
     alpha: float = 16.0
     dropout: float = 0.0
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
     tokens: bool = False
     floor: float = 1 / 30
 

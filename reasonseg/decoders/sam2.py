@@ -38,8 +38,12 @@ class Config:
             return self.load(local_folder(self.source))
         config: Any = Sam2Config(**self.network)
         size = config.prompt_encoder_config.image_size
+        model = Sam2Model(config)
+        # transformers draws two; SAM 2 has one, so that a point is near the pixels where it lies
+        place = model.shared_image_embedding.positional_embedding
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(place)
         return Sam2Decoder(
-            Sam2Model(config), ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
+            model, ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
         )
 
     @staticmethod

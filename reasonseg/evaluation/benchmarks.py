@@ -56,7 +56,8 @@ def evaluate_benchmark(
     def ask(_: str, part: list[int]) -> list[dict]:
         samples, rows = _read(data, part)
         answers = {"generated": answer(samples)}
-        if segmenter is not None and predictions is None:
+        forced = segmenter is not None and segmenter.capabilities.forced
+        if segmenter is not None and forced and predictions is None:
             texts = [FORCED if s.truth.status == "absent" else s.truth.text for s in samples]
             answers = {
                 "teacher_forced": segmenter.forced([s.query for s in samples], texts),
@@ -104,9 +105,11 @@ def row(sample: Sample, answers: dict[str, Answer]) -> dict:
         {"segmentation": to_rle(mask), "score": float(score)}
         for mask, score in zip(made.masks, made.scores, strict=True)
     ]
+    spent = {k: made.meta[k] for k in ("calls", "tokens") if k in made.meta}
     return {
         "id": sample.id,
         "level": sample.level,
+        **spent,
         "picture": digest(sample.query.image).hex(),
         "question": sample.query.text,
         "absent": sample.truth.status == "absent",
@@ -142,6 +145,9 @@ def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
             mine = [r for r in good if r["absent"] == absent]
             flags = [r["refused"] == absent for r in mine]
             summary["generated"][f"{name}_ci95"] = share_interval(flags, pictures_of(mine))
+    for name in ("calls", "tokens"):  # of models that are asked several times
+        if spent := [r[name] for r in good if name in r]:
+            summary[f"{name}_per_question"] = float(np.mean(spent))
     summary["errors"] = len(rows) - len(good)
     return summary
 

@@ -101,3 +101,35 @@ def attention_map(features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     likeness = torch.einsum("btd,bd->bt", features, text)
     low, high = likeness.amin(1, keepdim=True), likeness.amax(1, keepdim=True)
     return (likeness - low) / (high - low).clamp(min=1e-12)
+
+
+def last_states(clip: Any, tokenizer: Any, texts: list[str], device: torch.device) -> torch.Tensor:
+    """The state `[n, width]` of the last word of each text in a text tower.
+
+    The tower is causal: that state has read the whole text.
+    """
+    ids = tokenizer(
+        texts,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=clip.config.max_position_embeddings,
+        return_tensors="pt",
+    )
+    states = clip(**ids.to(device)).last_hidden_state
+    return states[torch.arange(len(states)), ids["attention_mask"].sum(1) - 1]
+
+
+def mean_words(embeddings: torch.Tensor, tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """The embeddings of the words of each text, averaged: `[n, width]`."""
+    return torch.stack(
+        [embeddings[tokenizer.encode(" " + t, add_special_tokens=False)].mean(0) for t in texts]
+    )
+
+
+def joint_width(clip: Any) -> int:
+    """Width of the space that patches and labels share."""
+    config = clip.config
+    return (
+        config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
+    )

@@ -31,6 +31,8 @@ class ImageText:
             markers.rej_text,
             "<s>",
             "</s>",
+            "<|im_start|>",
+            "<|im_end|>",
         )
         self.names = {name: vocabulary[name] for name in known if name in vocabulary}
         self.names[REGION] = image_id

@@ -41,7 +41,7 @@ def add_lora(
     names = {name.rsplit(".", 1)[-1] for name, _ in layers.named_modules()}
     if not {target.rsplit(".", 1)[-1] for target in targets} <= names:
         raise InputError(
-            f"the language model has no {' and '.join(TARGETS)} for LoRA; train all of its "
+            f"the language model has no {' and '.join(targets)} for LoRA; train all of its "
             "weights with train.lora=0"
         )
     # peft reads these flags

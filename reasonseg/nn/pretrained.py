@@ -12,7 +12,12 @@ from typing import Any
 from reasonseg.errors import InputError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
-PACKAGED = {"tiny": EMBEDDED, "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt")}
+PACKAGED = {
+    "tiny": EMBEDDED,
+    "photo": EMBEDDED.with_name("photo"),
+    "photo-parts": EMBEDDED.with_name("photo_parts"),
+    "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt"),
+}
 
 
 def download(

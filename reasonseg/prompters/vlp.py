@@ -22,7 +22,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache
-from reasonseg.nn.clip_features import TEMPLATE, attention_map, dense_features, text_features
+from reasonseg.nn.clip_features import (
+    TEMPLATE,
+    attention_map,
+    dense_features,
+    joint_width,
+    last_states,
+    mean_words,
+    text_features,
+)
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
@@ -31,7 +39,7 @@ from reasonseg.nn.reference_attention import Attend, resemblance, sine_positions
 from reasonseg.nn.shapes import Bool, Float
 from reasonseg.prompters.base import Group, Makes
 from reasonseg.structures.markers import reset_tokenizer
-from reasonseg.structures.query import Reference
+from reasonseg.structures.query import common_label
 from reasonseg.structures.reference_masks import region
 
 AREA = 0.0005  # added to the area of a mask before its features are averaged, in patches
@@ -46,7 +54,9 @@ class Config:
     `surgery`: how many of the last blocks have CLIP Surgery's second path. `width_out`: of the
     decoder's tokens (0 asks it). `tower`: `own` encodes images with the CLIP model's vision tower;
     `backbone` with that of the model's backbone, through a projection of `width_tower` to `joint`,
-    and `network` is then a `CLIPTextConfig` alone. `masks`: `aligned` puts a reference's mask
+    and `network` is then a `CLIPTextConfig` alone. `labels`: `own` reads them with the CLIP model's
+    text tower; `backbone` as the mean of the backbone's word embeddings, and there is no CLIP model
+    (only with `tower: backbone`). `masks`: `aligned` puts a reference's mask
     through the same frame as its image; `squash` resizes it whole, as released VLP-SAM does beside
     a centre crop.
     """
@@ -56,7 +66,9 @@ class Config:
     tokenizer: str = ""
     source: str = ""
     tower: Literal["own", "backbone"] = "own"
+    labels: Literal["own", "backbone"] = "own"
     width_tower: int = 0  # of the backbone's tower, where `tower` is `backbone`
+    width_words: int = 0  # of the backbone's words, where `labels` is `backbone`
     joint: int = 128  # then the width that patches and labels share
     surgery: int = 0
     queries: int = 50
@@ -67,7 +79,14 @@ class Config:
     dropout: float = 0.5
 
     def build(self) -> Vlp:
-        """A prompter whose learned part is fresh, with the source's CLIP or a fresh one."""
+        """A prompter whose learned part is fresh, with the source's CLIP or a fresh one.
+
+        Raises `InputError` for labels of the backbone without its tower.
+        """
+        if self.labels == "backbone":
+            if self.tower == "own":
+                raise InputError("references with labels: backbone need tower: backbone as well")
+            return Vlp(self, None, None, None)
         if self.source:
             return self.load(local_folder(self.source))
         network = dict(self.network)
@@ -139,11 +158,13 @@ class Vlp(nn.Module):
         super().__init__()
         self.config, self.clip, self.tokenizer = config, clip, tokenizer
         self._encoder: PatchEncoder | None = None
+        self._words: tuple[Any, ...] = ()  # the backbone, not as a module of this one
         own = config.tower == "own"
         width, joint = config.width_out, joint_width(clip) if own else config.joint
         if not own:
             self.visual_projection = nn.Linear(config.width_tower, joint, bias=False)
-            self.text_projection = nn.Linear(clip.config.hidden_size, joint, bias=False)
+            words = config.width_words if clip is None else clip.config.hidden_size
+            self.text_projection = nn.Linear(words, joint, bias=False)
         self.reduce = nn.Linear(joint, width, bias=False)
         self.merge = nn.Linear(3 * width + 2, width, bias=False)
         self.queries = nn.Parameter(torch.randn(config.queries, width))
@@ -177,7 +198,7 @@ class Vlp(nn.Module):
                 f"references read patches of width {self.config.width_tower}, the tower's have "
                 f"{encoder.width}"
             )
-        self.tokenizer = backbone.tokenizer
+        self.tokenizer, self._words = backbone.tokenizer, (backbone,)
         self._see(encoder)
         self.positions = self.positions.to(self.queries.device)
 
@@ -280,21 +301,14 @@ class Vlp(nn.Module):
         """Unit features `[n, c]` of labels."""
         if self.config.tower == "own":
             return text_features(self.clip, self.tokenizer, labels, self.config.template)
-        length = self.clip.config.max_position_embeddings
         texts = [self.config.template.format(label) for label in labels]
-        ids = self.tokenizer(
-            texts,
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
-        states = self.clip(**ids.to(self.queries.device)).last_hidden_state
-        last = ids["attention_mask"].sum(1) - 1  # a causal tower has read everything there
-        return F.normalize(
-            self.text_projection(states[torch.arange(len(states)), last]).float(), dim=-1
-        )
+        weight = self.text_projection.weight
+        if self.config.labels == "backbone":
+            words = self._words[0].model.get_input_embeddings().weight
+            states = mean_words(words.detach(), self.tokenizer, texts).to(weight)
+        else:
+            states = last_states(self.clip, self.tokenizer, texts, weight.device)
+        return F.normalize(self.text_projection(states).float(), dim=-1)
 
     def frame(self, mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "s s"]:
         """A reference's mask `[h, w]` as the learned part reads it: 0 or 1 at three times the
@@ -372,6 +386,8 @@ class Vlp(nn.Module):
         """Writes a transformers folder with tokenizer and preprocessing; the learned part is
         `learned()`.
         """
+        if self.clip is None:
+            return
         self.clip.save_pretrained(folder)
         if self.config.tower == "backbone":
             return
@@ -382,17 +398,3 @@ class Vlp(nn.Module):
     def learned(self) -> dict[str, torch.Tensor]:
         """Weights of everything but the CLIP model."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("clip.")}
-
-
-def common_label(references: Sequence[Reference]) -> str | None:
-    """The label all references share, or None."""
-    labels = {(r.label or "").strip() for r in references}
-    return labels.pop() or None if len(labels) == 1 else None
-
-
-def joint_width(clip: Any) -> int:
-    """Width of the space that patches and labels share."""
-    config = clip.config
-    return (
-        config.projection_dim if config.model_type == "clip" else config.vision_config.hidden_size
-    )

@@ -13,7 +13,7 @@ import torch
 
 from reasonseg.checkpoints.folder import load, push, save
 from reasonseg.checkpoints.parts import Parts, build_parts, fitted
-from reasonseg.config.kinds import config_class
+from reasonseg.config.kinds import config_class, kind_module
 from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import Kind
 from reasonseg.errors import InputError
@@ -21,6 +21,9 @@ from reasonseg.nn.feature_store import FeatureStore
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
+
+SPOKEN = ("speaker", "endpoint", "agent")  # how names of models begin that say places
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ class Capabilities:
         references: Annotated images as examples.
         places: Points, boxes, and masks to correct.
         absent: It may answer that a thing is not in the image.
+        forced: A true answer can be forced on it (teacher forcing).
     """
 
     words: bool
     references: bool
     places: bool
     absent: bool
+    forced: bool = True
 
     def require(
         self, what: str, *needs: Literal["words", "references", "places", "absent"]
@@ -167,7 +172,9 @@ class Segmenter(Parts):
 
         Args:
             source: A folder, a weight file, a hub id (`owner/name`), or a packaged name (`tiny`,
-                `tiny-seggpt`). None: the packaged default.
+                `tiny-seggpt`). None: the packaged default. Also a model that says places
+                (`speaker:MODEL+DRAWER`, `endpoint:URL#NAME+DRAWER`, `agent:MODEL+DRAWER`, or a YAML
+                file), for which only `device` and `dtype` apply.
             device: Where it runs; None: CUDA where there is one, else the CPU.
             dtype: `float32`, `bfloat16` or `float16`; None: float32 on CPU, bfloat16 on CUDA.
             quantization: `int8` or `nf4`, of the language model's layers (bitsandbytes).
@@ -186,20 +193,21 @@ class Segmenter(Parts):
             InputError: The source does not exist, a weight does not fit, or an option does not
                 apply to this model.
         """
-        parts = load(
-            source,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            clip=clip,
-            sam=sam,
-            template=template,
-            read=read,
-            allow=tuple(allow),
-            revision=revision,
-            compile=compile,
-        )
-        return segmenter_of(parts)
+        options = {
+            "quantization": quantization,
+            "clip": clip,
+            "sam": sam,
+            "template": template,
+            "read": read,
+            "revision": revision,
+            "compile": compile,
+            "allow": tuple(allow),
+        }
+        if str(source or "").endswith(YAML) or str(source).partition(":")[0] in SPOKEN:
+            if given := [name for name, value in options.items() if value]:
+                raise InputError(f"{given[0]} does not apply to {source}; leave it out")
+            return kind_module("segmenters", "spoken").Config.open(source, device, dtype)
+        return segmenter_of(load(source, device=device, dtype=dtype, **options))
 
     @classmethod
     def build(cls, settings: ModelSettings) -> Segmenter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from supervision import Detections
 
-Status = Literal["found", "absent", "no_seg"]
+Status = Literal["found", "absent", "no_seg", "unparseable"]
 
 
 @dataclass
@@ -33,11 +33,13 @@ class Answer:
         masks: bool `[n, h, w]`, in the size of the image. Other dtypes are converted.
         scores: float32 `[n]`, 0..1, one per mask.
         labels: n strings, one per mask.
-        status: `found` (n >= 1), `absent` (the model answered that it is not in this image) or
-            `no_seg` (the model answered in words only). The last two have n = 0.
+        status: `found` (n >= 1), `absent` (the model answered that it is not in this image),
+            `no_seg` (the model answered in words only) or `unparseable` (a model that says places
+            said something that cannot be read). The last three have n = 0.
         references: The reference images that were used, with `name`, `label` and `weight`.
         meta: Further facts, such as the name of the model; JSON values.
         image: uint8 RGB `[h, w, 3]`, or None. `overlay` needs it.
+        pictures: What an agent showed to its verifier, uint8 RGB by step; not written by `save`.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Answer:
     references: list[dict] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
     image: np.ndarray | None = field(default=None, repr=False)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         self.masks = np.asarray(self.masks, bool)
@@ -60,8 +63,9 @@ class Answer:
                 f"{len(self.masks)} masks, {len(self.scores)} scores and {len(self.labels)} "
                 "labels; give one each"
             )
-        if self.status not in ("found", "absent", "no_seg"):
-            raise InputError(f"Answer.status must be found, absent or no_seg, got {self.status!r}")
+        if self.status not in get_args(Status):
+            known = ", ".join(get_args(Status))
+            raise InputError(f"Answer.status must be one of {known}, got {self.status!r}")
         if (self.status == "found") != (len(self.masks) > 0):
             raise InputError(f"status {self.status!r} does not go with {len(self.masks)} masks")
 

@@ -34,6 +34,11 @@ def conversation(template: str, question: str, history: Sequence[tuple[str, str]
         turns = [opening + questions[0], *(f"<s>[INST] {q}" for q in questions[1:])]
         ends = [f" [/INST] {a} </s>" for a in answers] + [" [/INST]"]
         return "".join(turn + end for turn, end in zip(turns, ends, strict=True))
+    if template == "chatml":  # the first <|im_start|> is the tokenizer's BOS
+        opened = [f"user {IMAGE}{questions[0]}", *(f"<|im_start|>user {q}" for q in questions[1:])]
+        turns = [f"{turn}<|im_end|><|im_start|>assistant" for turn in opened]
+        ends = [f" {a}<|im_end|>" for a in answers] + [""]
+        return "".join(turn + end for turn, end in zip(turns, ends, strict=True))
     turns = [f"USER: {IMAGE}\n{questions[0]}", *(f"USER: {q}" for q in questions[1:])]
     if template == "plain":
         turns[0] = f"{IMAGE}USER: {questions[0]}"

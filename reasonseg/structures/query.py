@@ -230,3 +230,9 @@ class Query:
     def size(self) -> tuple[int, int]:
         """`(height, width)` of the image in pixels."""
         return self.image.shape[0], self.image.shape[1]
+
+
+def common_label(references: Sequence[Reference]) -> str | None:
+    """The label that all references share, or None."""
+    labels = {(r.label or "").strip() for r in references}
+    return labels.pop() or None if len(labels) == 1 else None

@@ -79,7 +79,7 @@ def _finished(objective: Objective, stage: Stage, settings: TrainSettings, folde
     if backbone is None and (stage.lora or stage.tokens):
         raise InputError("lora and tokens are for models that read words; leave them out")
     if backbone is not None and stage.lora:
-        add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout)
+        add_lora(backbone.layers, stage.lora, stage.alpha, stage.dropout, stage.targets)
     if backbone is not None and stage.tokens:
         add_rows(backbone.model, backbone.markers.ids)
     if (folder / TRAINED).is_file():

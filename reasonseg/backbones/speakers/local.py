@@ -1,0 +1,153 @@
+"""A speaker on this machine: any image-text-to-text model of transformers, through its own
+processor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from reasonseg.backbones.speakers.base import Reply, checked_request, shaped
+from reasonseg.backbones.speakers.places.family import Family, family_of, framed
+from reasonseg.backbones.speakers.places.frames import Seen
+from reasonseg.errors import InputError
+from reasonseg.nn.pretrained import local_folder
+
+KEPT = 8  # pictures whose vision features are kept
+
+
+@dataclass(frozen=True)
+class Config:
+    """`source`: a folder or a hub id. `family`, `frame`, `order`: how it speaks of places, where
+    its name and type do not say it. `square`: pictures are padded to squares.
+    """
+
+    source: str = ""
+    family: str = ""
+    frame: str = ""
+    order: str = ""
+    square: bool = False
+
+    def build(self, device: Any = None, dtype: Any = None) -> LocalSpeaker:
+        """Loads the model. Raises `InputError` where it has no vision, or cannot be loaded."""
+        folder = local_folder(self.source)
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        precision = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        try:
+            processor = AutoProcessor.from_pretrained(folder)
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=precision)
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            raise InputError(
+                f"{self.source} is no model that reads pictures and words ({reason}); name a "
+                "vision-language model"
+            ) from None
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+            raise InputError(f"{self.source} reads no pictures; name a vision-language model")
+        return LocalSpeaker(model.to(place).eval(), processor, self)
+
+
+class LocalSpeaker:
+    """A transformers model that answers. What it sees of a picture is kept for further calls."""
+
+    def __init__(self, model: Any, processor: Any, config: Config):
+        self.model, self.processor, self.config = model, processor, config
+        self.name = config.source or str(model.config.model_type)
+        named = Path(config.source).name if config.source else ""
+        family = family_of(named, model.config.model_type, config.family)
+        self.family: Family = framed(family, config.frame, config.order)
+        self.looks = 0  # pictures whose features were computed
+        self._keep_features()
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's name, the hash of its settings, and how it is asked."""
+        told = hashlib.sha256(repr(self.model.config.to_dict()).encode()).hexdigest()[:12]
+        return f"{self.name}-{told}-{self.family.name}-{self.family.frame}-{self.family.order}"
+
+    def shape(self, image: np.ndarray) -> tuple[np.ndarray, Seen]:
+        """As `Speaker.shape`."""
+        return shaped(image, self.family, self.config.square)
+
+    @torch.inference_mode()
+    def say(
+        self,
+        pictures: Sequence[np.ndarray],
+        text: str,
+        *,
+        limit: int = 512,
+        temperature: float = 0.0,
+        plain: bool = False,
+    ) -> Reply:
+        """As `Speaker.say`."""
+        inputs = self._inputs(pictures, checked_request(text), plain)
+        length = inputs["input_ids"].shape[1]
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+        made = self.model.generate(
+            **inputs, max_new_tokens=limit, **({"do_sample": False} | sampling)
+        )
+        whole = bool(getattr(self.model.config, "is_encoder_decoder", False))
+        new = made[0] if whole else made[0, length:]
+        said = self.processor.tokenizer.decode(new, skip_special_tokens=not self.family.special)
+        return Reply(said, self._fed(inputs), length, len(new))
+
+    def _inputs(self, pictures: Sequence[np.ndarray], text: str, plain: bool) -> dict[str, Any]:
+        images = [Image.fromarray(p) for p in pictures]
+        if not plain and getattr(self.processor, "chat_template", None):
+            content: list[dict] = [{"type": "image"} for _ in images]
+            content.append({"type": "text", "text": text})
+            text = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        given = self.processor(text=[text], images=images or None, return_tensors="pt")
+        weight = next(self.model.parameters())
+        return {
+            k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype)
+            for k, v in given.items()
+            if isinstance(v, torch.Tensor)
+        }
+
+    def _fed(self, inputs: dict[str, Any]) -> tuple[int, int] | None:
+        """The size (height, width) that the encoder saw, read off its input."""
+        grid = inputs.get("image_grid_thw")
+        if grid is not None:
+            patch = self.processor.image_processor.patch_size
+            return int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and pixels.ndim == 4 and len(pixels) == 1:
+            return int(pixels.shape[-2]), int(pixels.shape[-1])
+        return None
+
+    def _keep_features(self) -> None:
+        """Lets the model keep its vision features, by the pixels that it is given."""
+        inner = self.model.model if hasattr(self.model, "model") else self.model
+        name = "get_image_features"
+        if not hasattr(inner, name):
+            inner = self.model
+        if hasattr(inner, name):
+            setattr(inner, name, self._kept(getattr(inner, name)))
+
+    def _kept(self, compute: Callable) -> Callable:
+        kept: OrderedDict[bytes, Any] = OrderedDict()
+
+        def features(pixel_values: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            flat = pixel_values.detach().float().cpu().contiguous().numpy()
+            key = hashlib.sha256(flat.tobytes()).digest()
+            if key not in kept:
+                self.looks += 1
+                kept[key] = compute(pixel_values, *arguments, **options)
+                if len(kept) > KEPT:
+                    kept.popitem(last=False)
+            kept.move_to_end(key)
+            return kept[key]
+
+        return features

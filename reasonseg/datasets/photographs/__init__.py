@@ -1,0 +1,1 @@
+"""Annotated photographs: reading them, varying them, and asking about them."""

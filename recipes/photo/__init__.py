@@ -1,0 +1,1 @@
+"""The recipe of the packaged model `photo`: its configs, objectives and scripts."""
