@@ -22,6 +22,7 @@ from transformers import (
 from reasonseg.backbones.base import State, TeacherForcedOutput
 from reasonseg.backbones.language import LanguageBackbone
 from reasonseg.errors import InputError
+from reasonseg.nn import efficientnet_lite as _registered  # noqa: F401  # a tower by its name
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.generation import MarkerLogitsProcessor, Stepper
 from reasonseg.nn.image_processor import ImageProcessor

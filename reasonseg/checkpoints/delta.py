@@ -19,12 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from reasonseg.checkpoints.file_hashes import hash_of
+from reasonseg.checkpoints.part_packages import PACKAGES
 from reasonseg.errors import InputError
 from reasonseg.nn.lora import NAME, adapters, add_lora
 from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"
+PACKAGED = "packages.yaml"
 LOADED_BY = ("source", "clip", "sam", "template", "read", "allow", "revision")
 
 
@@ -87,6 +89,7 @@ class Changes:
         not fit.
         """
         own = dict(segmenter.named_parameters(remove_duplicate=False))
+        own |= dict(segmenter.named_buffers())
         refuse([p for key in self.tensors if (p := self._problem(key, own))], source, ())
         with torch.no_grad():
             for key, value in self.tensors.items():
@@ -97,7 +100,7 @@ class Changes:
                     own[name][self.rows] = value.to(own[name])
         self._apply_lora(segmenter)
 
-    def _problem(self, key: str, own: dict[str, nn.Parameter]) -> tuple[str, str, str] | None:
+    def _problem(self, key: str, own: dict[str, torch.Tensor]) -> tuple[str, str, str] | None:
         kind, _, name = key.partition(":")
         here = own.get(name if kind in ("whole", "rows") else f"{name}.weight")
         if here is None or kind not in ("whole", "rows", "lora_A", "lora_B"):
@@ -235,6 +238,8 @@ def _weights(place: Path) -> list[Path]:
     """A model's own files: what else lies in its folder is not of it."""
     if place.is_file():
         return [place]
+    if (place / PACKAGED).is_file():  # what its parts are, and the weights of pip packages
+        return [place / PACKAGED, *(package.checked() for package in PACKAGES)]
     inside = (
         ("backbone", "decoder", "references", "refiner")
         if (place / "settings.yaml").is_file()

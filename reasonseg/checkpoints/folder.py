@@ -8,6 +8,7 @@ folder of changes and released checkpoints are read as well.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from reasonseg.checkpoints import delta
+from reasonseg.checkpoints import delta, part_packages
 from reasonseg.checkpoints.parts import Parts
 from reasonseg.checkpoints.released.base import LoadOptions, find_format, refuse_pointers
 from reasonseg.checkpoints.released.sam import decoder_from
@@ -30,6 +31,7 @@ from reasonseg.nn.lora import adapters, fold_adapters
 from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
 from reasonseg.runtime import local_rank
 
+DEFAULT = "REASONSEG_MODEL"  # an environment variable
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = "stored"  # a dtype: every weight as it is in its file
 
@@ -120,6 +122,7 @@ def load(
     options = load_options(
         device, dtype, quantization, clip=clip, sam=sam, template=template, read=read, allow=allow
     )
+    source, remark = (source, "") if source is not None else default_model()
     place = model_path(source, revision)
     origin = {
         "source": source if source is None else str(source),
@@ -146,6 +149,8 @@ def load(
         format_, found = find_format(place)
         parts = format_.read(found, options)
     parts.origin = delta.origin_of(place, origin)
+    if remark:
+        parts.settings = replace(parts.settings, notice=remark)
     if compile:
         if parts.backbone is None:
             raise InputError(
@@ -153,6 +158,23 @@ def load(
             )
         parts.backbone.compile()
     return parts
+
+
+def default_model() -> tuple[str, str]:
+    """The name of the model that is used where none is named, and a remark for people.
+
+    It is `photo`, or `tiny` where the packages with its weights are not installed; or what the
+    environment variable `REASONSEG_MODEL` names.
+    """
+    if named := os.environ.get(DEFAULT):
+        return named, ""
+    if lacking := part_packages.missing():
+        listed = ", ".join(package.name for package in lacking)
+        return "tiny", (
+            f"the model tiny answers, which knows drawn scenes only: photo needs {listed}; "
+            f"{part_packages.INSTALL}"
+        )
+    return "photo", ""
 
 
 def load_options(

@@ -15,6 +15,7 @@ from reasonseg.cli.options import (
     add_model_options,
     add_overrides,
     load_model,
+    refuse_fall_back,
     positive,
     seed,
     verbs_of,
@@ -35,6 +36,11 @@ def _arguments(parser: Parser) -> None:
     _episodes_arguments(
         names.add_parser(
             "episodes", help="few-shot segmentation with reference images: mIoU and FB-IoU"
+        )
+    )
+    _photos_arguments(
+        names.add_parser(
+            "photos", help="annotated photographs: words, boxes, clicks and one example"
         )
     )
     for name, found in named_sets(parser.asked[:1]).items():
@@ -85,6 +91,29 @@ def _scenes_arguments(parser: Parser) -> None:
         help="number of questions (default: %(default)s)",
     )
     _common(parser, _scenes)
+
+
+def _photos_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--levels",
+        metavar="a,b",
+        help="name, refer, reason, multi, absent, box, click, example (default: all)",
+    )
+    parser.add_argument(
+        "--root",
+        metavar="DIR",
+        default="../shared/photos-train",
+        help="one folder a set, with index.json, images/ and masks/ (default: %(default)s)",
+    )
+    parser.add_argument("--split", default="val", help="train or val (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="number of questions of each level (default: %(default)s)",
+    )
+    _common(parser, _photos)
 
 
 def _episodes_arguments(parser: Parser) -> None:
@@ -173,6 +202,7 @@ def _model(options: argparse.Namespace, *needs: Any) -> Any:
     quiet_libraries()
     if options.predictions:
         return None
+    refuse_fall_back(options)
     segmenter = load_model(options)
     segmenter.capabilities.require(f"eval {getattr(options, 'name', '')}".strip(), *needs)
     return segmenter
@@ -201,6 +231,29 @@ def _scenes(options: argparse.Namespace) -> None:
         progress=sys.stderr.isatty(),
     )
     _report(options, summary, print_scenes)
+
+
+def _photos(options: argparse.Namespace) -> None:
+    from reasonseg.evaluation.photos import PLACED, WORDED, evaluate_photos
+    from reasonseg.evaluation.tables import print_photos
+
+    options.name = "photos"
+    if options.predictions:
+        raise InputError("eval photos asks a model; leave --predictions out")
+    levels = tuple(options.levels.split(",")) if options.levels else (*WORDED, *PLACED)
+    if unknown := [level for level in levels if level not in (*WORDED, *PLACED)]:
+        raise InputError(f"--levels: {unknown[0]!r} is not one of {', '.join((*WORDED, *PLACED))}")
+    summary = evaluate_photos(
+        _model(options),
+        root=options.root,
+        split=options.split,
+        limit=options.limit,
+        levels=levels,
+        seed=options.seed,
+        out=options.out,
+        progress=sys.stderr.isatty(),
+    )
+    _report(options, summary, print_photos)
 
 
 def _episodes(options: argparse.Namespace) -> None:

@@ -189,6 +189,16 @@ def load_model(options: argparse.Namespace, notice: bool = True) -> Any:
     return segmenter
 
 
+def refuse_fall_back(options: argparse.Namespace) -> None:
+    """Raises `InputError` where no model is named and the default cannot be had: a score or a
+    training must not silently be of another model.
+    """
+    from reasonseg.checkpoints.folder import default_model
+
+    if options.model is None and (remark := default_model()[1]):
+        raise InputError(f"{remark}; or name --model tiny")
+
+
 def model_keywords(options: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `Segmenter.from_pretrained` from the options, `source` included."""
     names = ("device", "dtype", "quantization", "clip", "sam", "template", "read", "revision")

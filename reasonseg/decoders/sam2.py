@@ -13,6 +13,7 @@ from transformers import AutoConfig, Sam2Config, Sam2Model
 
 from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
+from reasonseg.nn import efficientnet_lite as _registered  # noqa: F401  # a tower by its name
 from reasonseg.nn.features import Features
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder

@@ -39,6 +39,24 @@ def print_scenes(summary: dict) -> None:
     console.print(baselines)
 
 
+def print_photos(summary: dict) -> None:
+    """Prints the scores of `eval photos`, a row per level."""
+    table = Table(title="eval photos", caption="n: questions; answered: with a mask")
+    for name in ("level", "gIoU", "95 % interval", "N-acc", "answered", "n"):
+        table.add_column(name, justify="left" if name == "level" else "right")
+    for level, row in summary["levels"].items():
+        cells = [_number(row.get(key)) for key in ("giou", "n_acc", "answered")]
+        table.add_row(level, cells[0], _interval(row.get("ci95")), cells[1], cells[2], str(row["n"]))
+    console = Console()
+    console.print(table)
+    n_acc, t_acc = _number(summary["n_acc"]), _number(summary["t_acc"])
+    console.print(f"of all questions in words: N-acc {n_acc}, T-acc {t_acc}")
+    if "box_itself" in summary["levels"].get("box", {}):
+        console.print(f"the box itself as a mask: {_number(summary['levels']['box']['box_itself'])}")
+    if summary["left_out"]:
+        console.print(f"left out, since this model cannot be asked: {', '.join(summary['left_out'])}")
+
+
 def print_benchmark(name: str, summary: dict) -> None:
     """Prints the scores of a published benchmark: teacher-forced and generated, short and long."""
     table = Table(title=f"eval {name}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Drawn:
     absent: bool = False
 
 
+@runtime_checkable
 class Drawer(Protocol):
     """Draws on one picture. `reads`: it also draws phrases."""
 

@@ -31,6 +31,7 @@ from reasonseg.training.trainer import COMPLETE, Marker, StageTrainer, changing,
 from reasonseg.training.validation import BEST, Validation
 
 FINISHED = "finished.safetensors"  # final weights of a stage
+ADAPTERS = "adapters.safetensors"  # what a stage with adapters trained, before they are folded
 TRAINED = "trained.safetensors"  # final weights of a sharded stage, adapters not folded yet
 
 
@@ -90,6 +91,9 @@ def _finished(objective: Objective, stage: Stage, settings: TrainSettings, folde
         if settings.shard:
             return False
     if backbone is not None and (stage.lora or stage.tokens):
+        if processes().is_main_process:
+            with atomic_write(folder / ADAPTERS) as aside:
+                save_file(changing(objective), aside)
         fold_adapters(objective.segmenter)
     objective.finish()
     if processes().is_main_process:

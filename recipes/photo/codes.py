@@ -32,10 +32,13 @@ from reasonseg.training.objectives.base import (
 from recipes.embedded.codes import Coder, patch_shares
 
 KINDS = ("code", "click", "box", "mended")
-CHANCES = (0.5, 0.16, 0.18, 0.16)
+CHANCES = (0.4, 0.17, 0.27, 0.16)
 MOMENTUM = 0.9  # of the running means
 TYPICAL, PLACELESS = 0.45, 0.25  # shares of codes
 MOST = 7  # masks of a view
+# of the tower's features within a patch; on many photographs
+MEAN, SPREAD = 0.03, 3.0
+SHARP = 2.0  # scale of aligned projections
 
 
 class ViewMasks(Dataset):
@@ -70,13 +73,36 @@ class ViewMasks(Dataset):
         }  # fmt: skip
 
 
+@torch.no_grad()
+def align(model: torch.nn.Module, coder: Coder) -> None:
+    """Starts SAM 2's neck as the coder, and its attention with queries equal to keys."""
+    neck, weight = model.vision_encoder.neck, coder.project.weight * coder.norm.weight / SPREAD
+    coarse, fine = neck.convs[0], neck.convs[1]  # of strides 32 and 16
+    wide, narrow = coarse.in_channels, fine.in_channels
+    coarse.weight.copy_(weight[:, :wide, None, None])
+    coarse.bias.copy_(coder.project.weight @ coder.norm.bias - MEAN * weight[:, :wide].sum(1))
+    four = weight[:, wide : wide + 4 * narrow].unflatten(1, (narrow, 4)).sum(-1)
+    fine.weight.copy_(four[:, :, None, None])
+    fine.bias.zero_()
+    transformer = model.mask_decoder.transformer
+    for attention in (
+        *(layer.cross_attn_token_to_image for layer in transformer.layers),
+        *(layer.cross_attn_image_to_token for layer in transformer.layers),
+        transformer.final_attn_token_to_image,
+    ):
+        attention.k_proj.weight.mul_(SHARP)
+        attention.q_proj.weight.copy_(attention.k_proj.weight)
+
+
 class PhotoCodes(Objective):
     """Segments the things of photographs.
 
     - `match`: weight of a loss that keeps the decoder's image embedding close to the codes of its
       patches.
-    - `fresh`: off keeps the decoder's own weights; `coder`: the `finished.safetensors` of an
-      earlier stage, from which the coder is read.
+    - `fresh`: off keeps the decoder's own weights; on, its neck starts as the coder, and its
+      attention with queries that are as its keys, so that a code finds patches that are like it,
+      and a point those that are near it.
+    - `coder`: a file of an earlier stage, from which the coder is read.
     """
 
     def __init__(
@@ -96,6 +122,8 @@ class PhotoCodes(Objective):
                 {k: v for k, v in found.items() if k.startswith(("coder.", "typical"))},
                 strict=False,
             )
+        if fresh:
+            align(segmenter.decoder.model, self.coder)
 
     def dataset(self, data: Kind, length: int, seed: int) -> Dataset:
         return ViewMasks(data.config, seed, length)

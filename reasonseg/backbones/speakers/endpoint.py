@@ -19,6 +19,7 @@ from PIL import Image
 
 from reasonseg.backbones.speakers.base import Reply, SpeakerError, checked_request, shaped
 from reasonseg.backbones.speakers.places.family import Family, family_of, framed
+from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.backbones.speakers.places.frames import Seen
 from reasonseg.errors import InputError
 
@@ -77,9 +78,8 @@ class Endpoint:
         if not config.model:
             raise InputError(f"endpoint {config.url}: name a model, as {config.url}#MODEL")
         self.config, self.name = config, config.model
-        self.family: Family = framed(
-            family_of(config.model, named=config.family), config.frame, config.order
-        )
+        family = framed(family_of(config.model, named=config.family), config.frame, config.order)
+        self.family: Family = with_probe(family, self.name)
         self.old_limit = False  # whether the server knows only `max_tokens`
 
     @property

@@ -8,6 +8,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.backbones.speakers.base import Reply, checked_request, shaped
 from reasonseg.backbones.speakers.places.family import Family, family_of, framed
+from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.backbones.speakers.places.frames import Seen
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import local_folder
@@ -64,7 +66,7 @@ class LocalSpeaker:
         self.name = config.source or str(model.config.model_type)
         named = Path(config.source).name if config.source else ""
         family = family_of(named, model.config.model_type, config.family)
-        self.family: Family = framed(family, config.frame, config.order)
+        self.family: Family = with_probe(framed(family, config.frame, config.order), self.name)
         self.looks = 0  # pictures whose features were computed
         self._keep_features()
 
@@ -139,9 +141,14 @@ class LocalSpeaker:
     def _kept(self, compute: Callable) -> Callable:
         kept: OrderedDict[bytes, Any] = OrderedDict()
 
+        @wraps(compute)  # transformers looks at its signature
         def features(pixel_values: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-            flat = pixel_values.detach().float().cpu().contiguous().numpy()
-            key = hashlib.sha256(flat.tobytes()).digest()
+            digest = hashlib.sha256()
+            for value in (pixel_values, *arguments, *options.values()):
+                if isinstance(value, torch.Tensor):
+                    flat = value.detach().float().cpu().contiguous().numpy()
+                    digest.update(f"{tuple(value.shape)}".encode() + flat.tobytes())
+            key = digest.digest()
             if key not in kept:
                 self.looks += 1
                 kept[key] = compute(pixel_values, *arguments, **options)

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from reasonseg.backbones.llava import Config, Llava, network_of
 from reasonseg.checkpoints import part_packages
+from reasonseg.checkpoints.delta import PACKAGED
 from reasonseg.checkpoints.parts import Parts, fitted
 from reasonseg.checkpoints.released.base import Format, LoadOptions
 from reasonseg.config.model import ModelSettings
@@ -22,13 +23,12 @@ from reasonseg.nn.quantization import quantize
 from reasonseg.structures.conversations import IMAGE
 from reasonseg.structures.markers import REJ, SEG
 
-FILE = "packages.yaml"
 SEED = 0  # of the weights that no package has
 
 
 def recognise(place: Path) -> Path | None:
     """The folder itself; None where it is something else."""
-    return place if (place / FILE).is_file() else None
+    return place if (place / PACKAGED).is_file() else None
 
 
 def read(place: Path, options: LoadOptions) -> Parts:
@@ -37,7 +37,7 @@ def read(place: Path, options: LoadOptions) -> Parts:
     Raises `InputError` where a package is missing or another one.
     """
     options.refuse(place, "clip", "template", "read", "sam", why="does not apply to this model")
-    content = yaml.safe_load((place / FILE).read_text(encoding="utf-8"))
+    content = yaml.safe_load((place / PACKAGED).read_text(encoding="utf-8"))
     settings = parse(ModelSettings, content["settings"])
     dtype = options.dtype or torch.float32
     tower = part_packages.tower_weights()

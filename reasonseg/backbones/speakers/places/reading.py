@@ -57,8 +57,6 @@ def read_places(text: str, family: Family, seen: Seen) -> Reading:
     Returns:
         The reading; `unparseable` where nothing can be understood.
     """
-    if not isinstance(text, str):
-        return Reading("unparseable", raw=repr(text)[:1000])
     said = said_by(text, family)
     if not said:
         if says_absent(spoken(text)):

@@ -1,0 +1,233 @@
+"""Evaluation on annotated photographs: questions in words, boxes, clicks and examples.
+
+Questions are made from masks and names (`datasets.photographs`), with wordings that training does
+not have. Rows are appended as they come; a killed run resumes and ends with the same summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reasonseg.datasets.photographs.records import Record, records
+from reasonseg.datasets.photographs.views import View, plain_view
+from reasonseg.datasets.photos import LEVELS, Config, Photos
+from reasonseg.evaluation.benchmarks import pictures_of, union
+from reasonseg.evaluation.intervals import mean_interval, share_interval
+from reasonseg.evaluation.metrics import IGNORE, count, refusals
+from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.segmenters.base import SegmenterProtocol
+from reasonseg.segmenters.judging import deepest
+from reasonseg.structures.query import Query, Reference
+
+PLACED = ("box", "click", "example")
+WORDED = LEVELS
+SMALLEST = 0.01  # of the picture: things that are boxed, clicked or shown
+
+
+@dataclass(frozen=True)
+class Task:
+    """One question of the evaluation, made when it is asked."""
+
+    level: str
+    record: int
+    number: int
+    id: str
+
+
+class PhotoTasks:
+    """All questions about the photographs of a split: `count` a level, at most."""
+
+    def __init__(self, root: str, split: str, count: int, levels: Sequence[str], seed: int):
+        self.records = records(root, split)
+        self.train = records(root, "train")
+        self.seed, self.size = seed, Config.size
+        self._views: dict[int, View] = {}
+        self.words: dict[str, Photos] = {}
+        self.tasks: list[Task] = []
+        for level in levels:
+            self.tasks += self._listed(level, root, split, count)
+        self.shown = self._by_name()
+
+    def _listed(self, level: str, root: str, split: str, count: int) -> list[Task]:
+        if level in WORDED:
+            rounds = -(-count // len(self.records)) + 1
+            data = Photos(Config(root, split, count, self.seed, levels=(level,), per_photo=rounds))
+            self.words[level] = data
+            return [Task(level, n, i, data.id(i)) for i, (n, _, _) in enumerate(data.found)]
+        found = []
+        for n, record in enumerate(self.records):
+            for k in range(len(self._things(n))):
+                found.append(Task(level, n, k, f"{record.id}/{level}-{k}"))
+        order = np.random.default_rng([self.seed, 33]).permutation(len(found))
+        return [found[int(i)] for i in order[:count]]
+
+    def view(self, number: int) -> View:
+        """A photograph of the split as a view; the last ones are kept."""
+        if number not in self._views:
+            if len(self._views) > 200:
+                self._views.clear()
+            self._views[number] = plain_view(self.records[number], self.size)
+        return self._views[number]
+
+    def _things(self, number: int) -> list[int]:
+        """Which things of a photograph are large enough, as indices."""
+        objects = self.view(number).objects
+        return [
+            i for i, o in enumerate(objects)
+            if o.name and not o.stuff and o.mask.mean() > SMALLEST
+        ]  # fmt: skip
+
+    def _by_name(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.train:
+            if record.set == "coco":
+                for name in record.names:
+                    found.setdefault(name, []).append(record)
+        return found
+
+    def ask(self, task: Task) -> tuple[Query, np.ndarray, np.ndarray, bool]:
+        """(the query, its true mask `[h, w]`, ignored pixels, whether nothing is there)."""
+        if task.level in WORDED:
+            sample = self.words[task.level][task.number]
+            size = sample.query.size
+            void = sample.ignored if sample.ignored is not None else np.zeros(size, bool)
+            return sample.query, union(sample.truth.masks, size), void, not len(sample.truth.masks)
+        view = self.view(task.record)
+        high, wide = view.content
+        image, void = view.image[:high, :wide], view.void[:high, :wide]
+        thing = view.objects[self._things(task.record)[task.number]]
+        mask = thing.mask[:high, :wide]
+        if task.level == "box":
+            return Query(image, boxes=[_box(mask)]), mask, void, False
+        if task.level == "click":
+            x, y = deepest(mask)
+            return Query(image, points=[(x, y, 1)]), mask, void, False
+        reference = self._reference(thing.name, task)
+        all_of = np.logical_or.reduce([o.mask for o in view.objects if o.name == thing.name])
+        return Query(image, references=[reference]), all_of[:high, :wide], void, False
+
+    def _reference(self, name: str, task: Task) -> Reference:
+        """An example of the same name out of the training photographs, unlabelled."""
+        rng = np.random.default_rng([self.seed, 34, task.record, task.number])
+        pool = self.shown.get(name, [])
+        best: tuple[float, Reference] | None = None
+        for k in rng.permutation(len(pool))[:6]:
+            image = pool[int(k)].image()
+            masks = [o.mask for o in pool[int(k)].objects()[0] if o.name == name]
+            mask = np.logical_or.reduce(masks)
+            if best is None or mask.mean() > best[0]:
+                best = float(mask.mean()), Reference(image, mask=mask)
+            if mask.mean() > 0.03:
+                break
+        if best is None:
+            view = self.view(task.record)
+            best = 1.0, Reference(view.image, mask=view.objects[0].mask)
+        return best[1]
+
+
+def evaluate_photos(
+    segmenter: SegmenterProtocol | None,
+    *,
+    root: str,
+    split: str = "val",
+    limit: int = 150,
+    levels: Sequence[str] = (*WORDED, *PLACED),
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluates a segmenter on annotated photographs; returns the summary.
+
+    `limit` is the number of questions of each level. Levels that the model cannot be asked are left
+    out and named in `left_out`. Raises `InputError` where there are no photographs.
+    """
+    if segmenter is None:
+        raise_no_model()
+    able = segmenter.capabilities
+    can = {**dict.fromkeys(WORDED, able.words), "box": able.places, "click": able.places}
+    can["example"] = able.references
+    asked = [level for level in levels if can.get(level, True)]
+    tasks = PhotoTasks(root, split, limit, asked, seed)
+    answer = Answerer(segmenter, None)
+
+    def ask(_: str, part: list[int]) -> list[dict]:
+        chosen = [tasks.tasks[i] for i in part]
+        made = [tasks.ask(task) for task in chosen]
+        answers = segmenter.batch([query for query, *_ in made])
+        rows = []
+        for task, (query, truth, void, absent), said in zip(chosen, made, answers, strict=True):
+            target = truth.astype(np.uint8)
+            target[void] = IGNORE
+            counts = count(union(said.masks, query.size), target)
+            row = {
+                "id": task.id, "level": task.level, "picture": tasks.records[task.record].id,
+                "question": query.text, "absent": absent, "answer": said.text,
+                "status": said.status, "refused": not said.masks.any(), "counts": asdict(counts),
+            }  # fmt: skip
+            if task.level == "box":
+                row["box_itself"] = count(_filled(query), target).giou
+            rows.append(row)
+        return rows
+
+    summary = run_evaluation(
+        "photos",
+        {"split": split, "limit": limit, "levels": asked, "seed": seed, "model": answer.name},
+        {"": [task.id for task in tasks.tasks]},
+        ask,
+        lambda rows: summarise(rows, asked),
+        out=out,
+        progress=progress,
+    )
+    return {**summary, "left_out": [level for level in levels if level not in asked]}
+
+
+def raise_no_model() -> None:
+    """Raises `InputError`: predictions are not read here."""
+    from reasonseg.errors import InputError
+
+    raise InputError("eval photos needs a model")
+
+
+def summarise(rows: list[dict], levels: Sequence[str]) -> dict[str, Any]:
+    """gIoU (mean over questions) of each level with a 95 % interval, N-acc and T-acc."""
+    found: dict[str, Any] = {"levels": {}}
+    for level in levels:
+        mine = [r for r in rows if r["level"] == level]
+        if not mine:
+            continue
+        if level == "absent":
+            flags = [r["refused"] for r in mine]
+            interval = share_interval(flags, pictures_of(mine))
+            found["levels"][level] = {
+                "n_acc": float(np.mean(flags)), "n": len(mine), "ci95": interval
+            }  # fmt: skip
+            continue
+        each = [r["counts"]["ious"] for r in mine]
+        found["levels"][level] = {
+            "giou": float(np.mean(each)),
+            "ci95": mean_interval(each, pictures_of(mine)),
+            "answered": float(np.mean([not r["refused"] for r in mine])),
+            "n": len(mine),
+        }
+        if level == "box":
+            found["levels"][level]["box_itself"] = float(np.mean([r["box_itself"] for r in mine]))
+    worded = [r for r in rows if r["level"] in WORDED]
+    n_acc, t_acc = refusals([r["absent"] for r in worded], [r["refused"] for r in worded])
+    return {**found, "n_acc": n_acc, "t_acc": t_acc}
+
+
+def _box(mask: np.ndarray) -> tuple[float, float, float, float]:
+    ys, xs = np.nonzero(mask)
+    return float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1
+
+
+def _filled(query: Query) -> np.ndarray:
+    mask = np.zeros(query.size, bool)
+    x0, y0, x1, y1 = (int(v) for v in query.boxes[0])
+    mask[y0:y1, x0:x1] = True
+    return mask
