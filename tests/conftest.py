@@ -8,6 +8,7 @@ from jaxtyping import install_import_hook
 from parity import PARITY, TITLE, oracle
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("REASONSEG_MODEL", "tiny")  # where a test names no model
 # shapes and types of the corridor are checked at every call while tests run
 CHECKED = (
     "backbones",

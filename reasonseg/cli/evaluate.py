@@ -21,6 +21,7 @@ from reasonseg.cli.options import (
     verbs_of,
 )
 from reasonseg.datasets.base import named_sets
+from reasonseg.errors import InputError
 from reasonseg.runtime import is_main_process
 
 SPLITS = {"folder": "all"}  # the default split of --split, where it is not val

@@ -1,4 +1,6 @@
-"""SAM 2 from transformers as a mask decoder of single images (its memory for video is not used)."""
+"""SAM 2, EdgeTAM and the tracker of SAM 3 from transformers as mask decoders of single images (their
+memory for video is not used).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
-from transformers import AutoConfig, Sam2Config, Sam2Model
+from transformers import AutoConfig, EdgeTamModel, Sam2Config, Sam2Model, Sam3TrackerModel
 
 from reasonseg.decoders.base import SamDecoderBase, Takes
 from reasonseg.errors import InputError
@@ -17,21 +20,35 @@ from reasonseg.nn import efficientnet_lite as _registered  # noqa: F401  # a tow
 from reasonseg.nn.features import Features
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
+from reasonseg.nn.prompt import Prompt
+from reasonseg.structures.query import Box, Point
+
+MODELS = {
+    "sam2": Sam2Model,
+    "sam2_video": Sam2Model,
+    "edgetam": EdgeTamModel,
+    "edgetam_video": EdgeTamModel,
+    "sam3_tracker": Sam3TrackerModel,
+    "sam3_tracker_video": Sam3TrackerModel,
+}
+SURE, NEAR = 10.0, 0.02  # logits of marks; how far a point reaches, as a share of the side
 
 
 @dataclass(frozen=True)
 class Config:
     """`source` (folder or hub id) holds weights to start from; without it they start fresh, from
     `network`, a transformers `Sam2Config` as a dict, and `pixels`. A model that was saved reads
-    none of them.
+    none of them. `marks`: boxes and points are also drawn into the dense prompt, for decoders that
+    were trained so.
     """
 
     takes: ClassVar[Takes] = ("tokens",)
-    model_types: ClassVar[tuple[str, ...]] = ("sam2", "sam2_video")
+    model_types: ClassVar[tuple[str, ...]] = tuple(MODELS)
 
     network: dict[str, Any] = field(default_factory=dict)
     pixels: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    marks: bool = False
 
     def build(self) -> Sam2Decoder:
         """A decoder with the source's weights, or fresh ones."""
@@ -43,25 +60,23 @@ class Config:
         # transformers draws two; SAM 2 has one, so that a point is near the pixels where it lies
         place = model.shared_image_embedding.positional_embedding
         model.prompt_encoder.shared_embedding.positional_embedding.copy_(place)
-        return Sam2Decoder(
-            model, ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
-        )
+        # and starts these 50 times too tame: a corner could not be told from a point
+        for part in (model.prompt_encoder.point_embed, model.prompt_encoder.not_a_point_embed):
+            nn.init.normal_(part.weight, std=0.7)
+        pixels = ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
+        return Sam2Decoder(model, pixels, self.marks)
 
-    @staticmethod
-    def load(folder: Path, allow: Sequence[str] = (), **options: Any) -> Sam2Decoder:
+    def load(self, folder: Path, allow: Sequence[str] = (), **options: Any) -> Sam2Decoder:
         """A decoder from a folder that `Sam2Model.save_pretrained` wrote; `allow` as in
         `weights.from_folder`.
         """
         kind = AutoConfig.from_pretrained(folder).model_type
-        if kind not in ("sam2", "sam2_video"):
-            raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes sam2")
-        model = from_folder(Sam2Model, folder, allow, **options)
-        return Sam2Decoder(
-            model,
-            ImageProcessor.load(
-                folder, size=model.config.prompt_encoder_config.image_size, aspect="squash"
-            ),
-        )
+        if kind not in MODELS:
+            raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes {', '.join(MODELS)}")
+        model = from_folder(MODELS[kind], folder, allow, **options)
+        size = model.config.prompt_encoder_config.image_size
+        pixels = ImageProcessor.load(folder, size=size, aspect="squash")
+        return Sam2Decoder(model, pixels, self.marks)
 
     @classmethod
     def example(cls) -> Config:
@@ -103,11 +118,24 @@ class Config:
 class Sam2Decoder(SamDecoderBase):
     """SAM 2; its further maps are the high-resolution levels."""
 
-    def __init__(self, model: Sam2Model, pixels: ImageProcessor):
+    def __init__(self, model: Any, pixels: ImageProcessor, marks: bool = False):
         super().__init__(model, pixels)
+        self.marks = marks
         # In evaluation SAM 2 may take another mask token where the first looks unstable; training
         # never does, so we don't.
         model.mask_decoder.dynamic_multimask_via_stability = False
+
+    def places(
+        self, points: Sequence[Point], boxes: Sequence[Box], size: tuple[int, int]
+    ) -> Prompt:
+        """As `Decoder.places`; with `marks` a dense prompt beside the tokens."""
+        prompt = super().places(points, boxes, size)
+        if not self.marks:
+            return prompt
+        height, width = self.pixels.resized(size)
+        scale = torch.tensor([width / size[1], height / size[0]]) * self.side / self.pixels.size
+        drawn = marked(points, boxes, scale, self.side)
+        return Prompt(prompt.tokens, drawn[None, None].to(self._weight))
 
     @property
     def encoders(self) -> tuple[nn.Module, ...]:
@@ -129,9 +157,10 @@ class Sam2Decoder(SamDecoderBase):
         flat = list(encoded.fpn_hidden_states)  # [h * w, b, c], the coarsest last
         flat[-1] = flat[-1] + self.model.no_memory_embedding
         sizes = self.model.backbone_feature_sizes
+        # SAM 3 has one level more than it uses; as in transformers, the rest is left out
         maps = [
             f.permute(1, 2, 0).reshape(len(images), -1, *size)
-            for f, size in zip(flat, sizes, strict=True)
+            for f, size in zip(flat, sizes, strict=False)
         ]
         return Features(maps[-1], tuple(maps[:-1]))
 
@@ -145,3 +174,27 @@ class Sam2Decoder(SamDecoderBase):
             multimask_output=False,
             high_resolution_features=list(features.more),
         )[:2]
+
+
+def marked(
+    points: Sequence[Point], boxes: Sequence[Box], scale: torch.Tensor, side: int
+) -> torch.Tensor:
+    """Boxes and points as logits `[side, side]`: `SURE` inside boxes and `-SURE` outside; without
+    boxes 0. Around points on the object they rise to `SURE`, around others they fall to `-SURE`.
+
+    `scale` `[2]` brings x and y into the frame of the logits.
+    """
+    at = torch.arange(side) + 0.5
+    drawn = torch.zeros(side, side)
+    if boxes:
+        inside = torch.zeros(side, side, dtype=torch.bool)
+        for box in boxes:
+            x0, y0, x1, y1 = (torch.tensor(box).reshape(2, 2) * scale).flatten().tolist()
+            inside |= ((at > y0) & (at < y1))[:, None] & ((at > x0) & (at < x1))[None]
+        drawn = torch.where(inside, SURE, -SURE)
+    for x, y, on in points:
+        px, py = float(x * scale[0]), float(y * scale[1])
+        away = (at - py).square()[:, None] + (at - px).square()[None]
+        near = torch.exp(-away / (2 * (NEAR * side) ** 2))
+        drawn = drawn + near * ((SURE if on else -SURE) - drawn)
+    return drawn

@@ -232,11 +232,11 @@ class PhotoCodes(Objective):
             else decoder.places([], [box_in(t)], size)
             for t in truth
         ]  # fmt: skip
-        return Prompt(torch.cat([p.tokens for p in places]))
+        return Prompt.joined(places)
 
-    def hands_over(self) -> dict[str, torch.nn.Module]:
-        """The coder, whose codes are the targets of the language stage."""
-        return {"coder": self.coder}
+    def hands_over(self) -> dict[str, object]:
+        """The coder and the typical codes, which are the targets of the language stage."""
+        return {"coder": self.coder, "typical": self.typical}
 
 
 def half(masks: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,66 @@
+"""The language stage on photographs: the prompt of each `<SEG>` is drawn to the code that is
+typical of its name, at the place of its mask.
+
+A typical code can be told from the name, and the place from the picture; the code of the one thing
+in the picture could not be learned in the time that two cores have.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from reasonseg.datasets.photographs.knowledge import things
+from reasonseg.nn.efficientnet_lite import POSITIONS
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.training.objectives.base import framed_masks
+from recipes.embedded.aimed import POINTING, TEMPERATURE, Aimed
+from recipes.embedded.codes import Coder, patch_shares
+
+
+class PhotoWords(Aimed):
+    """`recipes.embedded.aimed` with typical codes (`recipes.photo.codes`); the options are its own."""
+
+    needs = ("coder", "typical")
+
+    def __init__(self, segmenter: Segmenter, coder: Coder, typical: torch.Tensor, **options: float):
+        super().__init__(segmenter, coder, **options)
+        self.typical = (typical.detach().clone(),)  # a tuple, so that it is not saved
+        self.numbers = {name: k for k, name in enumerate(things())}
+        self.names: list[str] = []  # of the masks of the batch
+
+    def forward(self, batch: dict, counts: dict | None = None) -> dict[str, torch.Tensor]:
+        worded = [s for s in batch["samples"] if s.query.text.strip()]
+        self.names = [label for s in worded for label in s.truth.labels]
+        return super().forward(batch, counts)
+
+    def miss(
+        self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """As `Aimed.miss`, with typical codes."""
+        framed = torch.cat(
+            [framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)]
+        )
+        shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
+        wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
+        with torch.no_grad():
+            normed = self.coder.norm(patches.float())
+            pooled = torch.einsum("mtw,mt->mw", normed, wanted)
+            known = self.typical[0].to(pooled)
+            numbers = torch.tensor([self.numbers.get(n, -1) for n in self.names]).to(pooled.device)
+            typical = known[numbers.clamp(min=0)]
+            there = (numbers >= 0) & typical.any(1)
+            what = torch.where(there[:, None], typical, pooled[:, :-POSITIONS])
+            codes = self.coder.project(torch.cat([what, pooled[:, -POSITIONS:]], 1))
+            each = nn.functional.normalize(self.coder.project(normed), dim=-1)
+        tokens = tokens.float()
+        cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
+        distance = (tokens - codes).square().mean(-1) / codes.square().mean()
+        likeness = (
+            torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
+        )
+        pointing = -(wanted * likeness.log_softmax(1)).sum(1)
+        return (1 - cosine + distance + POINTING * pointing).mean()
+
+
+OBJECTIVE = PhotoWords
