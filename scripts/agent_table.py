@@ -21,7 +21,7 @@ from reasonseg.backbones.speakers.base import Reply, shaped
 from reasonseg.backbones.speakers.places.family import families
 from reasonseg.datasets.scenes import Config
 from reasonseg.segmenters.agent import AgentSegmenter
-from reasonseg.segmenters.drawing import open_drawer
+from reasonseg.segmenters.drawers import open_drawer
 from reasonseg.segmenters.spoken import SpokenSettings
 
 
@@ -50,7 +50,7 @@ class Player:
 
     def _said(self, text: str) -> str:
         wrong = self.rng.random() < self.noise
-        if "Answer A or B" in text:
+        if "answers it better" in text:
             return str(self.rng.choice(["A", "B"])) if wrong else self.better
         if "numbered" in text:
             facts = json.loads(re.search(r"height: (\[.*?\}\])", text)[1])
@@ -80,6 +80,7 @@ def _box_json(mask: np.ndarray) -> str:
 
 
 def main() -> None:
+    """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limit", type=int, default=120, help="questions (default: 120)")
     parser.add_argument("--drawer", default="tiny", help="a packaged model (default: tiny)")

@@ -47,9 +47,9 @@ class Config:
     """`network`, `pixels` and `tokenizer` (a folder) are read only where weights start fresh.
 
     `template`: LISA's `llava_v1` ("a curious human") or `llava_llama_2`, `vicuna_v1` ("a curious
-    user"), or `plain` without a system text, `chatml` of SmolLM2 and others. `examples`: the model was trained to read references
-    beside words, each as one visual token, the tower's features averaged under its mask; where it
-    was not, references only reach the decoder.
+    user"), `plain` without a system text, or `chatml` of SmolLM2 and others. `examples`: the model
+    was trained to read references beside words, each as one visual token, the tower's features
+    averaged under its mask; where it was not, references only reach the decoder.
     """
 
     template: Literal["plain", "chatml", "llava_v1", "vicuna_v1", "llava_llama_2"] = "llava_v1"

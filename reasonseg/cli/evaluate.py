@@ -15,8 +15,8 @@ from reasonseg.cli.options import (
     add_model_options,
     add_overrides,
     load_model,
-    refuse_fall_back,
     positive,
+    refuse_fall_back,
     seed,
     verbs_of,
 )

@@ -1,5 +1,5 @@
-"""SAM 2, EdgeTAM and the tracker of SAM 3 from transformers as mask decoders of single images (their
-memory for video is not used).
+"""SAM 2, EdgeTAM and the tracker of SAM 3 from transformers as mask decoders of single images;
+their memory for video is not used.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Config:
         """
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind not in MODELS:
-            raise InputError(f"{folder} holds a {kind!r} model; decoder sam2 takes {', '.join(MODELS)}")
+            raise InputError(
+                f"{folder} holds a {kind!r} model; decoder sam2 takes {', '.join(MODELS)}"
+            )
         model = from_folder(MODELS[kind], folder, allow, **options)
         size = model.config.prompt_encoder_config.image_size
         pixels = ImageProcessor.load(folder, size=size, aspect="squash")

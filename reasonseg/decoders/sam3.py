@@ -96,7 +96,10 @@ class Concepts:
             given["input_boxes"] = [[list(map(float, box)) for box in boxes]]
             given["input_boxes_labels"] = [[1] * len(boxes)]
         inputs = self.processor(
-            text=phrase.strip() or "visual", original_sizes=[list(size)], return_tensors="pt", **given
+            text=phrase.strip() or "visual",
+            original_sizes=[list(size)],
+            return_tensors="pt",
+            **given,
         )
         weight = next(self.model.parameters())
         moved = {

@@ -16,6 +16,7 @@ import numpy as np
 from reasonseg.datasets.photographs.records import Record, records
 from reasonseg.datasets.photographs.views import View, plain_view
 from reasonseg.datasets.photos import LEVELS, Config, Photos
+from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import pictures_of, union
 from reasonseg.evaluation.intervals import mean_interval, share_interval
 from reasonseg.evaluation.metrics import IGNORE, count, refusals
@@ -147,7 +148,7 @@ def evaluate_photos(
     out and named in `left_out`. Raises `InputError` where there are no photographs.
     """
     if segmenter is None:
-        raise_no_model()
+        raise InputError("eval photos needs a model")
     able = segmenter.capabilities
     can = {**dict.fromkeys(WORDED, able.words), "box": able.places, "click": able.places}
     can["example"] = able.references
@@ -184,13 +185,6 @@ def evaluate_photos(
         progress=progress,
     )
     return {**summary, "left_out": [level for level in levels if level not in asked]}
-
-
-def raise_no_model() -> None:
-    """Raises `InputError`: predictions are not read here."""
-    from reasonseg.errors import InputError
-
-    raise InputError("eval photos needs a model")
 
 
 def summarise(rows: list[dict], levels: Sequence[str]) -> dict[str, Any]:

@@ -46,15 +46,21 @@ def print_photos(summary: dict) -> None:
         table.add_column(name, justify="left" if name == "level" else "right")
     for level, row in summary["levels"].items():
         cells = [_number(row.get(key)) for key in ("giou", "n_acc", "answered")]
-        table.add_row(level, cells[0], _interval(row.get("ci95")), cells[1], cells[2], str(row["n"]))
+        table.add_row(
+            level, cells[0], _interval(row.get("ci95")), cells[1], cells[2], str(row["n"])
+        )
     console = Console()
     console.print(table)
     n_acc, t_acc = _number(summary["n_acc"]), _number(summary["t_acc"])
     console.print(f"of all questions in words: N-acc {n_acc}, T-acc {t_acc}")
     if "box_itself" in summary["levels"].get("box", {}):
-        console.print(f"the box itself as a mask: {_number(summary['levels']['box']['box_itself'])}")
+        console.print(
+            f"the box itself as a mask: {_number(summary['levels']['box']['box_itself'])}"
+        )
     if summary["left_out"]:
-        console.print(f"left out, since this model cannot be asked: {', '.join(summary['left_out'])}")
+        console.print(
+            f"left out, since this model cannot be asked: {', '.join(summary['left_out'])}"
+        )
 
 
 def print_benchmark(name: str, summary: dict) -> None:

@@ -15,9 +15,10 @@ EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 PACKAGED = {
     "tiny": EMBEDDED,
     "photo": EMBEDDED.with_name("photo"),
-    "photo-parts": EMBEDDED.with_name("photo_parts"),
     "tiny-seggpt": EMBEDDED.with_name("tiny_seggpt"),
 }
+# what `photo` is before its training; a model that its folder of changes names
+PARTS = {"photo-parts": EMBEDDED.with_name("photo_parts")}
 
 
 def download(
@@ -64,16 +65,16 @@ def model_path(
 ) -> Path:
     """The folder or file of a model.
 
-    None and the names in `PACKAGED` are models in the package. A hub id gives a local copy, with
-    `only` (patterns) of its files. Raises `InputError` where nothing has that name.
+    The names in `PACKAGED` are models in the package, and None is `tiny`. A hub id gives a local
+    copy, with `only` (patterns) of its files. Raises `InputError` where nothing has that name.
     """
     if source is None:
         return EMBEDDED
     place = Path(source)
     if place.exists():
         return _run_model(place)
-    if str(source) in PACKAGED:
-        return PACKAGED[str(source)]
+    if (found := {**PACKAGED, **PARTS}.get(str(source))) is not None:
+        return found
     remedy = (
         f"give a folder, a hub id or a packaged model ({', '.join(PACKAGED)}) as "
         "--model, or as start in a config"

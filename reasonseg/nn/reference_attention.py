@@ -53,3 +53,15 @@ def sine_positions(grid: int, width: int, temperature: float = 10000.0) -> torch
     axis = torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], 2).flatten(1)
     y, x = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
     return torch.cat([y, x], 2).flatten(0, 1)
+
+
+def pooled(
+    features: torch.Tensor, shares: torch.Tensor, weights: torch.Tensor, area: float
+) -> torch.Tensor:
+    """Features `[b, r, t, c]` averaged under masks and over r references, `[b, 1, c]`.
+
+    `shares` `[b, r, t]` are those of each patch under its mask, `weights` `[b, r]` those of the
+    references; `area` is added to the area of a mask.
+    """
+    means = (features * shares[..., None]).sum(2) / (shares.sum(2, keepdim=True) + area)
+    return (means * weights[..., None].to(means)).sum(1, keepdim=True)

@@ -2,9 +2,8 @@
 (VLP-SAM).
 
 A CLIP or SigLIP model says what every patch of the query and of the references looks like; learned
-queries read first the references, then the picture, and end as `[1, k, d]` tokens beside or instead
-of a `<SEG>` token. Any number of references is read at once: their patches stand in one row, and
-one reference is the case of the paper.
+queries read first the references (any number, their patches in one row), then the picture, and end
+as `[1, k, d]` tokens beside or instead of a `<SEG>` token.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.image_processor import ImageProcessor
 from reasonseg.nn.pretrained import from_folder, local_folder
 from reasonseg.nn.prompt import Prompt
-from reasonseg.nn.reference_attention import Attend, resemblance, sine_positions
+from reasonseg.nn.reference_attention import Attend, pooled, resemblance, sine_positions
 from reasonseg.nn.shapes import Bool, Float
 from reasonseg.prompters.base import Group, Makes
 from reasonseg.structures.markers import reset_tokenizer
@@ -58,7 +57,7 @@ class Config:
     text tower; `backbone` as the mean of the backbone's word embeddings, and there is no CLIP model
     (only with `tower: backbone`). `masks`: `aligned` puts a reference's mask
     through the same frame as its image; `squash` resizes it whole, as released VLP-SAM does beside
-    a centre crop.
+    a centre crop. `prototype`: one more token, made of the features under the masks alone.
     """
 
     network: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +76,7 @@ class Config:
     template: str = TEMPLATE
     masks: Literal["aligned", "squash"] = "aligned"
     dropout: float = 0.5
+    prototype: bool = False
 
     def build(self) -> Vlp:
         """A prompter whose learned part is fresh, with the source's CLIP or a fresh one.
@@ -163,8 +163,11 @@ class Vlp(nn.Module):
         width, joint = config.width_out, joint_width(clip) if own else config.joint
         if not own:
             self.visual_projection = nn.Linear(config.width_tower, joint, bias=False)
-            words = config.width_words if clip is None else clip.config.hidden_size
+            own_words = config.labels == "own"
+            words = clip.config.hidden_size if own_words else config.width_words
             self.text_projection = nn.Linear(words, joint, bias=False)
+        if config.prototype:
+            self.code = nn.Linear(joint, width)
         self.reduce = nn.Linear(joint, width, bias=False)
         self.merge = nn.Linear(3 * width + 2, width, bias=False)
         self.queries = nn.Parameter(torch.randn(config.queries, width))
@@ -223,10 +226,6 @@ class Vlp(nn.Module):
     def grid(self) -> int:
         """Patches along a side."""
         return self.patch_encoder.grid
-
-    def patch_features(self, images: list[np.ndarray]) -> Float[Tensor, "b t c"]:
-        """Features `[b, t, c]` of the patches of uint8 `[h, w, 3]` images, to be `placed`."""
-        return self.patch_encoder.encode(images)
 
     def _own_features(self, images: list[np.ndarray]) -> torch.Tensor:
         weight, pixels = self.reduce.weight, self.pixels
@@ -342,8 +341,7 @@ class Vlp(nn.Module):
         ).flatten(2)
         seen, shown = self.reduced(query), self.reduced(references)
         said = self.reduced(text[:, None].to(query))  # [b, 1, d]
-        pooled = (shown * shares[..., None]).sum(2) / (shares.sum(2, keepdim=True) + AREA)
-        prototype = (pooled * weights[..., None].to(pooled)).sum(1, keepdim=True)
+        prototype = pooled(shown, shares, weights, AREA)
         maps = (
             torch.stack([attention_map(r, text) for r in references.unbind(1)], 1)
             if references.shape[1]
@@ -362,7 +360,11 @@ class Vlp(nn.Module):
         states = self.agree(
             self.see_reference(states, supporting, positions.repeat(references.shape[1], 1))
         )
-        return Prompt(self.settle(self.see_query(states, picture, positions)))
+        tokens = self.settle(self.see_query(states, picture, positions))
+        if self.config.prototype:
+            code = self.code(pooled(references, shares, weights, AREA).to(tokens))
+            tokens = torch.cat([tokens, code], 1)
+        return Prompt(tokens)
 
     def reduced(self, features: torch.Tensor) -> torch.Tensor:
         """Features at the prompt's width; in training whole channels are dropped (`[..., t, c]`,
@@ -375,11 +377,9 @@ class Vlp(nn.Module):
         return features
 
     def merged(self, features, prototype, said, mask, attention) -> torch.Tensor:
-        """Patches `[b, t, d]` that also know the prototype, the label, and how much each of them
-        is the thing.
-        """
+        """Patches `[b, t, d]` that also know prototype, label, and how much each is the thing."""
         parts = [features, prototype.expand_as(features), said.expand_as(features)]
-        parts += [10 * mask[..., None].to(features), 10 * attention[..., None].to(features)]
+        parts += [10 * part[..., None].to(features) for part in (mask, attention)]
         return F.relu(self.merge(torch.cat(parts, -1)))
 
     def save(self, folder: Path) -> None:

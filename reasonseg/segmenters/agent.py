@@ -52,7 +52,7 @@ class Candidate:
     @property
     def union(self) -> np.ndarray:
         """All masks as one, bool `[h, w]`."""
-        return self.masks.any(0) if len(self.masks) else np.zeros(self.masks.shape[1:], bool)
+        return np.asarray(self.masks.any(0))
 
     @property
     def score(self) -> float:

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from reasonseg.backbones.speakers.places.reading import Place
-from reasonseg.checkpoints.folder import load, load_options
-from reasonseg.checkpoints.released.sam import decoder_from
 from reasonseg.decoders.base import Decoder
 from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache
-from reasonseg.nn.pretrained import PACKAGED, model_path
-from reasonseg.segmenters.base import Segmenter, segmenter_of
+from reasonseg.segmenters.base import Segmenter
 from reasonseg.segmenters.postprocess import masks_and_scores
 from reasonseg.segmenters.prompting import decode_all
 from reasonseg.structures.query import Query
@@ -101,30 +97,3 @@ class DecoderDrawer:
         self.cache.clear()
         if self.segmenter is not None:
             self.segmenter.forget()
-
-
-def open_drawer(source: str | None, device: Any = None, dtype: Any = None) -> Drawer:
-    """A drawer: a packaged model, a folder of ours, a SAM of any family, or SAM 3.
-
-    Raises `InputError` where nothing has that name, or it draws from examples only.
-    """
-    options = load_options(device, dtype, None)
-    name = str(source or "the packaged model")
-    ours = source is None or source in PACKAGED or _is_ours(Path(source))
-    if ours:
-        segmenter = segmenter_of(load(source, device=device, dtype=dtype))
-        return DecoderDrawer(segmenter.decoder, segmenter.settings.score, name, segmenter)
-    from reasonseg.decoders import sam3
-
-    place = Path(source) if Path(source).exists() else model_path(source)
-    if sam3.is_concept(place):
-        from reasonseg.segmenters.concept import ConceptDrawer
-
-        return ConceptDrawer(sam3.load(place, options.device, options.dtype), name)
-    _, decoder = decoder_from(str(place), options.device, options.dtype)
-    return DecoderDrawer(decoder.eval(), "predicted", name)
-
-
-def _is_ours(place: Path) -> bool:
-    names = ("settings.yaml", "changes.yaml", "packages.yaml", "run.json")
-    return any((place / name).exists() for name in names)

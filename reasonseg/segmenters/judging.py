@@ -13,18 +13,26 @@ from scipy import ndimage
 from reasonseg.backbones.speakers.places.text import json_values, numbers_in, says_absent, spoken
 
 COLOURS = {
-    "red": (230, 25, 40), "green": (40, 200, 60), "blue": (40, 90, 240), "yellow": (250, 220, 20),
-    "magenta": (240, 50, 230), "cyan": (60, 230, 240), "orange": (245, 130, 30),
+    "red": (230, 25, 40),
+    "green": (40, 200, 60),
+    "blue": (40, 90, 240),
+    "yellow": (250, 220, 20),
+    "magenta": (240, 50, 230),
+    "cyan": (60, 230, 240),
+    "orange": (245, 130, 30),
     "white": (255, 255, 255),
-}  # fmt: skip
-REGIONS = (("top left", "top", "top right"), ("left", "centre", "right"),
-           ("bottom left", "bottom", "bottom right"))  # fmt: skip
+}
+REGIONS = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 TINT = 0.35
 
 
 def contrasting(image: np.ndarray, mask: np.ndarray, taken: set[str] | None = None) -> str:
     """The colour that is farthest from what is under and around a mask, and not `taken`."""
-    near = ndimage.binary_dilation(mask, iterations=6)
+    near = np.asarray(ndimage.binary_dilation(mask, iterations=6))
     mean = image[near].mean(0) if near.any() else np.full(3, 127.0)
     free = [c for c in COLOURS if c not in (taken or set())] or list(COLOURS)
     return max(free, key=lambda c: float(np.abs(np.array(COLOURS[c]) - mean).sum()))
@@ -58,7 +66,7 @@ def deepest(mask: np.ndarray) -> tuple[float, float]:
     """The pixel (x, y) of a mask that is farthest from its edge."""
     if not mask.any():
         return mask.shape[1] / 2, mask.shape[0] / 2
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(mask, 1)))[1:-1, 1:-1]
     y, x = np.unravel_index(int(np.argmax(depth)), mask.shape)
     return float(x), float(y)
 
@@ -110,8 +118,9 @@ def choice_request(question: str, facts: str, count: int) -> str:
 def duel_request(question: str, colours: tuple[str, str]) -> str:
     """The request to choose between two masks."""
     return (
-        f"The first picture is a photo. In the second, mask A is {colours[0]}; in the third, mask B "
-        f"is {colours[1]}.\nQuestion: {question}\nWhich mask answers it better? Answer A or B only."
+        f"The first picture is a photo. In the second, mask A is {colours[0]}; in the third, mask "
+        f"B is {colours[1]}.\nQuestion: {question}\nWhich mask answers it better? Answer A or B "
+        "only."
     )
 
 

@@ -23,7 +23,8 @@ from reasonseg.config.schema import parse
 from reasonseg.errors import InputError
 from reasonseg.nn.cache import Lock, in_turn
 from reasonseg.segmenters.base import YAML, Capabilities
-from reasonseg.segmenters.drawing import Drawer, Drawn, open_drawer
+from reasonseg.segmenters.drawers import open_drawer
+from reasonseg.segmenters.drawing import Drawer, Drawn
 from reasonseg.structures.answer import Answer
 from reasonseg.structures.query import Query
 

@@ -38,7 +38,8 @@ def write_trace(answer: Answer, folder: Path) -> list[Path]:
 def _page(answer: Answer) -> str:
     meta = answer.meta
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>trace</title><style>{STYLE}</style>",
+        "<!doctype html><html lang=en><meta charset=utf-8><title>trace</title>",
+        f"<style>{STYLE}</style>",
         f"<h1>{html.escape(answer.text or answer.status)}</h1>",
         f"<p>{answer.status} · {meta['calls']} of {meta['most_calls']} calls · {meta['tokens']} "
         f"tokens · model {html.escape(str(meta['model']))}</p>",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from reasonseg.config.schema import Kind
@@ -10,6 +13,9 @@ from reasonseg.datasets.photographs.knowledge import thing
 from reasonseg.datasets.photographs.views import View, varied_view
 from reasonseg.datasets.photos import Config, Views
 from reasonseg.datasets.synthetic.shown_families import mark
+from reasonseg.nn.efficientnet_lite import POSITIONS
+from reasonseg.segmenters.base import Segmenter
+from reasonseg.training.objectives.base import kept
 from reasonseg.training.objectives.references import References
 
 LEAST = 0.004  # of the picture: smaller things are no good examples
@@ -27,7 +33,9 @@ class Episodes(Dataset):
             for record in records:
                 for name in {*record.names, *(["person"] if record.set == "clothing" else [])}:
                     found.setdefault(name, []).append(record)
-        self.of = {n: r for n, r in found.items() if len(r) > 1 and n not in ("null", "accessories")}
+        self.of = {
+            n: r for n, r in found.items() if len(r) > 1 and n not in ("null", "accessories")
+        }
         self.names = sorted(self.of)
         weights = np.array([min(len(self.of[n]), 12) ** 0.5 for n in self.names])
         self.chances = weights / weights.sum()
@@ -54,9 +62,10 @@ class Episodes(Dataset):
         for wanted in dict.fromkeys(names):
             truth = _union(asked, wanted)
             marked = [
-                (k, mask) for k, view in enumerate(others)
+                (k, mask)
+                for k, view in enumerate(others)
                 if (mask := _union(view, wanted)).mean() > LEAST
-            ]  # fmt: skip
+            ]
             if truth.mean() > LEAST / 2 and marked and len(things) < MOST:
                 said = (wanted, *thing(wanted).also)
                 label = wanted if rng.random() < 0.7 else said[int(rng.integers(len(said)))]
@@ -80,10 +89,30 @@ def _union(view: View, name: str) -> np.ndarray:
 
 
 class PhotoExamples(References):
-    """`references` on photographs; the options are its own."""
+    """`references` on photographs; its options, and `coder`: a file of an earlier stage.
+
+    With a coder, the prompter begins as it: patches are compared by their codes, and the token of
+    the prototype is the code of what is shown, without its place.
+    """
+
+    def __init__(self, segmenter: Segmenter, coder: str = "", **options):
+        super().__init__(segmenter, **options)
+        if coder:
+            begin(segmenter.references, kept("coder", coder))
 
     def dataset(self, data: Kind, length: int, seed: int) -> Episodes:
         return Episodes(data.config, self.shown, seed, length)
+
+
+@torch.no_grad()
+def begin(prompter: Any, found: dict[str, torch.Tensor]) -> None:
+    """Starts a reference prompter as the coder of an earlier stage."""
+    weight = found["coder.project.weight"] * found["coder.norm.weight"]
+    weight[:, -POSITIONS:] = 0
+    prompter.visual_projection.weight.copy_(weight)
+    size = len(weight) ** 0.5  # the length of a code; features under the mask are unit vectors
+    prompter.code.weight.copy_(torch.eye(*prompter.code.weight.shape) * size)
+    prompter.code.bias.zero_()
 
 
 OBJECTIVE = PhotoExamples

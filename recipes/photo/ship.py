@@ -64,9 +64,7 @@ def changes(start: str, words: Path | None, examples: Path | None, alpha: float)
             n: v for n, v in trained(examples, FINISHED).items() if n.startswith("references.")
         }
     tensors |= {f"whole:{n}": v for n, v in found.items()}
-    tensors |= {
-        f"whole:{n}": b for n, b in buffers.items() if n.endswith("positional_embedding")
-    }
+    tensors |= {f"whole:{n}": b for n, b in buffers.items() if n.endswith("positional_embedding")}
     count = own[ROWS].shape[0]
     rows = list(range(count - 3, count)) if f"rows:{ROWS}" in tensors else []
     stored = {k: v.to(torch.float16) for k, v in tensors.items()}
@@ -74,6 +72,7 @@ def changes(start: str, words: Path | None, examples: Path | None, alpha: float)
 
 
 def main() -> None:
+    """Writes the folder and prints its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("start", help="the model with the trained decoder")
     parser.add_argument("--words", type=Path, help="folder of the stage that taught words")

@@ -19,7 +19,7 @@ from recipes.embedded.codes import Coder, patch_shares
 
 
 class PhotoWords(Aimed):
-    """`recipes.embedded.aimed` with typical codes (`recipes.photo.codes`); the options are its own."""
+    """`recipes.embedded.aimed` and its options, with typical codes (`recipes.photo.codes`)."""
 
     needs = ("coder", "typical")
 

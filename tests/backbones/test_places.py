@@ -166,12 +166,16 @@ def test_malformed_strings_mean_what_they_can():
     assert [t for t in FOUND if read(t).status != "found"] == []
     rest = {t: read(t).status for t in FORTY[30:]}
     assert rest.pop('{"bbox_2d": null}') == "absent"
-    assert {rest.pop('{"bbox_2d": [1, 2]}'), rest.pop("<|box_start|>(1,2),(")} == {"found"}  # points
+    assert {rest.pop('{"bbox_2d": [1, 2]}'), rest.pop("<|box_start|>(1,2),(")} == {
+        "found"
+    }  # points
     assert set(rest.values()) == {"unparseable"}, rest
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet=st.sampled_from('[]{}(),:"\'<>|/ .0123456789abxyloc_bbox2d-\n'), max_size=120))
+@given(
+    st.text(alphabet=st.sampled_from("[]{}(),:\"'<>|/ .0123456789abxyloc_bbox2d-\n"), max_size=120)
+)
 def test_any_text_is_read(text):
     for name in GRAMMARS:
         GRAMMARS[name](text)
@@ -183,7 +187,10 @@ def test_any_text_is_read(text):
 
 
 def test_a_good_answer_is_read_wherever_it_is_cut():
-    whole = "".join(f'{{"bbox_2d": [{k}, {k}, {k + 90}, {k + 70}], "label": "d{k}"}}, ' for k in range(0, 500, 100))
+    whole = "".join(
+        f'{{"bbox_2d": [{k}, {k}, {k + 90}, {k + 70}], "label": "d{k}"}}, '
+        for k in range(0, 500, 100)
+    )
     text = f"[{whole[:-2]}]"
     rng = random.Random(0)
     for cut in rng.sample(range(1, len(text)), 60):

@@ -133,7 +133,11 @@ def talks(frame, order, family):
         x0, y0, x1, y1 = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
         h, w = red.shape
         top = {"unit": 1, "percent": 100, "thousand": 1000, "999": 999, "pixels": None}[frame]
-        box = [x0, y0, x1, y1] if top is None else [x0 / w * top, y0 / h * top, x1 / w * top, y1 / h * top]
+        box = (
+            [x0, y0, x1, y1]
+            if top is None
+            else [x0 / w * top, y0 / h * top, x1 / w * top, y1 / h * top]
+        )
         box = box if order == "xyxy" else [box[k] for k in (1, 0, 3, 2)]
         return f'[{{"bbox_2d": {[round(float(v), 3) for v in box]}}}]'
 

@@ -72,7 +72,10 @@ def test_the_tokenizer_loses_nothing():
     tokenizer = part_packages.language_tokenizer(metadata, ("<SEG>",))
     for text in ("Hello, world! 1234", "  naïve café\n\tдом 🐕", "the cup <SEG>.", ""):
         ids = tokenizer.encode(text, add_special_tokens=False)
-        assert tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
+        assert (
+            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            == text
+        )
     assert tokenizer.convert_tokens_to_ids("<SEG>") == 49152
     assert len(tokenizer.encode("2026", add_special_tokens=False)) == 4  # digits one by one
 

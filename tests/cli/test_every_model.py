@@ -14,6 +14,9 @@ from reasonseg.nn.pretrained import EMBEDDED, PACKAGED
 PICTURES = EMBEDDED.parent / "pictures"
 IMAGE = str(PICTURES / "name.png")
 WORKS, REFUSED = 0, 2
+SMALL = ("tiny", "tiny-seggpt")
+# `photo` takes seconds for each: one case of each kind
+WITH_PHOTO = ("ask in words", "ask by box", "ask by both", "ask quantized", "finetune")
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +91,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("model", PACKAGED)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case, model",
+    [(c, m) for c in CASES for m in SMALL] + [(c, "photo") for c in WITH_PHOTO],
+)
 def test_it_works_or_says_why_not(font, folder, tmp_path, capsys, case, model):
     words, *codes = CASES[case]
-    expected = codes[list(PACKAGED).index(model)]
+    expected = WORKS if model == "photo" else codes[SMALL.index(model)]
     code = main([*words(folder, tmp_path), "--model", model, "--device", "cpu"])
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("reasonseg:")]
     assert code == expected, said
@@ -100,7 +105,7 @@ def test_it_works_or_says_why_not(font, folder, tmp_path, capsys, case, model):
     assert not any("Error" in line or "object has no" in line for line in said)
 
 
-@pytest.mark.parametrize("model", PACKAGED)
+@pytest.mark.parametrize("model", SMALL)
 def test_chat(folder, tmp_path, capsys, monkeypatch, model):
     example = shown(folder)
     lines = [f"/ref {example[1]} {example[3]}", "the cup", "/click 5,5", "/quit"]
@@ -124,23 +129,28 @@ def test_serve(model, status):
     assert status == 200 or "reads no words" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("model", PACKAGED)
+@pytest.mark.parametrize("model", SMALL)
 def test_import_reads_what_model_reads(tmp_path, model):
     """Our own folders too; and what is written answers."""
     assert main(["import", model, str(tmp_path / "copy")]) == 0
     assert main(["show", "model", "--model", str(tmp_path / "copy"), "--device", "cpu"]) == 0
 
 
-@pytest.mark.parametrize("model", PACKAGED)
+@pytest.mark.parametrize("model", SMALL)
 def test_import_verify_says_what_it_compares(tmp_path, capsys, model):
     assert main(["import", model, str(tmp_path / "copy"), "--verify"]) == REFUSED
     assert "segment-anything" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("model", PACKAGED)
+@pytest.mark.parametrize("model", SMALL)
 def test_merge_of_a_whole_model(tmp_path, capsys, model):
     assert main(["merge", str(PACKAGED[model]), str(tmp_path / "whole")]) == REFUSED
     assert "changes.yaml" in capsys.readouterr().err
+
+
+def test_photo_is_made_whole(tmp_path):
+    assert main(["merge", str(PACKAGED["photo"]), str(tmp_path / "whole")]) == 0
+    assert (tmp_path / "whole" / "settings.yaml").is_file()
 
 
 @pytest.mark.parametrize("model, code", [("tiny", WORKS), ("tiny-seggpt", REFUSED)])

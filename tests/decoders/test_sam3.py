@@ -13,19 +13,32 @@ from reasonseg.backbones.speakers.places.reading import Place
 from reasonseg.decoders import sam3
 from reasonseg.decoders.sam2 import Config as Sam2Config
 from reasonseg.decoders.sam2 import marked
-from reasonseg.segmenters.drawing import open_drawer
+from reasonseg.segmenters.drawers import open_drawer
 
 SIDE = 112
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
 
 
 def vision(kind):
-    vit = {"model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 48,
-           "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 14,
-           "window_size": 4, "global_attn_indexes": [1], "pretrain_image_size": 56}  # fmt: skip
+    vit = {
+        "model_type": "sam3_vit_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 14,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "pretrain_image_size": 56,
+    }
     grid = SIDE // 14
-    return {"model_type": kind, "backbone_config": vit, "fpn_hidden_size": 32,
-            "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2]}  # fmt: skip
+    return {
+        "model_type": kind,
+        "backbone_config": vit,
+        "fpn_hidden_size": 32,
+        "backbone_feature_sizes": [[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +47,22 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     tok = tokenizer()
     small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    text = {"model_type": "clip_text_model", **small, "num_hidden_layers": 1, "vocab_size": len(tok),
-            "projection_dim": 16, "max_position_embeddings": 32}  # fmt: skip
+    text = {
+        "model_type": "clip_text_model",
+        **small,
+        "num_hidden_layers": 1,
+        "vocab_size": len(tok),
+        "projection_dim": 16,
+        "max_position_embeddings": 32,
+    }
     config = tf.Sam3Config(
-        vision_config=vision("sam3_vision_model"), text_config=text,
+        vision_config=vision("sam3_vision_model"),
+        text_config=text,
         geometry_encoder_config={**small, "num_layers": 1},
         detr_encoder_config={**small, "num_layers": 1},
         detr_decoder_config={**small, "num_layers": 1, "num_queries": 6},
         mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
-    )  # fmt: skip
+    )
     path = tmp_path_factory.mktemp("sam3")
     tf.Sam3Model(config).save_pretrained(path)
     images = tf.Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
@@ -82,7 +102,9 @@ def test_it_draws_for_models_that_speak(folder):
     drawer = open_drawer(str(folder), "cpu", torch.float32)
     assert drawer.reads
     drawer.concepts.threshold = 0.0
-    drawn = drawer.places(IMAGE, [Place((10.0, 10.0, 40.0, 40.0), (), "dog"), Place(None, ((5.0, 5.0, 1),), "")])
+    drawn = drawer.places(
+        IMAGE, [Place((10.0, 10.0, 40.0, 40.0), (), "dog"), Place(None, ((5.0, 5.0, 1),), "")]
+    )
     assert drawn.masks.shape == (2, 60, 90) and drawn.labels == ["dog", ""]
     assert drawer.phrase(IMAGE, "a dog").masks.shape[1:] == (60, 90)
     drawer.concepts.threshold = 1.1
@@ -94,9 +116,13 @@ def test_its_tracker_is_a_decoder(tmp_path):
     config = tf.Sam3TrackerConfig(
         vision_config=vision("sam3_vision_model"),
         prompt_encoder_config={"hidden_size": 32, "image_size": SIDE, "patch_size": 14},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2,
-                             "iou_head_hidden_dim": 32},
-    )  # fmt: skip
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 32,
+        },
+    )
     tf.Sam3TrackerModel(config).save_pretrained(tmp_path)
     drawer = open_drawer(str(tmp_path), "cpu", torch.float32)
     drawn = drawer.places(IMAGE, [Place((10.0, 10.0, 40.0, 40.0))])

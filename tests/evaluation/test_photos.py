@@ -7,7 +7,6 @@ import pytest
 from photo_sets import make_sets
 
 from reasonseg import Answer
-
 from reasonseg.evaluation.photos import PLACED, WORDED, PhotoTasks, evaluate_photos
 from reasonseg.segmenters.base import Capabilities
 

@@ -29,14 +29,27 @@ def tokenizer(*added: str) -> Any:
 
 
 TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "max_position_embeddings": 8192, "head_dim": 16,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+    "head_dim": 16,
+}
 
 
 def _qwen(kind: str, patch: int) -> tuple[Any, Any]:
-    names = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
-             "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")  # fmt: skip
+    names = (
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|object_ref_start|>",
+        "<|object_ref_end|>",
+        "<|box_start|>",
+        "<|box_end|>",
+    )
     tok = tokenizer(*names)
     tok.image_token, tok.video_token = "<|image_pad|>", "<|video_pad|>"
     ids = {n: tok.convert_tokens_to_ids(n) for n in names}
@@ -58,10 +71,13 @@ def _qwen(kind: str, patch: int) -> tuple[Any, Any]:
     if kind == "qwen3_vl":
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0]}
     config = getattr(tf, f"{stem}Config")(
-        text_config=text, vision_config=vision, image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
+    )
     return getattr(tf, f"{stem}ForConditionalGeneration")(config), processor
 
 
@@ -69,24 +85,42 @@ def _internvl() -> tuple[Any, Any]:
     tok = tokenizer("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
     tok.start_image_token, tok.end_image_token = "<img>", "</img>"
     tok.context_image_token, tok.video_token = "<IMG_CONTEXT>", "<video>"
-    for name, text in (("start_image", "<img>"), ("end_image", "</img>"), ("context_image", "<IMG_CONTEXT>")):  # fmt: skip
+    for name, text in (
+        ("start_image", "<img>"),
+        ("end_image", "</img>"),
+        ("context_image", "<IMG_CONTEXT>"),
+    ):
         setattr(tok, f"{name}_token_id", tok.convert_tokens_to_ids(text))
     images = tf.GotOcr2ImageProcessor(size={"height": 56, "width": 56}, crop_to_patches=True)
     chat = CHAT.replace("IMAGE", "<IMG_CONTEXT>")
     processor = tf.InternVLProcessor(
         images, tok, tf.InternVLVideoProcessor(), image_seq_length=4, chat_template=chat
     )
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "image_size": [56, 56], "patch_size": [14, 14]}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [56, 56],
+        "patch_size": [14, 14],
+    }
     config = tf.InternVLConfig(
-        vision_config=vision, text_config={"model_type": "qwen2", **TEXT, "vocab_size": len(tok)},
-        image_token_id=tok.convert_tokens_to_ids("<IMG_CONTEXT>"), image_seq_length=4,
-    )  # fmt: skip
+        vision_config=vision,
+        text_config={"model_type": "qwen2", **TEXT, "vocab_size": len(tok)},
+        image_token_id=tok.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
     return tf.InternVLForConditionalGeneration(config), processor
 
 
-SIGLIP = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-          "num_attention_heads": 2, "image_size": 56, "patch_size": 14}  # fmt: skip
+SIGLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "patch_size": 14,
+}
 
 
 def _paligemma() -> tuple[Any, Any]:
@@ -97,15 +131,20 @@ def _paligemma() -> tuple[Any, Any]:
     config = tf.PaliGemmaConfig(
         vision_config={"model_type": "siglip_vision_model", **SIGLIP, "projection_dim": 32},
         text_config={"model_type": "gemma", **TEXT, "vocab_size": len(processor.tokenizer)},
-        image_token_id=processor.image_token_id, projection_dim=32, hidden_size=32,
-    )  # fmt: skip
+        image_token_id=processor.image_token_id,
+        projection_dim=32,
+        hidden_size=32,
+    )
     return tf.PaliGemmaForConditionalGeneration(config), processor
 
 
 def _gemma3() -> tuple[Any, Any]:
     tok = tokenizer("<image_soft_token>", "<start_of_image>", "<end_of_image>")
     tok.image_token, tok.boi_token, tok.eoi_token = (
-        "<image_soft_token>", "<start_of_image>", "<end_of_image>")  # fmt: skip
+        "<image_soft_token>",
+        "<start_of_image>",
+        "<end_of_image>",
+    )
     tok.image_token_id = tok.convert_tokens_to_ids("<image_soft_token>")
     tok.boi_token_id = tok.convert_tokens_to_ids("<start_of_image>")
     images = tf.Gemma3ImageProcessor(size={"height": 56, "width": 56})
@@ -114,10 +153,11 @@ def _gemma3() -> tuple[Any, Any]:
     config = tf.Gemma3Config(
         vision_config={"model_type": "siglip_vision_model", **SIGLIP},
         text_config={"model_type": "gemma3_text", **TEXT, "vocab_size": len(tok)},
-        mm_tokens_per_image=4, image_token_id=tok.image_token_id,
+        mm_tokens_per_image=4,
+        image_token_id=tok.image_token_id,
         boi_token_index=tok.convert_tokens_to_ids("<start_of_image>"),
         eoi_token_index=tok.convert_tokens_to_ids("<end_of_image>"),
-    )  # fmt: skip
+    )
     return tf.Gemma3ForConditionalGeneration(config), processor
 
 
@@ -129,11 +169,24 @@ def _florence2() -> tuple[Any, Any]:
     )
     images.image_seq_length = 5
     processor = tf.Florence2Processor(images, tok)
-    text = {"model_type": "bart", "vocab_size": len(tok), "d_model": 32, "encoder_layers": 1,
-            "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
-            "encoder_attention_heads": 2, "decoder_attention_heads": 2}  # fmt: skip
-    vision = {"embed_dim": [8, 16, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1],
-              "num_groups": [1, 1, 1, 1], "projection_dim": 32}  # fmt: skip
+    text = {
+        "model_type": "bart",
+        "vocab_size": len(tok),
+        "d_model": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+    }
+    vision = {
+        "embed_dim": [8, 16, 16, 16],
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 1, 1, 1],
+        "num_groups": [1, 1, 1, 1],
+        "projection_dim": 32,
+    }
     config = tf.Florence2Config(
         text_config=text, vision_config=vision, image_token_id=tok.image_token_id
     )
@@ -141,44 +194,85 @@ def _florence2() -> tuple[Any, Any]:
 
 
 def _kosmos2() -> tuple[Any, Any]:
-    names = ("<image>", "</image>", "<grounding>", "<phrase>", "</phrase>", "<object>", "</object>",
-             "</delimiter_of_multi_objects/>", *(f"<patch_index_{k:04d}>" for k in range(1024)))  # fmt: skip
+    names = (
+        "<image>",
+        "</image>",
+        "<grounding>",
+        "<phrase>",
+        "</phrase>",
+        "<object>",
+        "</object>",
+        "</delimiter_of_multi_objects/>",
+        *(f"<patch_index_{k:04d}>" for k in range(1024)),
+    )
     tok = tokenizer(*names)
     images = tf.CLIPImageProcessor(
         size={"height": 56, "width": 56}, crop_size={"height": 56, "width": 56}
     )
     processor = tf.Kosmos2Processor(images, tok)
-    text = {"vocab_size": len(tok), "embed_dim": 32, "layers": 1, "ffn_dim": 32,
-            "attention_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1}  # fmt: skip
+    text = {
+        "vocab_size": len(tok),
+        "embed_dim": 32,
+        "layers": 1,
+        "ffn_dim": 32,
+        "attention_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 1,
+    }
     config = tf.Kosmos2Config(
-        text_config=text, vision_config={**SIGLIP, "model_type": "kosmos_2_vision_model"},
+        text_config=text,
+        vision_config={**SIGLIP, "model_type": "kosmos_2_vision_model"},
         latent_query_num=64,
-    )  # fmt: skip
+    )
     return tf.Kosmos2ForConditionalGeneration(config), processor
 
 
 def _glm4v() -> tuple[Any, Any]:
-    names = ("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>",
-             "<|begin_of_video|>", "<|end_of_video|>")  # fmt: skip
+    names = (
+        "<|image|>",
+        "<|video|>",
+        "<|begin_of_image|>",
+        "<|end_of_image|>",
+        "<|begin_of_video|>",
+        "<|end_of_video|>",
+    )
     tok = tokenizer(*names)
     tok.image_token, tok.video_token = names[:2]
     tok.image_token_id, tok.video_token_id = map(tok.convert_tokens_to_ids, names[:2])
     limits = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 400}
     processor = tf.Glm4vProcessor(
-        tf.Glm4vImageProcessor(size=limits), tok, tf.Glm4vVideoProcessor(),
+        tf.Glm4vImageProcessor(size=limits),
+        tok,
+        tf.Glm4vVideoProcessor(),
         chat_template=CHAT.replace("IMAGE", "<|begin_of_image|><|image|><|end_of_image|>"),
-    )  # fmt: skip
-    sections = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0,
-                "partial_rotary_factor": 1.0}  # fmt: skip
+    )
+    sections = {
+        "rope_type": "default",
+        "mrope_section": [2, 3, 3],
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+    }
     text = {**TEXT, "vocab_size": len(tok), "rope_parameters": sections}
-    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 32,
-              "out_hidden_size": 32, "patch_size": 14, "image_size": 56}  # fmt: skip
+    vision = {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 32,
+        "out_hidden_size": 32,
+        "patch_size": 14,
+        "image_size": 56,
+    }
     ids = [tok.convert_tokens_to_ids(n) for n in names]
     config = tf.Glm4vConfig(
-        text_config=text, vision_config=vision, image_token_id=ids[0], video_token_id=ids[1],
-        image_start_token_id=ids[2], image_end_token_id=ids[3], video_start_token_id=ids[4],
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids[0],
+        video_token_id=ids[1],
+        image_start_token_id=ids[2],
+        image_end_token_id=ids[3],
+        video_start_token_id=ids[4],
         video_end_token_id=ids[5],
-    )  # fmt: skip
+    )
     return tf.Glm4vForConditionalGeneration(config), processor
 
 

@@ -50,7 +50,9 @@ def test_several_things_are_several_masks():
 
 
 def test_what_cannot_be_read_is_asked_once_more_with_the_error():
-    segmenter = spoken(lambda text, _: "hm" if "could not be read" not in text else box_json(RIGHT, SIZE))
+    segmenter = spoken(
+        lambda text, _: "hm" if "could not be read" not in text else box_json(RIGHT, SIZE)
+    )
     answer = segmenter(Query(IMAGE, "the dog"))
     assert answer.status == "found" and answer.meta["calls"] == 2
     assert "hm" in segmenter.speaker.asked[1]
@@ -73,7 +75,12 @@ def test_points_and_boxes_need_no_speaker():
 
 def test_options_that_are_not_for_it_are_refused():
     segmenter = spoken(lambda text, _: "[]")
-    for name, value in (("force_seg", True), ("refine", True), ("seed", 3), ("absent_threshold", 0.2)):
+    for name, value in (
+        ("force_seg", True),
+        ("refine", True),
+        ("seed", 3),
+        ("absent_threshold", 0.2),
+    ):
         with pytest.raises(InputError, match=name):
             segmenter(Query(IMAGE, "x"), **{name: value})
     with pytest.raises(InputError, match="reference"):
@@ -87,16 +94,33 @@ def test_options_that_are_not_for_it_are_refused():
 @pytest.mark.parametrize(
     "text, kind, speaker, drawer",
     [
-        ("speaker:Qwen/Qwen3-VL-2B-Instruct+facebook/sam2.1-hiera-small", "spoken",
-         {"kind": "local", "source": "Qwen/Qwen3-VL-2B-Instruct"}, "facebook/sam2.1-hiera-small"),
-        ("endpoint:http://127.0.0.1:8000/v1#NAME+tiny", "spoken",
-         {"kind": "endpoint", "url": "http://127.0.0.1:8000/v1", "model": "NAME"}, "tiny"),
-        ("agent:http://h:1/v1#N", "agent", {"kind": "endpoint", "url": "http://h:1/v1", "model": "N"}, ""),
-        ("agent:endpoint:http://h:1/v1#N+photo", "agent",
-         {"kind": "endpoint", "url": "http://h:1/v1", "model": "N"}, "photo"),
+        (
+            "speaker:Qwen/Qwen3-VL-2B-Instruct+facebook/sam2.1-hiera-small",
+            "spoken",
+            {"kind": "local", "source": "Qwen/Qwen3-VL-2B-Instruct"},
+            "facebook/sam2.1-hiera-small",
+        ),
+        (
+            "endpoint:http://127.0.0.1:8000/v1#NAME+tiny",
+            "spoken",
+            {"kind": "endpoint", "url": "http://127.0.0.1:8000/v1", "model": "NAME"},
+            "tiny",
+        ),
+        (
+            "agent:http://h:1/v1#N",
+            "agent",
+            {"kind": "endpoint", "url": "http://h:1/v1", "model": "N"},
+            "",
+        ),
+        (
+            "agent:endpoint:http://h:1/v1#N+photo",
+            "agent",
+            {"kind": "endpoint", "url": "http://h:1/v1", "model": "N"},
+            "photo",
+        ),
         ("agent:a/b+c/d", "agent", {"kind": "local", "source": "a/b"}, "c/d"),
     ],
-)  # fmt: skip
+)
 def test_model_strings(text, kind, speaker, drawer):
     found = settings_from(text)
     assert (found.segmenter, found.speaker, found.drawer) == (kind, speaker, drawer)
@@ -113,9 +137,13 @@ def test_a_yaml_file_names_three_models(tmp_path):
     assert segmenter.settings.calls == 3 and segmenter.verifier.family.name == "gemini"
     assert segmenter.drawer.reads and segmenter.capabilities.references
     for text, word in (
-        ("calls: 0", "below 1"), ("segmenter: x", "not spoken or agent"), ("spaeker: {}", "speaker"),
-        ("- 1", "no settings"), ("speaker: {kind: telepathy}", "telepathy"), ("a: [", "cannot be read"),
-    ):  # fmt: skip
+        ("calls: 0", "below 1"),
+        ("segmenter: x", "not spoken or agent"),
+        ("spaeker: {}", "speaker"),
+        ("- 1", "no settings"),
+        ("speaker: {kind: telepathy}", "telepathy"),
+        ("a: [", "cannot be read"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=word):
             Segmenter.from_pretrained(file)
@@ -125,7 +153,7 @@ def test_a_yaml_file_names_three_models(tmp_path):
 
 def judge(text, pictures):
     """Always right: keeps the mask in the left half, prefers the picture that shows it."""
-    if "Answer A or B" in text:
+    if "answers it better" in text:
         return "A"
     facts = json.loads(re.search(r"height: (\[.*?\}\])", text)[1])
     return json.dumps({"keep": [f["number"] for f in facts if f["centre"][0] < 0.5]})
@@ -154,7 +182,7 @@ def test_two_arms_are_judged_with_the_order_swapped():
     seen = []
 
     def second(text, pictures):
-        if "Answer A or B" not in text:
+        if "answers it better" not in text:
             return judge(text, pictures).replace('"keep": []', '"keep": [1]')
         seen.append(text)
         return "B" if len(seen) % 2 else "A"
@@ -168,7 +196,11 @@ def test_a_refusal_of_both_is_absent():
     assert segmenter(Query(IMAGE, "a cat")).status == "absent"
     none = agent(lambda t, _: box_json(RIGHT, SIZE), judge=lambda t, _: '{"absent": true}')
     assert none(Query(IMAGE, "a cat")).status == "absent"
-    sure = agent(lambda t, _: box_json(RIGHT, SIZE), Boxes({"a cat": RIGHT}, 0.9), lambda t, _: '{"absent": true}')
+    sure = agent(
+        lambda t, _: box_json(RIGHT, SIZE),
+        Boxes({"a cat": RIGHT}, 0.9),
+        lambda t, _: '{"absent": true}',
+    )
     assert sure(Query(IMAGE, "a cat")).status == "found"  # one voice against a sure drawer
 
 
@@ -198,8 +230,25 @@ def test_small_things_get_a_second_look():
     assert any(step["step"] == "look closer" for step in answer.meta["trace"])
 
 
-WORDS = ["", "[]", "A", "B", "both", "{}", '{"keep": [99]}', '{"keep": "all"}', "[{", "\x00", "none",
-         '{"keep": [1]}', '{"absent": true}', "<think>", "a dog", box_json(RIGHT, SIZE), None]  # fmt: skip
+WORDS = [
+    "",
+    "[]",
+    "A",
+    "B",
+    "both",
+    "{}",
+    '{"keep": [99]}',
+    '{"keep": "all"}',
+    "[{",
+    "\x00",
+    "none",
+    '{"keep": [1]}',
+    '{"absent": true}',
+    "<think>",
+    "a dog",
+    box_json(RIGHT, SIZE),
+    None,
+]
 
 
 def test_nothing_that_a_model_says_raises_or_exceeds_the_budget():
@@ -231,10 +280,17 @@ def test_the_trace_is_written_and_is_safe_to_open(tmp_path):
 
 def test_verdicts_are_read():
     kept = {
-        '{"keep": [1, 3]}': [0, 2], '```json\n{"keep": [2]}\n```': [1], "[1, 2]": [0, 1],
-        '{"keep": []}': [], '{"absent": true}': [], "Mask 2.": [1], "none of them": [],
-        "I am not sure": None, '{"keep": [9]}': None, "{'keep': ['2']}": [1],
-    }  # fmt: skip
+        '{"keep": [1, 3]}': [0, 2],
+        '```json\n{"keep": [2]}\n```': [1],
+        "[1, 2]": [0, 1],
+        '{"keep": []}': [],
+        '{"absent": true}': [],
+        "Mask 2.": [1],
+        "none of them": [],
+        "I am not sure": None,
+        '{"keep": [9]}': None,
+        "{'keep': ['2']}": [1],
+    }
     assert {text: judging.kept_of(text, 3) for text in kept} == kept
     won = {"A": "A", "b": "B", "Answer: B": "B", "A or B": None, '{"better": "A"}': "A", "": None}
     assert {text: judging.winner_of(text) for text in won} == won

@@ -19,8 +19,8 @@ from PIL import Image
 
 from reasonseg.backbones.speakers.base import Reply, SpeakerError, checked_request, shaped
 from reasonseg.backbones.speakers.places.family import Family, family_of, framed
-from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.backbones.speakers.places.frames import Seen
+from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.errors import InputError
 
 MOST_BYTES = 4 * 2**20  # of a reply

@@ -19,8 +19,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.backbones.speakers.base import Reply, checked_request, shaped
 from reasonseg.backbones.speakers.places.family import Family, family_of, framed
-from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.backbones.speakers.places.frames import Seen
+from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import local_folder
 

@@ -162,7 +162,7 @@ def meta_sam(names: list[str], shape) -> SamDecoder:
 
 def decoder_from(
     source: str, device: torch.device, dtype: torch.dtype | None, allow: tuple[str, ...] = ()
-):
+) -> tuple[str, Any]:
     """(kind, decoder) from an original .pth, or a transformers folder or hub id of SAM, SAM-HQ
     or SAM 2.
     """

@@ -17,20 +17,54 @@ from reasonseg.structures.images import read_image, read_values
 VOID = 255  # of a COCO label map: a crowd
 # sets in which every thing of these names is annotated
 COCO = tuple(list(things())[: list(things()).index("hair")])
-NEVER = ("zebra", "giraffe", "elephant", "bear", "toilet", "refrigerator", "oven", "microwave",
-         "toaster", "pizza", "hot dog", "donut", "broccoli", "parking meter", "airplane")  # fmt: skip
+NEVER = (
+    "zebra",
+    "giraffe",
+    "elephant",
+    "bear",
+    "toilet",
+    "refrigerator",
+    "oven",
+    "microwave",
+    "toaster",
+    "pizza",
+    "hot dog",
+    "donut",
+    "broccoli",
+    "parking meter",
+    "airplane",
+)
 RENAMED = {  # stuff of COCO panoptic, by what people call it
-    "sky-other-merged": "sky", "grass-merged": "grass", "tree-merged": "tree", "road": "road",
-    "sea": "sea", "sand": "sand", "snow": "snow", "window-other": "window", "curtain": "curtain",
-    "building-other-merged": "building", "house": "building", "pillow": "pillow",
-    "mountain-merged": "mountain", "river": "river", "floor-wood": "floor",
-    "floor-other-merged": "floor", "wall-other-merged": "wall", "wall-brick": "wall",
-    "wall-tile": "wall", "wall-wood": "wall", "wall-stone": "wall",
-}  # fmt: skip
+    "sky-other-merged": "sky",
+    "grass-merged": "grass",
+    "tree-merged": "tree",
+    "road": "road",
+    "sea": "sea",
+    "sand": "sand",
+    "snow": "snow",
+    "window-other": "window",
+    "curtain": "curtain",
+    "building-other-merged": "building",
+    "house": "building",
+    "pillow": "pillow",
+    "mountain-merged": "mountain",
+    "river": "river",
+    "floor-wood": "floor",
+    "floor-other-merged": "floor",
+    "wall-other-merged": "wall",
+    "wall-brick": "wall",
+    "wall-tile": "wall",
+    "wall-wood": "wall",
+    "wall-stone": "wall",
+}
 CLIPS = {  # what the clips of DAVIS show, where all of its kind is marked
-    "blackswan": "bird", "camel": "camel", "cows": "cow", "dog": "dog", "goat": "goat",
+    "blackswan": "bird",
+    "camel": "camel",
+    "cows": "cow",
+    "dog": "dog",
+    "goat": "goat",
     "libby": "dog",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -115,9 +149,13 @@ def _labels(file: Path) -> np.ndarray:
 
 
 SETS = {
-    "coco-mini": "coco", "coco-extra": "coco", "ccp-clothing": "clothing", "davis2016-val": "davis",
-    "fruits-nuts": "things", "fss1000-examples": "things",
-}  # fmt: skip
+    "coco-mini": "coco",
+    "coco-extra": "coco",
+    "ccp-clothing": "clothing",
+    "davis2016-val": "davis",
+    "fruits-nuts": "things",
+    "fss1000-examples": "things",
+}
 
 
 @cache

@@ -91,7 +91,8 @@ class References(Objective):
         # a wrong label stands for an unknown word: both carry no information
         wrong = torch.rand(len(text)) < self.mislabelled
         text = torch.where(wrong[:, None].to(device), text[torch.randperm(len(text))], text)
-        tokens = torch.zeros(len(things), vlp.config.queries, vlp.config.width_out, device=device)
+        each = vlp.config.queries + vlp.config.prototype
+        tokens = torch.zeros(len(things), each, vlp.config.width_out, device=device)
         for count in {len(t["references"]) for t in things}:
             mine = [i for i, t in enumerate(things) if len(t["references"]) == count]
             rows = torch.tensor(

@@ -98,4 +98,4 @@ def test_the_packaged_one_paints_what_is_marked(font):
 
 def test_packaged_models_are_small():
     files = [f for place in PACKAGED.values() for f in place.rglob("*.safetensors")]
-    assert len(files) >= 5 and sum(f.stat().st_size for f in files) < 24e6
+    assert len(files) >= 5 and sum(f.stat().st_size for f in files) < 45e6

@@ -33,8 +33,12 @@ def _four(values: Any) -> Numbers | None:
     if isinstance(values, str):
         values = numbers_in(values)
     if isinstance(values, dict):
-        for names in (("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"),
-                      ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom")):  # fmt: skip
+        for names in (
+            ("x1", "y1", "x2", "y2"),
+            ("x_min", "y_min", "x_max", "y_max"),
+            ("xmin", "ymin", "xmax", "ymax"),
+            ("left", "top", "right", "bottom"),
+        ):
             if all(name in values for name in names):
                 return _four([values[name] for name in names])
         return None
@@ -197,8 +201,10 @@ def from_minicpm(text: str) -> list[Said]:
     return from_internvl(text)
 
 
-LOCATED = re.compile(r"(?:<loc(\d{4})>)(?:<loc(\d{4})>)(?:<loc(\d{4})>)(?:<loc(\d{4})>)"
-                     r"(?:<seg\d{3}>)*\s*([^;<]*)")  # fmt: skip
+LOCATED = re.compile(
+    r"(?:<loc(\d{4})>)(?:<loc(\d{4})>)(?:<loc(\d{4})>)(?:<loc(\d{4})>)"
+    r"(?:<seg\d{3}>)*\s*([^;<]*)"
+)
 
 
 def from_paligemma(text: str) -> list[Said]:
@@ -308,9 +314,10 @@ def from_segr1(text: str) -> list[Said]:
 
     def inside(tag: str) -> list[float]:
         return [
-            n for part in re.findall(rf"<{tag}>(.*?)(?:</{tag}>|\Z)", text, re.DOTALL)
+            n
+            for part in re.findall(rf"<{tag}>(.*?)(?:</{tag}>|\Z)", text, re.DOTALL)
             for n in numbers_in(part)
-        ]  # fmt: skip
+        ]
 
     boxes, points, on = inside("bbox"), inside("points"), inside("labels")
     found = [
@@ -363,6 +370,12 @@ def read_any(text: str) -> list[Said]:
 
 
 MARKS = {
-    "qwen2": "<|box_start|>", "deepseek": "<|det|>", "kosmos": "<patch_index_", "molmo2": "coords",
-    "molmo": "<point", "paligemma": "<loc", "florence": "<loc_", "segr1": "<bbox>",
-}  # fmt: skip
+    "qwen2": "<|box_start|>",
+    "deepseek": "<|det|>",
+    "kosmos": "<patch_index_",
+    "molmo2": "coords",
+    "molmo": "<point",
+    "paligemma": "<loc",
+    "florence": "<loc_",
+    "segr1": "<bbox>",
+}

@@ -17,14 +17,23 @@ FENCE = re.compile(r"```[ \t]*(?:json|python|JSON)?[ \t]*\n?(.*?)(?:```|\Z)", re
 ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL | re.IGNORECASE)
 NUMBER = r"[-+]?\d+(?:\.\d+)?"
 NONE = (
-    r"there (?:are|is) none", r"there (?:are|is) no\b", r"\bno (?:such )?(?:object|thing|target|"
-    r"match|instance|box|bounding box|mask)s?\b", r"\bnot (?:present|visible|found|in the (?:image|"
-    r"picture|photo))\b", r"\b(?:can ?not|can't|could not|couldn't|unable to) (?:find|see|locate|"
-    r"detect|identify)\b", r"\bdoes(?: not|n't) (?:contain|show|have|include|exist)\b",
-    r"\b(?:is|are)(?: not|n't) (?:any|there|shown|visible|present)\b", r"\bnone (?:of|found|here)\b",
-    r"^\W*(?:none|null|nothing|empty|n/a|absent|no)\W*$", r"<rej>", r"\[rej\]", r"\bnothing\b.*"
+    r"there (?:are|is) none",
+    r"there (?:are|is) no\b",
+    r"\bno (?:such )?(?:object|thing|target|"
+    r"match|instance|box|bounding box|mask)s?\b",
+    r"\bnot (?:present|visible|found|in the (?:image|"
+    r"picture|photo))\b",
+    r"\b(?:can ?not|can't|could not|couldn't|unable to) (?:find|see|locate|"
+    r"detect|identify)\b",
+    r"\bdoes(?: not|n't) (?:contain|show|have|include|exist)\b",
+    r"\b(?:is|are)(?: not|n't) (?:any|there|shown|visible|present)\b",
+    r"\bnone (?:of|found|here)\b",
+    r"^\W*(?:none|null|nothing|empty|n/a|absent|no)\W*$",
+    r"<rej>",
+    r"\[rej\]",
+    r"\bnothing\b.*"
     r"\b(?:matches|fits|like that)\b",
-)  # fmt: skip
+)
 ABSENT = re.compile("|".join(NONE), re.IGNORECASE)
 EMPTY = re.compile(
     r"""^\W*(?:\{\s*["']?\w+["']?\s*:\s*)?(?:\[\s*\]|\{\s*\}|null|None)\s*\}?\W*$""", re.DOTALL
