@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--out", default="out/load.json")
     options = parser.parse_args()
-    queries, segmenter = questions(), Segmenter.from_pretrained()
+    queries, segmenter = questions(), Segmenter.from_pretrained("tiny")
     before = direct(segmenter, queries, options.seconds / 3)
     made = [body_of(queries[k % QUESTIONS], k) for k in range(int(options.seconds * AT_MOST))]
     with served() as (address, _):

@@ -36,7 +36,7 @@ from reasonseg.structures.images import MAX_PIXELS
 from reasonseg.structures.overlay import draw_overlay, enlargement
 from reasonseg.structures.query import Reference
 
-PICTURES = Path(__file__).parents[1] / "assets" / "pictures"
+ASSETS = Path(__file__).parents[1] / "assets"
 NOTHING: list[str] = []
 KEPT, AGE = 512, 3600.0  # folders with files to download: how many are kept, and for how long
 SWEEP = 600  # seconds between two searches for uploads that are older than `AGE`
@@ -299,7 +299,8 @@ class Widgets:
             elem_id="picture",
             height=320,
         )
-        pictures = [[str(f)] for f in sorted(PICTURES.glob("*.png"))]
+        files = [*sorted(ASSETS.glob("photos/*.jpg")), *sorted(ASSETS.glob("pictures/*.png"))]
+        pictures = [[str(file)] for file in files]
         gr.Examples(pictures, [self.image], label="Or one of these")
         with gr.Accordion("Add a reference image", open=False):
             self.editor = gr.ImageEditor(

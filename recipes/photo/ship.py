@@ -1,7 +1,9 @@
-"""Puts what was trained into the package: `reasonseg/assets/photo`, as changes over pip packages.
+"""Puts what was trained into a folder of changes over pip packages; by default the packaged one.
 
-    python -m recipes.photo.ship out/photo_decoder/model --words out/photo_words/words \\
-        --examples out/photo_examples/examples
+    python -m recipes.photo.ship --decoder out/photo_decoder/decoder --words out/photo_words/words \\
+        --finish out/photo_finish/finish --examples out/photo_examples/examples
+
+A stage that still runs gives its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -24,65 +26,61 @@ FROM_PACKAGES = (
     "decoder.model.vision_encoder.backbone.",
 )
 ROWS = "backbone.model.model.language_model.embed_tokens.weight"
-LORA = "backbone.model.model.language_model.layers."
-
-
-def newest(folder: Path, name: str) -> Path:
-    """A file of a finished stage, or the newest checkpoint's weights of one that still runs."""
-    if (folder / name).is_file():
-        return folder / name
-    found = sorted(folder.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
-    found = [c for c in found if (c / "complete").is_file()]
-    return found[-1] / "model.safetensors"
+# stages in their order: what each trained, and the file that has it
+STAGES = {
+    "decoder": (("decoder.",), FINISHED),
+    "words": (("backbone.", "prompter."), ADAPTERS),
+    "finish": (("decoder.", "prompter."), FINISHED),
+    "examples": (("references.",), FINISHED),
+}
 
 
 def trained(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """What a stage trained of the segmenter, by the names of its parameters."""
-    kept = load_file(newest(folder, name))
+    """What a stage has of the segmenter: of its end, or of its newest checkpoint."""
+    file = folder / name
+    if not file.is_file():
+        found = sorted(folder.glob("checkpoint-*"), key=lambda c: int(c.name.split("-")[1]))
+        file = [c for c in found if (c / "complete").is_file()][-1] / "model.safetensors"
     lead = "segmenter."
-    return {k.removeprefix(lead): v for k, v in kept.items() if k.startswith(lead)}
+    return {k.removeprefix(lead): v for k, v in load_file(file).items() if k.startswith(lead)}
 
 
-def changes(start: str, words: Path | None, examples: Path | None, alpha: float) -> Changes:
-    """All that differs from the model over packages alone."""
-    parts = load(start, device="cpu", dtype="float32")
+def changes(stages: dict[str, Path], alpha: float) -> tuple[Changes, dict]:
+    """All that differs from the model over packages alone, and the origin of that model."""
+    parts = load("photo-parts", device="cpu", dtype="float32")
     own = dict(parts.named_parameters())
-    buffers = dict(parts.named_buffers())
+    places = {n: b for n, b in parts.named_buffers() if n.endswith("positional_embedding")}
     found = {n: p.detach() for n, p in own.items() if not n.startswith(FROM_PACKAGES)}
-    tensors: dict[str, torch.Tensor] = {}
-    if words is not None:
-        for name, value in trained(words, ADAPTERS).items():
+    found |= {n: b for n, b in places.items()}
+    beside: dict[str, torch.Tensor] = {}
+    for stage, folder in stages.items():
+        prefixes, file = STAGES[stage]
+        for name, value in trained(folder, file).items():
             if ".lora_" in name:
                 layer, half = name.split(".lora_")
-                tensors[f"lora_{half[0]}:{layer}"] = value
+                beside[f"lora_{half[0]}:{layer}"] = value
             elif "trainable_tokens_delta" in name:
-                tensors[f"rows:{ROWS}"] = value
-            elif name in found:
+                beside[f"rows:{ROWS}"] = value
+            elif name in found and name.startswith(prefixes):
                 found[name] = value
-    if examples is not None:
-        found |= {
-            n: v for n, v in trained(examples, FINISHED).items() if n.startswith("references.")
-        }
-    tensors |= {f"whole:{n}": v for n, v in found.items()}
-    tensors |= {f"whole:{n}": b for n, b in buffers.items() if n.endswith("positional_embedding")}
+    tensors = {f"whole:{n}": v for n, v in found.items()} | beside
     count = own[ROWS].shape[0]
-    rows = list(range(count - 3, count)) if f"rows:{ROWS}" in tensors else []
+    rows = list(range(count - 2, count)) if f"rows:{ROWS}" in tensors else []
     stored = {k: v.to(torch.float16) for k, v in tensors.items()}
-    return Changes(stored, rows, alpha, {"name": "reasonseg-photo"})
+    return Changes(stored, rows, alpha, {"name": "reasonseg-photo"}), parts.origin or {}
 
 
 def main() -> None:
     """Writes the folder and prints its size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("start", help="the model with the trained decoder")
-    parser.add_argument("--words", type=Path, help="folder of the stage that taught words")
-    parser.add_argument("--examples", type=Path, help="folder of the stage of references")
+    for stage in STAGES:
+        parser.add_argument(f"--{stage}", type=Path, help=f"folder of the stage {stage}")
     parser.add_argument("--alpha", type=float, default=24.0, help="alpha of its LoRA")
     parser.add_argument("--out", type=Path, default=PACKAGED["photo"])
     options = parser.parse_args()
-    base = load("photo-parts", device="cpu")
-    made = changes(options.start, options.words, options.examples, options.alpha)
-    made.save(options.out, base.origin)
+    given = {s: getattr(options, s) for s in STAGES if getattr(options, s) is not None}
+    made, origin = changes(given, options.alpha)
+    made.save(options.out, origin)
     size = sum(f.stat().st_size for f in options.out.rglob("*") if f.is_file())
     print(f"{size / 1e6:.1f} MB in {options.out}")
 

@@ -11,5 +11,7 @@ export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=8000000000 MALLO
 "$bin/reasonseg" train recipes/photo/configs/coder.yaml data.root="$root"
 "$bin/reasonseg" train recipes/photo/configs/decoder.yaml data.root="$root"
 "$bin/reasonseg" train recipes/photo/configs/words.yaml data.root="$root"
+"$bin/python" -m recipes.photo.ship --decoder out/photo_decoder/decoder --words out/photo_words/words --out out/photo_words_shipped
+"$bin/reasonseg" train recipes/photo/configs/finish.yaml data.root="$root"
 "$bin/reasonseg" train recipes/photo/configs/examples.yaml data.root="$root"
-"$bin/python" -m recipes.photo.ship out/photo_decoder/model --words out/photo_words/words --examples out/photo_examples/examples
+"$bin/python" -m recipes.photo.ship --decoder out/photo_decoder/decoder --words out/photo_words/words --finish out/photo_finish/finish --examples out/photo_examples/examples

@@ -12,10 +12,14 @@ from torch import nn
 
 from reasonseg.datasets.photographs.knowledge import things
 from reasonseg.nn.efficientnet_lite import POSITIONS
+from reasonseg.nn.features import Features
+from reasonseg.nn.losses import mask_losses
+from reasonseg.nn.prompt import Prompt
 from reasonseg.segmenters.base import Segmenter
-from reasonseg.training.objectives.base import framed_masks
+from reasonseg.training.objectives.base import box_in, framed_masks, mean_overlap
 from recipes.embedded.aimed import POINTING, TEMPERATURE, Aimed
 from recipes.embedded.codes import Coder, patch_shares
+from recipes.photo.codes import enlarged, half, inside
 
 
 class PhotoWords(Aimed):
@@ -61,6 +65,34 @@ class PhotoWords(Aimed):
         )
         pointing = -(wanted * likeness.log_softmax(1)).sum(1)
         return (1 - cosine + distance + POINTING * pointing).mean()
+
+    def draw(
+        self, encoded: Features, where: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Mask losses at half the size; a share `placed` of the masks from a box, as many from a
+        click instead of words.
+        """
+        decoder, halved = self.segmenter.decoder, half(truth)
+        size = (truth.shape[-2], truth.shape[-1])
+        share = torch.rand(len(truth)) / max(self.placed, 1e-9)
+        kinds = ["box" if f < 1 else "click" if f < 2 else "words" for f in share.tolist()]
+        sums: dict[str, torch.Tensor] = {}
+        for kind in dict.fromkeys(kinds):
+            mine = [m for m, k in enumerate(kinds) if k == kind]
+            places = {
+                "words": lambda m: prompts[m],
+                "box": lambda m: decoder.places([], [box_in(truth[m])], size),
+                "click": lambda m: decoder.places([inside(truth[m])], [], size),
+            }[kind]
+            prompt = Prompt.joined([places(m) for m in mine])
+            logits, predicted = decoder.decode(encoded, where[mine], prompt)
+            parts = mask_losses(enlarged, logits, predicted, [halved[mine]], [0] * len(mine))
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value * len(mine) / len(truth)
+            if kind == "words":
+                full = enlarged(logits.detach(), tuple(halved.shape[-2:]))
+                self.overlap = mean_overlap(full, halved[mine])
+        return sums
 
 
 OBJECTIVE = PhotoWords
