@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -33,7 +34,13 @@ def served(
         *([] if page else ["--no-page"]),
         *options,
     ]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    # the small model, where no option names another
+    server = subprocess.Popen(
+        command,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={"REASONSEG_MODEL": "tiny", **os.environ},
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         _wait(address, server, time.monotonic() + patience)

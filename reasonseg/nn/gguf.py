@@ -53,9 +53,12 @@ class Gguf:
         """Reads metadata and the table of tensors. Raises `InputError` for another format or a
         file that is cut short.
         """
-        data = path.read_bytes()
         try:
-            return cls(path, *_Head(data).read())
+            with (
+                path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
+                return cls(path, *_Head(data).read())
         except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
             raise InputError(f"{path} is no GGUF file that can be read ({error})") from None
 
@@ -101,7 +104,7 @@ def _dequantized(raw: np.ndarray, kind: int) -> np.ndarray:
 class _Head:
     """Reads what stands before the tensors' data."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: mmap.mmap):
         self.data, self.at = data, 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, tuple[tuple[int, ...], int, int]]]:
