@@ -118,8 +118,12 @@ def _print_parts() -> None:
 def print_plan(model: str) -> None:
     """Prints the GPU memory that a model needs, and the smallest common GPU that has it.
 
-    Raises `InputError` where the model is not known.
+    Of models that say places, what each part's weights need. Raises `InputError` where the model
+    is not known.
     """
+    if model.partition(":")[0] in ("speaker", "endpoint", "agent") or model.endswith(".yaml"):
+        _print_spoken_plan(model)
+        return
     from rich.console import Console
     from rich.table import Table
 
@@ -142,6 +146,28 @@ def print_plan(model: str) -> None:
         "computed without a GPU and include 0.6 GiB for CUDA itself; in brackets is the smallest "
         "common card that is large enough. Several GPUs share the last column (shard=true)."
     )
+
+
+def _print_spoken_plan(model: str) -> None:
+    """Prints where each part of a model that says places runs, and the size of its weights."""
+    from reasonseg.nn.pretrained import local_folder, model_path
+    from reasonseg.segmenters.spoken import settings_from
+
+    settings = settings_from(model)
+    for role, speaker in (("speaker", settings.speaker), ("verifier", settings.verifier)):
+        if speaker.get("kind") == "endpoint":
+            print(f"{role}: {speaker['model']} runs at {speaker['url']} and needs no memory here")
+        elif speaker:
+            size = _gib(local_folder(speaker["source"]))
+            print(f"{role}: {speaker['source']}, {size:.1f} GiB of weights as they are stored")
+    size = _gib(model_path(settings.drawer or "photo"))
+    print(f"drawer: {settings.drawer or 'the packaged model'}, {size:.1f} GiB of weights here")
+
+
+def _gib(folder: Path) -> float:
+    """The size of the weight files in a folder, in GiB."""
+    kinds = (".safetensors", ".bin", ".pt", ".pth")
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.suffix in kinds) / 2**30
 
 
 COMMANDS = (
