@@ -1,7 +1,8 @@
 """Puts what was trained into a folder of changes over pip packages; by default the packaged one.
 
-    python -m recipes.photo.ship --decoder out/photo_decoder/decoder --words out/photo_words/words \\
-        --finish out/photo_finish/finish --examples out/photo_examples/examples
+    python -m recipes.photo.ship --decoder out/photo_decoder/decoder \\
+        --words out/photo_words/words --finish out/photo_finish/finish \\
+        --examples out/photo_examples/examples
 
 A stage that still runs gives its newest checkpoint.
 """
