@@ -36,7 +36,7 @@ class Config:
     """
 
     root: str = "../shared/photos-train"
-    split: str = "train"
+    split: str = "val"
     count: int = 700
     seed: int = 0
     size: int = 512
@@ -54,6 +54,11 @@ class Config:
     def training(self, length: int, seed: int) -> TrainingPhotos:
         """`length` training samples, a pure function of the seed."""
         return TrainingPhotos(replace(self, count=length, seed=seed, split="train"))
+
+    @classmethod
+    def example(cls) -> None:
+        """None: its photographs are the user's."""
+        return None
 
 
 class Views:

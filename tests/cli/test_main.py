@@ -129,7 +129,7 @@ def test_show_and_doctor(capsys):
     code, out, _ = run(capsys, "show", "model")
     assert code == 0 and "backbone" in out and "<SEG>" in out
     code, out, _ = run(capsys, "doctor")
-    assert code == 0 and "torch" in out and "embedded model: ready" in out
+    assert code == 0 and "torch" in out and "model tiny: ready" in out
 
 
 def test_scenes_draw_and_sprites(capsys, font, tmp_path):

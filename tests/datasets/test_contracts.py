@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from photo_sets import make_sets
 from small_data import pairs, parts, reason_seg, refer, semantic, vqa
 
 from reasonseg import InputError, Sample
@@ -17,6 +18,7 @@ WRITTEN = {
     "semantic": semantic,
     "parts": parts,
     "vqa": vqa,
+    "photos": make_sets,
 }
 
 

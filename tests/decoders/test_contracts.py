@@ -112,7 +112,7 @@ def test_gradients_reach_tokens_and_masks_but_not_what_is_frozen(decoder, images
 def test_saved_and_loaded_draws_the_same(decoder, images, tmp_path):
     decoder.save(tmp_path)
     kind = type(decoder).__module__.rsplit(".", 1)[-1]
-    loaded = config.config_class("decoders", kind).load(tmp_path).eval()
+    loaded = config.config_class("decoders", kind)().load(tmp_path).eval()
     prompt = Prompt(torch.randn(2, 1, decoder.width))
     of = torch.tensor([0, 1])
     ours, _ = decoder.decode(decoder.encode(images), of, prompt)

@@ -16,7 +16,7 @@ FALLS_BACK = """
 import sys, warnings
 import numpy as np
 from reasonseg import Query, Segmenter
-segmenter = Segmenter.from_pretrained(compile=True)
+segmenter = Segmenter.from_pretrained("tiny", compile=True)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     answer = segmenter(Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6)
@@ -136,7 +136,7 @@ def test_without_a_compiler_it_goes_on_with_a_warning(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    expected = Segmenter.from_pretrained()(
+    expected = Segmenter.from_pretrained("tiny")(
         Query(np.zeros((40, 60, 3), np.uint8), "the cup"), max_new_tokens=6
     )
     assert done.stdout.strip() == expected.text

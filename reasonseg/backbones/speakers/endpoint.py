@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -143,6 +144,13 @@ class Endpoint:
 
     _pause = WAIT
 
+    @cached_property
+    def _client(self) -> Any:
+        """One client for all requests: to make one takes longer than to use it."""
+        import httpx
+
+        return httpx.Client(timeout=self.config.timeout, follow_redirects=False)
+
     def _request(self, body: dict[str, Any]) -> tuple[int, bytes, str]:
         """(HTTP status or 0, content, what went wrong)."""
         import httpx
@@ -152,10 +160,7 @@ class Endpoint:
         url = self.config.url.rstrip("/") + "/chat/completions"
         deadline = time.monotonic() + self.config.timeout
         try:
-            with (
-                httpx.Client(timeout=self.config.timeout, follow_redirects=False) as client,
-                client.stream("POST", url, json=body, headers=headers) as response,
-            ):
+            with self._client.stream("POST", url, json=body, headers=headers) as response:
                 content = b""
                 for part in response.iter_bytes():
                     content += part
