@@ -204,8 +204,8 @@ def _ask_one(options, segmenter, file: str, image, references: list, out: str | 
     _print(answer, bool(shown))
     if out:
         print(f"wrote {out}/overlay.png, {len(answer.masks)} masks and answer.json")
-    for file in traced:
-        print(f"wrote {file}")
+    for written in traced:
+        print(f"wrote {written}")
 
 
 def _print(answer, shown: bool) -> None:

@@ -29,7 +29,8 @@ class ModelSettings:
     `backbone` with its `prompter` reads text, `references` reads reference images; a model has one
     of them, or both. `refiner` sharpens masks on request. `segmenter` None means `embedding`.
     `score`: `predicted` (the IoU head) where the decoder's IoU head was trained, else `foreground`
-    (mean foreground probability). `memory`: number of earlier turns of a conversation that the
+    (mean foreground probability). `doubt`: an answer in words whose best mask has a lower score
+    (0..1) than this is `absent`. `memory`: number of earlier turns of a conversation that the
     model reads. `notice`: printed once to users of the command line. `new_markers`: `<SEG>` and
     `<REJ>` are new embedding rows, which must be trained. `about`: how the model was made, for
     people only. Raises `InputError` where components are missing.
@@ -43,6 +44,7 @@ class ModelSettings:
     segmenter: Annotated[Kind, Room("segmenters")] | None = field(default=None, repr=False)
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
+    doubt: float = 0.0
     max_new_tokens: int = 64
     memory: int = 8
     notice: str = ""

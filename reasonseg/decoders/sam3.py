@@ -55,7 +55,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype | None) -> Conce
 
     try:
         processor = Sam3Processor.from_pretrained(folder)
-        model = Sam3Model.from_pretrained(folder, dtype=dtype or "auto")
+        model: Any = Sam3Model.from_pretrained(folder, dtype=dtype or "auto")
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0][:160]
         raise InputError(f"{folder} cannot be read as SAM 3: {reason}") from None

@@ -29,7 +29,7 @@ from reasonseg.segmenters.prompting import (
 )
 from reasonseg.segmenters.supervision import sample_losses
 from reasonseg.structures.answer import Answer
-from reasonseg.structures.markers import FORCED, SEG
+from reasonseg.structures.markers import FORCED, REFUSED, SEG
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
 
@@ -200,11 +200,28 @@ class EmbeddingSegmenter(Segmenter):
             quality = quality * np.array([requests[m].probability for m in mine], np.float32)
             meta = {"model": self.settings.about.get("name", ""), **asdict(options)}
             labels = [requests[m].label for m in mine]
-            answers.append(make_answer(query, outputs[i], markers, masks, quality, labels, meta))
+            answer = make_answer(query, outputs[i], markers, masks, quality, labels, meta)
+            answers.append(self._doubted(query, answer, options))
         seconds = round((time.perf_counter() - began) / len(queries), 4)
         for answer in answers:
             answer.meta["seconds"] = seconds
         return answers
+
+    def _doubted(self, query: Query, answer: Answer, options: GenerationOptions) -> Answer:
+        """The answer, or `absent` where its words have only masks that the model doubts.
+
+        What is shown, pointed at or forced is never doubted.
+        """
+        told = query.references or query.points or query.boxes or not query.text.strip()
+        if told or options.force_seg or not len(answer.masks) or not self.capabilities.absent:
+            return answer
+        if float(answer.scores.max()) >= self.settings.doubt:
+            return answer
+        meta = {**answer.meta, "doubted": answer.text}
+        return replace(
+            answer, text=REFUSED, masks=answer.masks[:0], scores=answer.scores[:0], labels=[],
+            status="absent", meta=meta,
+        )  # fmt: skip
 
     def _check(self, query: Query) -> None:
         """Raises `InputError` for a question that this model has no part for."""

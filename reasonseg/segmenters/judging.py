@@ -32,7 +32,7 @@ TINT = 0.35
 
 def contrasting(image: np.ndarray, mask: np.ndarray, taken: set[str] | None = None) -> str:
     """The colour that is farthest from what is under and around a mask, and not `taken`."""
-    near = np.asarray(ndimage.binary_dilation(mask, iterations=6))
+    near = np.asarray(ndimage.binary_dilation(mask, iterations=6), bool)
     mean = image[near].mean(0) if near.any() else np.full(3, 127.0)
     free = [c for c in COLOURS if c not in (taken or set())] or list(COLOURS)
     return max(free, key=lambda c: float(np.abs(np.array(COLOURS[c]) - mean).sum()))

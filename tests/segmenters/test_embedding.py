@@ -181,3 +181,22 @@ def test_a_question_longer_than_the_model_reads_is_refused(segmenter, picture):
 )
 def test_labels(text, labels):
     assert labels_of(text, "<SEG>", "<REJ>", "what flies") == labels
+
+
+def test_a_doubted_answer_is_absent(segmenter, scenes):
+    """Words alone are doubted; what is pointed at or forced is not."""
+    from dataclasses import replace
+
+    sample = next(s for s in scenes if len(s.truth.masks))
+    settings = segmenter.settings
+    plain = segmenter(sample.query)
+    box = replace(sample.query, boxes=[(10, 10, 60, 60)])
+    try:
+        segmenter.settings = replace(settings, doubt=1.0)
+        doubted = segmenter(sample.query)
+        assert plain.status == "found" and doubted.status == "absent" and not len(doubted.masks)
+        assert doubted.meta["doubted"] == plain.text
+        assert segmenter(sample.query, force_seg=True).status == "found"
+        assert segmenter(box).status == "found"
+    finally:
+        segmenter.settings = settings

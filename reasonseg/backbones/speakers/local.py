@@ -46,7 +46,7 @@ class Config:
         precision = dtype or (torch.bfloat16 if place.type == "cuda" else torch.float32)
         try:
             processor = AutoProcessor.from_pretrained(folder)
-            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=precision)
+            model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=precision)
         except (ValueError, OSError, KeyError, ImportError) as error:
             reason = str(error).strip().splitlines()[0][:160]
             raise InputError(
