@@ -19,6 +19,7 @@ import numpy as np
 
 from reasonseg.backbones.speakers.base import Reply, shaped
 from reasonseg.backbones.speakers.places.family import families
+from reasonseg.backbones.speakers.places.frames import intersection_over_union
 from reasonseg.datasets.scenes import Config
 from reasonseg.segmenters.agent import AgentSegmenter
 from reasonseg.segmenters.drawers import open_drawer
@@ -44,17 +45,19 @@ class Player:
 
     def say(self, pictures, text, *, limit=512, temperature=0.0, plain=False) -> Reply:
         began = time.perf_counter()
-        said = self._said(text)
+        said = self._said(text, pictures)
         self.seconds += time.perf_counter() - began
         return Reply(said, None, 0, 0)
 
-    def _said(self, text: str) -> str:
+    def _said(self, text: str, pictures) -> str:
         wrong = self.rng.random() < self.noise
         if "answers it better" in text:
-            return str(self.rng.choice(["A", "B"])) if wrong else self.better
+            shown = [(p != pictures[0]).any(-1) for p in pictures[1:3]]
+            better = "A" if _iou(shown[0], self.truth) >= _iou(shown[1], self.truth) else "B"
+            return str(self.rng.choice(["A", "B"])) if wrong else better
         if "numbered" in text:
             facts = json.loads(re.search(r"height: (\[.*?\}\])", text)[1])
-            keep = [f["number"] for f in facts if self._right(f["centre"])]
+            keep = [f["number"] for f in facts if self._right(f["box"])]
             if wrong:
                 keep = [int(self.rng.integers(1, len(facts) + 1))]
             return json.dumps({"keep": keep} if keep else {"keep": []})
@@ -64,12 +67,17 @@ class Player:
         mask = self.others[int(self.rng.integers(len(self.others)))] if lies else self.truth
         return _box_json(mask)
 
-    better = "A"
-
-    def _right(self, centre: list[float]) -> bool:
+    def _right(self, box: list[float]) -> bool:
+        """Whether a box, in shares of the sides, is that of the truth (IoU above 0.5)."""
         height, width = self.truth.shape
-        y, x = int(centre[1] * height), int(centre[0] * width)
-        return bool(self.truth[min(y, height - 1), min(x, width - 1)])
+        ys, xs = np.nonzero(self.truth)
+        mine = (
+            xs.min() / width,
+            ys.min() / height,
+            (xs.max() + 1) / width,
+            (ys.max() + 1) / height,
+        )
+        return intersection_over_union((box[0], box[1], box[2], box[3]), mine) > 0.5
 
 
 def _box_json(mask: np.ndarray) -> str:
