@@ -36,7 +36,8 @@ def table(summary: dict) -> str:
             lines.append(f"| {meaning} | {row['giou']:.3f} | {low:.3f} - {high:.3f} | {row['n']} |")
     absent = levels["absent"]
     lines.append(
-        f"| things that are not there | N-acc {summary['n_acc']:.3f}, T-acc {summary['t_acc']:.3f} | "
+        f"| things that are not there | N-acc {summary['n_acc']:.3f}, "
+        f"T-acc {summary['t_acc']:.3f} | "
         f"{absent['ci95'][0]:.3f} - {absent['ci95'][1]:.3f} | {absent['n']} |"
     )
     lines += ["", f"The box itself, as a mask, scores {levels['box']['box_itself']:.3f}."]
