@@ -112,12 +112,6 @@ def tower_weights() -> dict[str, torch.Tensor]:
     return found
 
 
-def classifier() -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight `[1000, 1280]` and bias `[1000]` of the tower's ImageNet classifier."""
-    stored = torch.load(TOWER.checked(), map_location="cpu", weights_only=True)
-    return stored["_fc.weight"], stored["_fc.bias"]
-
-
 # names of a Llama's weights in GGUF files, and in transformers
 LLAMA = {
     "attn_norm": "input_layernorm",

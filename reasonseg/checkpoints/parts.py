@@ -112,6 +112,14 @@ def build_parts(settings: ModelSettings) -> Parts:
     """Parts with fresh weights. Raises `InputError` where they do not fit one another."""
     decoder = settings.decoder.config.build()
     backbone = settings.backbone.config.build() if settings.backbone else None
+    return with_prompters(settings, backbone, decoder)
+
+
+def with_prompters(settings: ModelSettings, backbone: Backbone | None, decoder: Decoder) -> Parts:
+    """Parts of a backbone and a decoder, with fresh prompters that fit them.
+
+    Raises `InputError` where they do not fit one another.
+    """
     kinds = {
         name: fitted(getattr(settings, name), backbone, decoder)
         for name in ("prompter", "references")

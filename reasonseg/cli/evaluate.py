@@ -103,8 +103,8 @@ def _photos_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--root",
         metavar="DIR",
-        default="../shared/photos-train",
-        help="one folder a set, with index.json, images/ and masks/ (default: %(default)s)",
+        required=True,
+        help="one folder a set, with index.json, images/ and masks/",
     )
     parser.add_argument("--split", default="val", help="train or val (default: %(default)s)")
     parser.add_argument(

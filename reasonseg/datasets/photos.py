@@ -35,7 +35,7 @@ class Config:
     views. `val` asks `per_photo` questions of each level about each photograph.
     """
 
-    root: str = "../shared/photos-train"
+    root: str = ""
     split: str = "val"
     count: int = 700
     seed: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +276,3 @@ def answer_of(
         text = "<REJ>."
     masks = drawn.masks[keep] if keep else np.zeros((0, *query.size), bool)
     return Answer(text, masks, drawn.scores[keep], labels, status, meta=meta, image=query.image)
-
-
-def described(settings: SpokenSettings) -> dict[str, Any]:
-    """The settings as plain values, for people."""
-    return asdict(settings)

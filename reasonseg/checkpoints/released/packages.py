@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 from reasonseg.backbones.llava import Config, Llava, network_of
 from reasonseg.checkpoints import part_packages
 from reasonseg.checkpoints.delta import PACKAGED
-from reasonseg.checkpoints.parts import Parts, fitted
+from reasonseg.checkpoints.parts import Parts, with_prompters
 from reasonseg.checkpoints.released.base import Format, LoadOptions
 from reasonseg.config.model import ModelSettings
 from reasonseg.config.schema import parse
@@ -70,15 +69,7 @@ def _built(settings: ModelSettings, words: dict[str, torch.Tensor], tokenizer: A
     model.model.multi_modal_projector = type(model.model.multi_modal_projector)(network)
     pixels = ImageProcessor(**{"size": network.vision_config.image_size, **config.pixels})
     backbone = Llava(model, tokenizer, pixels, config)
-    decoder = settings.decoder.config.build()
-    kinds = {
-        name: fitted(getattr(settings, name), backbone, decoder)
-        for name in ("prompter", "references")
-    }
-    built = {name: kind.config.build() if kind else None for name, kind in kinds.items()}
-    return Parts(
-        replace(settings, **kinds), backbone, built["prompter"], decoder, built["references"]
-    )
+    return with_prompters(settings, backbone, settings.decoder.config.build())
 
 
 def _new_rows(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -164,6 +164,8 @@ def records(root: str, split: str) -> tuple[Record, ...]:
 
     Raises `InputError` where there are none.
     """
+    if not root:
+        raise InputError("data.root is empty; name the folder that holds the sets of photographs")
     found: list[Record] = []
     for folder in sorted(Path(root).glob("*/index.json")):
         content = json.loads(folder.read_text(encoding="utf-8"))
