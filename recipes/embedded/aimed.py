@@ -190,6 +190,10 @@ class Aimed(Language):
         places = Prompt(torch.cat([p.tokens for p in places]))
         return places if name == "alone" else plain.beside(places)
 
+    def targets(self, patches: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """The codes `[m, d]` of masks, from patches `[m, t, width]` and their shares `[m, t]`."""
+        return self.coder(patches, shares)
+
     def miss(
         self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]
     ) -> torch.Tensor:
@@ -205,7 +209,7 @@ class Aimed(Language):
         )
         shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
         with torch.no_grad():
-            codes = self.coder(patches.float(), shares)
+            codes = self.targets(patches.float(), shares)
             each = nn.functional.normalize(
                 self.coder.project(self.coder.norm(patches.float())), dim=-1
             )

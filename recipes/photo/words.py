@@ -8,7 +8,6 @@ in the picture could not be learned in the time that two cores have.
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from reasonseg.datasets.photographs.knowledge import things
 from reasonseg.nn.efficientnet_lite import POSITIONS
@@ -16,9 +15,9 @@ from reasonseg.nn.features import Features
 from reasonseg.nn.losses import mask_losses
 from reasonseg.nn.prompt import Prompt
 from reasonseg.segmenters.base import Segmenter
-from reasonseg.training.objectives.base import box_in, framed_masks, mean_overlap
-from recipes.embedded.aimed import POINTING, TEMPERATURE, Aimed
-from recipes.embedded.codes import Coder, patch_shares
+from reasonseg.training.objectives.base import box_in, mean_overlap
+from recipes.embedded.aimed import Aimed
+from recipes.embedded.codes import Coder
 from recipes.photo.codes import enlarged, half, inside
 
 
@@ -38,33 +37,15 @@ class PhotoWords(Aimed):
         self.names = [label for s in worded for label in s.truth.labels]
         return super().forward(batch, counts)
 
-    def miss(
-        self, tokens: torch.Tensor, patches: torch.Tensor, truths: list[torch.Tensor]
-    ) -> torch.Tensor:
-        """As `Aimed.miss`, with typical codes."""
-        framed = torch.cat(
-            [framed_masks(t, self.segmenter.backbone.pixels.size) for t in truths if len(t)]
-        )
-        shares = patch_shares(framed, int(patches.shape[1] ** 0.5))
+    def targets(self, patches: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """As `Aimed.targets`, with typical codes where the name has one."""
         wanted = shares / shares.sum(1, keepdim=True).clamp(min=1e-6)
-        with torch.no_grad():
-            normed = self.coder.norm(patches.float())
-            pooled = torch.einsum("mtw,mt->mw", normed, wanted)
-            known = self.typical[0].to(pooled)
-            numbers = torch.tensor([self.numbers.get(n, -1) for n in self.names]).to(pooled.device)
-            typical = known[numbers.clamp(min=0)]
-            there = (numbers >= 0) & typical.any(1)
-            what = torch.where(there[:, None], typical, pooled[:, :-POSITIONS])
-            codes = self.coder.project(torch.cat([what, pooled[:, -POSITIONS:]], 1))
-            each = nn.functional.normalize(self.coder.project(normed), dim=-1)
-        tokens = tokens.float()
-        cosine = nn.functional.cosine_similarity(tokens, codes, dim=-1)
-        distance = (tokens - codes).square().mean(-1) / codes.square().mean()
-        likeness = (
-            torch.einsum("mtd,md->mt", each, nn.functional.normalize(tokens, dim=-1)) / TEMPERATURE
-        )
-        pointing = -(wanted * likeness.log_softmax(1)).sum(1)
-        return (1 - cosine + distance + POINTING * pointing).mean()
+        pooled = torch.einsum("mtw,mt->mw", self.coder.norm(patches), wanted)
+        numbers = torch.tensor([self.numbers.get(n, -1) for n in self.names]).to(pooled.device)
+        typical = self.typical[0].to(pooled)[numbers.clamp(min=0)]
+        there = (numbers >= 0) & typical.any(1)
+        what = torch.where(there[:, None], typical, pooled[:, :-POSITIONS])
+        return self.coder.project(torch.cat([what, pooled[:, -POSITIONS:]], 1))
 
     def draw(
         self, encoded: Features, where: torch.Tensor, prompts: list[Prompt], truth: torch.Tensor
