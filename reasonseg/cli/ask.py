@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ def _ask_one(options, segmenter, file: str, image, references: list, out: str | 
         print(json.dumps(answer.to_dict(), ensure_ascii=False))
         return
     _print(answer, bool(shown))
+    if lost := answer.meta.get("errors"):
+        print(f"warning: {len(lost)} of {answer.meta['calls']} calls failed: {lost[0]}", file=sys.stderr)
     if out:
         print(f"wrote {out}/overlay.png, {len(answer.masks)} masks and answer.json")
     for written in traced:

@@ -6,6 +6,7 @@ photographs as they are. A sample is a pure function of (split, index, seed).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,6 +71,7 @@ class Views:
         for record in records(config.root, "train"):
             by_set.setdefault(record.set, []).append(record)
         self.by_set = by_set
+        self.often = Counter(n for of in by_set.values() for record in of for n in record.names)
         self.sets = [name for name in SETS if name in by_set]
         chances = np.array([SETS[name] for name in self.sets])
         self.chances = chances / chances.sum()
@@ -112,7 +114,7 @@ class TrainingPhotos:
         for attempt in range(TRIES):
             rng = np.random.default_rng([self.config.seed, 31, number, attempt])
             view = self.views.view(rng)
-            asker, asked = PhotoAsker(view, rng), list[Question]()
+            asker, asked = PhotoAsker(view, rng, often=self.views.often), list[Question]()
             for _ in range(4 * self.config.per_photo):
                 level = self.levels[rng.choice(len(self.levels), p=self.chances)]
                 question = asker.ask(level)

@@ -106,6 +106,8 @@ def row(sample: Sample, answers: dict[str, Answer]) -> dict:
         for mask, score in zip(made.masks, made.scores, strict=True)
     ]
     spent = {k: made.meta[k] for k in ("calls", "tokens") if k in made.meta}
+    if "calls" in spent:
+        spent["failed_calls"] = len(made.meta.get("errors", ()))
     return {
         "id": sample.id,
         "level": sample.level,
@@ -148,6 +150,8 @@ def summarise(rows: list[dict], seed: int = 0) -> dict[str, Any]:
     for name in ("calls", "tokens"):  # of models that are asked several times
         if spent := [r[name] for r in good if name in r]:
             summary[f"{name}_per_question"] = float(np.mean(spent))
+    if any("failed_calls" in r for r in good):
+        summary["failed_calls"] = sum(r.get("failed_calls", 0) for r in good)
     summary["errors"] = len(rows) - len(good)
     return summary
 

@@ -75,8 +75,6 @@ class Case:
     ledger: Ledger
     best: Candidate | None = None
     refusals: int = 0  # steps that said that there is nothing
-    proposals: int = 0
-    errors: list[str] = field(default_factory=list)
     trace: list[dict] = field(default_factory=list)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -86,7 +84,10 @@ class Case:
 
 
 class AgentSegmenter(SpokenSegmenter):
-    """Answers by an agent; `Answer.meta` has `calls`, `tokens` and the whole `trace`."""
+    """Answers by an agent; `Answer.meta` has `calls`, `tokens`, the whole `trace`, and `errors` of
+    calls that were not answered. A question that the speaker never answers is an error, also where
+    the drawer has an answer of its own.
+    """
 
     def __init__(
         self, settings: SpokenSettings, speaker: Speaker, drawer: Drawer, verifier: Speaker
@@ -116,8 +117,8 @@ class AgentSegmenter(SpokenSegmenter):
             return self._by_places(query)
         case = Case(query, Ledger(self.settings.calls))
         candidates = self._proposed(case, limit, temperature)
-        if not candidates and case.errors and not case.proposals:
-            raise SpeakerError(case.errors[0])
+        if case.ledger.silent(self.speaker):
+            raise SpeakerError(case.ledger.errors(self.speaker)[0])
         case.best = self._verified(case, candidates)
         if case.best is not None and len(case.best.masks):
             self._closer(case)
@@ -130,13 +131,11 @@ class AgentSegmenter(SpokenSegmenter):
         if query.references:
             return self._by_example(case)
         if self.speaker.family.grounds:
-            reading, error = locate(
+            reading, _ = locate(
                 self.speaker, query.image, query.text, case.ledger,
                 question=self.speaker.family.reasons, step="propose places", limit=limit,
                 temperature=temperature,
             )  # fmt: skip
-            case.errors += [error] if error else []
-            case.proposals += not error
             case.refusals += reading.status == "absent"
             case.note("propose places", status=reading.status, flags=sorted(reading.flags),
                       places=[p.box for p in reading.places])  # fmt: skip
@@ -172,11 +171,7 @@ class AgentSegmenter(SpokenSegmenter):
     ) -> str:
         shown = list(pictures or [case.query.image])
         reply = case.ledger.say(self.speaker, "propose phrase", shown, request, limit=24)
-        if reply is None:
-            case.errors.append(str(case.ledger.log[-1].get("error", "")) if case.ledger.log else "")
-            return ""
-        case.proposals += 1
-        return _phrase_of(reply.text)
+        return "" if reply is None else _phrase_of(reply.text)
 
     def _by_example(self, case: Case) -> list[Candidate]:
         """Phrases for the example; a phrase is right where it finds the example's own mask."""
@@ -316,7 +311,7 @@ class AgentSegmenter(SpokenSegmenter):
         meta = {
             "model": self.speaker.name, "calls": ledger.calls, "most_calls": ledger.most,
             "tokens": ledger.tokens_in + ledger.tokens_out, "trace": case.trace,
-            "conversation": ledger.log, "errors": [e for e in case.errors if e],
+            "conversation": ledger.log, "errors": [e["error"] for e in ledger.log if "error" in e],
         }  # fmt: skip
         if best is None or not len(best.masks) or not best.union.any():
             absent = case.refusals > 0

@@ -32,7 +32,7 @@ from reasonseg.training.objectives.base import (
 from recipes.embedded.codes import Coder, patch_shares
 
 KINDS = ("code", "click", "box", "mended")
-CHANCES = (0.4, 0.17, 0.27, 0.16)
+CHANCES = (0.35, 0.22, 0.28, 0.15)
 MOMENTUM = 0.9  # of the running means
 TYPICAL, PLACELESS = 0.45, 0.25  # shares of codes
 MOST = 7  # masks of a view

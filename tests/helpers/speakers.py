@@ -22,6 +22,7 @@ class Scripted:
     name: str = "scripted"
     asked: list[str] = field(default_factory=list)
     fingerprint: str = "scripted-1"
+    answered: int = 0
 
     def shape(self, image: np.ndarray):
         return shaped(image, self.family)
@@ -31,6 +32,7 @@ class Scripted:
         said = self.script(text, pictures)
         if said is None:
             raise SpeakerError("scripted: it is down")
+        self.answered += 1
         return Reply(said, None, 10, 5)
 
 

@@ -174,6 +174,20 @@ def test_what_the_drawer_is_sure_of_needs_no_look():
     assert answer.meta["calls"] == 1 and not segmenter.verifier.asked
 
 
+@pytest.mark.parametrize("drawer", [Boxes(), Boxes({"the dog": WRONG}, 0.9)])
+def test_a_proposer_that_is_down_is_an_error_also_where_the_drawer_reads(drawer):
+    with pytest.raises(SpeakerError, match="it is down"):
+        agent(lambda text, _: None, drawer, judge)(Query(IMAGE, "the dog"))
+
+
+def test_a_verifier_that_is_down_leaves_the_answer_and_is_told():
+    answer = agent(lambda t, _: box_json(RIGHT, SIZE), judge=lambda t, _: None)(
+        Query(IMAGE, "the dog")
+    )
+    assert iou(answer.masks[0], RIGHT) > 0.95
+    assert len(answer.meta["errors"]) == 1 and "it is down" in answer.meta["errors"][0]
+
+
 def test_two_arms_are_judged_with_the_order_swapped():
     drawer = Boxes({"the dog": WRONG, "a dog": WRONG}, 0.6)
     script = lambda text, _: "a dog" if "one to four words" in text else box_json(RIGHT, SIZE)  # noqa: E731
@@ -261,7 +275,9 @@ def test_nothing_that_a_model_says_raises_or_exceeds_the_budget():
         try:
             answer = segmenter(Query(IMAGE, "the dog", shown))
         except SpeakerError:
+            assert not segmenter.speaker.answered
             continue
+        assert segmenter.speaker.answered or not segmenter.speaker.asked
         assert answer.meta["calls"] <= calls
         assert len(segmenter.speaker.asked) + len(segmenter.verifier.asked) == answer.meta["calls"]
         assert (answer.status == "found") == bool(len(answer.masks))

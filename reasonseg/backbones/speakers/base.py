@@ -103,6 +103,15 @@ class Ledger:
         """Calls that may still be made."""
         return self.most - self.calls
 
+    def errors(self, speaker: Speaker) -> list[str]:
+        """What went wrong when this speaker was asked, one line a call that it did not answer."""
+        return [e["error"] for e in self.log if e["model"] == speaker.name and "error" in e]
+
+    def silent(self, speaker: Speaker) -> bool:
+        """Whether this speaker was asked, and never answered."""
+        asked = [e for e in self.log if e["model"] == speaker.name]
+        return bool(asked) and len(self.errors(speaker)) == len(asked)
+
     def say(
         self, speaker: Speaker, step: str, pictures: Sequence[np.ndarray], text: str, **options
     ) -> Reply | None:

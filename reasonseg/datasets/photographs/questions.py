@@ -68,10 +68,21 @@ class Question:
 
 
 class PhotoAsker:
-    """Asks about one view. `training` chooses which wordings of uses and facts are asked with."""
+    """Asks about one view. `training` chooses which wordings of uses and facts are asked with.
 
-    def __init__(self, view: View, rng: np.random.Generator, training: bool = True):
-        self.view, self.rng, self.training = view, rng, training
+    `often`: how often each name is in the photographs. With it, half of the questions about absent
+    things ask for names as often as they are there elsewhere, so that the name alone does not tell
+    the answer.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        rng: np.random.Generator,
+        training: bool = True,
+        often: dict[str, int] | None = None,
+    ):
+        self.view, self.rng, self.training, self.often = view, rng, training, often or {}
         self.area = view.content[0] * view.content[1]
         self.by_name: dict[str, list[Object]] = {}
         for found in view.objects:
@@ -131,6 +142,9 @@ class PhotoAsker:
         known = sorted(n for n in self.view.known if n in things() and n not in self.here)
         if not known:
             return None
+        if self.often and self.rng.random() < 0.5:
+            weights = np.array([self.often.get(n, 0) + 0.5 for n in known])
+            known = [known[int(self.rng.choice(len(known), p=weights / weights.sum()))]]
         way = self.rng.random()
         if way < 0.25 and (question := self._wrong_colour()) is not None:
             return question
