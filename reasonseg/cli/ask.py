@@ -204,7 +204,10 @@ def _ask_one(options, segmenter, file: str, image, references: list, out: str | 
         return
     _print(answer, bool(shown))
     if lost := answer.meta.get("errors"):
-        print(f"warning: {len(lost)} of {answer.meta['calls']} calls failed: {lost[0]}", file=sys.stderr)
+        print(
+            f"warning: {len(lost)} of {answer.meta['calls']} calls failed: {lost[0]}",
+            file=sys.stderr,
+        )
     if out:
         print(f"wrote {out}/overlay.png, {len(answer.masks)} masks and answer.json")
     for written in traced:

@@ -14,7 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from reasonseg.backbones.speakers.base import Ledger, Speaker, SpeakerError, checked_request, locate
+from reasonseg.backbones.speakers.base import (
+    Ledger,
+    Reply,
+    Speaker,
+    SpeakerError,
+    checked_request,
+    locate,
+)
 from reasonseg.backbones.speakers.places.reading import Place
 from reasonseg.segmenters import judging
 from reasonseg.segmenters.base import Capabilities
@@ -112,11 +119,17 @@ class AgentSegmenter(SpokenSegmenter):
             super()._check(query)
         checked_request(query.text)
 
-    def _answered(self, query: Query, limit: int | None, temperature: float) -> Answer:
+    def _answered(
+        self,
+        query: Query,
+        limit: int | None,
+        temperature: float,
+        given: Reply | SpeakerError | None = None,
+    ) -> Answer:
         if not query.text.strip() and not query.references:
             return self._by_places(query)
         case = Case(query, Ledger(self.settings.calls))
-        candidates = self._proposed(case, limit, temperature)
+        candidates = self._proposed(case, limit, temperature, given)
         if case.ledger.silent(self.speaker):
             raise SpeakerError(case.ledger.errors(self.speaker)[0])
         case.best = self._verified(case, candidates)
@@ -126,7 +139,13 @@ class AgentSegmenter(SpokenSegmenter):
 
     # --- propose and draw
 
-    def _proposed(self, case: Case, limit: int | None, temperature: float) -> list[Candidate]:
+    def _proposed(
+        self,
+        case: Case,
+        limit: int | None,
+        temperature: float,
+        given: Reply | SpeakerError | None = None,
+    ) -> list[Candidate]:
         query, candidates = case.query, list[Candidate]()
         if query.references:
             return self._by_example(case)
@@ -134,7 +153,7 @@ class AgentSegmenter(SpokenSegmenter):
             reading, _ = locate(
                 self.speaker, query.image, query.text, case.ledger,
                 question=self.speaker.family.reasons, step="propose places", limit=limit,
-                temperature=temperature,
+                temperature=temperature, given=given,
             )  # fmt: skip
             case.refusals += reading.status == "absent"
             case.note("propose places", status=reading.status, flags=sorted(reading.flags),

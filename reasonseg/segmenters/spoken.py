@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import yaml
 
-from reasonseg.backbones.speakers.base import Ledger, Speaker, SpeakerError, checked_request, locate
+from reasonseg.backbones.speakers.base import (
+    Ledger,
+    Reply,
+    Speaker,
+    SpeakerError,
+    ahead,
+    checked_request,
+    locate,
+)
 from reasonseg.backbones.speakers.places.reading import Reading
 from reasonseg.config.kinds import config_class, kind_module
 from reasonseg.config.schema import parse
@@ -169,7 +177,7 @@ class SpokenSegmenter:
         refine: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Answer]:
-        """Answers several questions, one by one.
+        """Answers several questions. What a speaker says first about each is asked for together.
 
         Args:
             queries: The questions.
@@ -196,11 +204,13 @@ class SpokenSegmenter:
             raise InputError(f"{wrong[0]} is not for models that speak; leave it out")
         for query in queries:
             self._check(query)
-        answers = []
+        began, answers = time.perf_counter(), []
+        first = self._ahead(queries, max_new_tokens, temperature)
+        shared = (time.perf_counter() - began) / max(len(queries), 1)
         for i, query in enumerate(queries):
             began = time.perf_counter()
-            answer = self._answered(query, max_new_tokens, temperature)
-            answer.meta["seconds"] = round(time.perf_counter() - began, 4)
+            answer = self._answered(query, max_new_tokens, temperature, first.get(i))
+            answer.meta["seconds"] = round(time.perf_counter() - began + shared, 4)
             answers.append(answer)
             if on_text is not None:
                 on_text(i, answer.text)
@@ -230,7 +240,30 @@ class SpokenSegmenter:
             )
         checked_request(query.text)
 
-    def _answered(self, query: Query, limit: int | None, temperature: float) -> Answer:
+    def _ahead(
+        self, queries: Sequence[Query], limit: int | None, temperature: float
+    ) -> dict[int, Reply | SpeakerError]:
+        """What the speaker says first to each question, by its number; nothing for a single one."""
+        asked = [
+            i for i, query in enumerate(queries) if query.text.strip() and not query.references
+        ]
+        if len(asked) < 2 or not self.speaker.family.grounds:
+            return {}
+        said = ahead(
+            self.speaker,
+            [(queries[i].image, queries[i].text) for i in asked],
+            limit=limit,
+            temperature=temperature,
+        )
+        return {i: reply for i, reply in zip(asked, said, strict=True) if reply is not None}
+
+    def _answered(
+        self,
+        query: Query,
+        limit: int | None,
+        temperature: float,
+        given: Reply | SpeakerError | None = None,
+    ) -> Answer:
         ledger = Ledger(2)
         if not query.text.strip():
             return self._by_places(query)
@@ -242,6 +275,7 @@ class SpokenSegmenter:
             question=self.speaker.family.reasons,
             limit=limit,
             temperature=temperature,
+            given=given,
         )
         if error:
             raise SpeakerError(error)

@@ -92,7 +92,7 @@ class Legible(Objective):
         return tower.stages[4][-1].project.out_channels
 
     def losses(self, patches: Tensor, names: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of patches `[n, d]` whose names have the numbers `truth`, and the share right."""
+        """The loss of patches `[n, d]` with names `truth` (their numbers), and the share right."""
         if not len(truth):
             return patches.sum() * 0.0, torch.zeros(())
         middle = self.middle[0].to(patches)

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -130,6 +131,13 @@ def test_thinking_servers_are_heard(server):
     assert speaker(server).say([IMAGE], "x").text == GOOD
 
 
+def test_a_request_that_comes_back_with_the_answer_is_no_part_of_it(server):
+    request = "Where is the cat? If there is none, output []."
+    server.script = lambda n, body: (200, completion(f"user: {request}\nassistant: {GOOD}"), {})
+    assert speaker(server).say([IMAGE], request).text.endswith(GOOD)
+    assert "none" not in speaker(server).say([IMAGE], request).text
+
+
 FAULTS = [
     lambda rng: (0, b"", {}),
     lambda rng: (500, b"oops", {}),
@@ -201,3 +209,24 @@ def test_a_long_request_is_refused_before_it_is_sent(server):
     with pytest.raises(InputError, match="3000 words"):
         speaker(server).say([IMAGE], "word " * 3000)
     assert not server.seen
+
+
+def test_a_batch_is_sent_at_the_same_time_and_an_error_is_an_answer(server):
+    at_once, most, lock = [0], [0], threading.Lock()
+
+    def script(n, body):
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        time.sleep(0.1)
+        with lock:
+            at_once[0] -= 1
+        text = body["messages"][0]["content"][1]["text"]
+        return (200, completion(text.upper()), {}) if text != "c" else (404, b"{}", {})
+
+    server.script = script
+    replies = speaker(server, parallel=3).say_all([([IMAGE], t) for t in "abcdefg"])
+    assert [r.text if not isinstance(r, SpeakerError) else None for r in replies] == [
+        "A", "B", None, "D", "E", "F", "G"
+    ]  # fmt: skip
+    assert 1 < most[0] <= 3

@@ -173,3 +173,17 @@ def test_what_a_probe_found_is_used_for_models_that_are_not_known(tmp_path, monk
     assert said.family.frame == "unit"
     (tmp_path / "frames.json").write_text("{broken")
     assert EndpointConfig("http://127.0.0.1:9/v1", "mystery").build().family.frame == ""
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_together_is_as_one_by_one(name):
+    model, processor = vlm(name)
+    speaker = LocalSpeaker(model, processor, Config())
+    rng = np.random.default_rng(1)
+    asked = [
+        ([speaker.shape(rng.integers(0, 255, (*size, 3), np.uint8))[0]], text)
+        for size, text in (((90, 140), "the cat"), ((140, 90), "a long phrase about two of them"))
+    ]
+    plain = speaker.family.plain
+    together = speaker.say_all(asked, limit=6, plain=plain)
+    assert together == [speaker.say(*a, limit=6, plain=plain) for a in asked]

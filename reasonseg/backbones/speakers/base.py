@@ -113,9 +113,18 @@ class Ledger:
         return bool(asked) and len(self.errors(speaker)) == len(asked)
 
     def say(
-        self, speaker: Speaker, step: str, pictures: Sequence[np.ndarray], text: str, **options
+        self,
+        speaker: Speaker,
+        step: str,
+        pictures: Sequence[np.ndarray],
+        text: str,
+        given: Reply | SpeakerError | None = None,
+        **options,
     ) -> Reply | None:
-        """Asks a speaker and writes it down. None where no call is left or it cannot answer."""
+        """Asks a speaker and writes it down. None where no call is left or it cannot answer.
+
+        `given`: what it said already, when it was asked together with other things.
+        """
         if self.left < 1:
             return None
         self.calls += 1
@@ -124,7 +133,9 @@ class Ledger:
         self.log.append(entry)
         reply = None
         try:
-            reply = speaker.say(pictures, text, **options)
+            if isinstance(given, SpeakerError):
+                raise given
+            reply = given or speaker.say(pictures, text, **options)
             entry["reply"] = reply.text
             self.tokens_in += reply.tokens_in or 0
             self.tokens_out += reply.tokens_out or 0
@@ -187,6 +198,7 @@ def locate(
     step: str = "locate",
     limit: int | None = None,
     temperature: float = 0.0,
+    given: Reply | SpeakerError | None = None,
 ) -> tuple[Reading, str]:
     """Asks where something is; an answer that cannot be read is asked for once more.
 
@@ -199,20 +211,22 @@ def locate(
         step: The name of this step in the ledger.
         limit: At most so many tokens; None: the family's.
         temperature: 0 takes the likeliest token.
+        given: What it said already (`ahead`).
 
     Returns:
         (what was understood, an error in words; empty where the speaker answered).
     """
     family = speaker.family
-    given, seen = speaker.shape(image)
+    picture, seen = speaker.shape(image)
     request = family.request(phrase, question)
     options = {"limit": limit or family.tokens, "temperature": temperature, "plain": family.plain}
     reading = Reading("unparseable")
     for attempt in range(2):
         text = request if attempt == 0 else again(request, reading)
         reply = ledger.say(
-            speaker, step if attempt == 0 else f"{step} again", [given], text, **options
-        )
+            speaker, step if attempt == 0 else f"{step} again", [picture], text,
+            given if attempt == 0 else None, **options,
+        )  # fmt: skip
         if reply is None:
             return reading, ledger.log[-1].get("error", "") if ledger.log else ""
         told = seen if reply.fed is None else replace(seen, fed=reply.fed)
@@ -221,6 +235,30 @@ def locate(
         if reading.status != "unparseable" or family.plain:
             break
     return reading, ""
+
+
+def ahead(
+    speaker: Speaker,
+    asked: Sequence[tuple[np.ndarray, str]],
+    *,
+    limit: int | None = None,
+    temperature: float = 0.0,
+) -> Sequence[Reply | SpeakerError | None]:
+    """What a speaker says first to several (image, question), asked together; for `locate`.
+
+    None for each where the speaker takes them one by one only.
+    """
+    family, together = speaker.family, getattr(speaker, "say_all", None)
+    if together is None or len(asked) < 2:
+        return [None] * len(asked)
+    requests = [
+        ([speaker.shape(image)[0]], family.request(text, family.reasons)) for image, text in asked
+    ]
+    found = together(
+        requests, limit=limit or family.tokens, temperature=temperature, plain=family.plain
+    )
+    assert len(found) == len(asked)
+    return found
 
 
 def again(request: str, reading: Reading) -> str:

@@ -10,7 +10,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ from reasonseg.errors import InputError
 MOST_BYTES = 4 * 2**20  # of a reply
 WAIT = 0.5  # seconds before the first retry; doubled for each further one
 LONGEST_WAIT = 20.0  # seconds, also where a server asks for more
+SHORTEST = 20  # characters of a request that is looked for in its own reply
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
@@ -37,8 +39,8 @@ class Config:
     `key`: the environment variable that holds the key (empty or unset: none is sent). `timeout`:
     seconds for a whole reply. `retries`: how often a busy server is asked again. `square`: pictures
     are padded to squares (llama.cpp and Ollama with Qwen3-VL). `side`: larger pictures are made
-    smaller first (0: never). `family`, `frame`, `order`: how the model speaks of places, where its
-    name does not say it.
+    smaller first (0: never). `parallel`: requests of a batch that are sent at the same time.
+    `family`, `frame`, `order`: how the model speaks of places, where its name does not say it.
     """
 
     url: str = ""
@@ -48,6 +50,7 @@ class Config:
     retries: int = 2
     square: bool = False
     side: int = 1536
+    parallel: int = 4
     family: str = ""
     frame: str = ""
     order: str = ""
@@ -116,7 +119,29 @@ class Endpoint:
             "stream": False,
             "max_tokens" if self.old_limit else "max_completion_tokens": limit,
         }
-        return _reply(self._asked(body), self._where)
+        reply = _reply(self._asked(body), self._where)
+        # servers whose template does not fit the model give the whole conversation back; the form
+        # that the request asks for would be read as the answer
+        if len(text) > SHORTEST and text in reply.text:
+            reply = replace(reply, text=reply.text.rpartition(text)[2])
+        return reply
+
+    def say_all(
+        self, asked: Sequence[tuple[Sequence[np.ndarray], str]], **options: Any
+    ) -> list[Reply | SpeakerError]:
+        """Answers several (pictures, text), `parallel` at the same time, with the options of `say`;
+        an error is the answer where there is none.
+        """
+
+        def one(request: tuple[Sequence[np.ndarray], str]) -> Reply | SpeakerError:
+            try:
+                return self.say(*request, **options)
+            except SpeakerError as error:
+                return error
+
+        assert self._client is not None  # made once, before there are threads
+        with ThreadPoolExecutor(max(self.config.parallel, 1)) as threads:
+            return list(threads.map(one, asked))
 
     @property
     def _where(self) -> str:

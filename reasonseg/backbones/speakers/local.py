@@ -24,6 +24,7 @@ from reasonseg.backbones.speakers.probing import with_probe
 from reasonseg.errors import InputError
 from reasonseg.nn.pretrained import local_folder
 
+TOGETHER = 8  # questions of one batch
 KEPT = 8  # pictures whose vision features are kept
 
 
@@ -91,26 +92,76 @@ class LocalSpeaker:
         plain: bool = False,
     ) -> Reply:
         """As `Speaker.say`."""
-        inputs = self._inputs(pictures, checked_request(text), plain)
+        return self._said([(pictures, text)], limit, temperature, plain)[0]
+
+    @torch.inference_mode()
+    def say_all(
+        self,
+        asked: Sequence[tuple[Sequence[np.ndarray], str]],
+        *,
+        limit: int = 512,
+        temperature: float = 0.0,
+        plain: bool = False,
+    ) -> list[Reply]:
+        """Answers several (pictures, text), `TOGETHER` in one batch, with the options of `say`.
+
+        One by one where the model takes its request without a chat template, or draws at random.
+        """
+        step = 1 if plain or temperature or not self._templated else TOGETHER
+        replies: list[Reply] = []
+        for start in range(0, len(asked), step):
+            replies += self._said(asked[start : start + step], limit, temperature, plain)
+        return replies
+
+    def _said(
+        self,
+        asked: Sequence[tuple[Sequence[np.ndarray], str]],
+        limit: int,
+        temperature: float,
+        plain: bool,
+    ) -> list[Reply]:
+        """What is generated for each (pictures, text), in one batch."""
+        inputs = self._inputs(asked, plain)
         length = inputs["input_ids"].shape[1]
         sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
         made = self.model.generate(
             **inputs, max_new_tokens=limit, **({"do_sample": False} | sampling)
         )
         whole = bool(getattr(self.model.config, "is_encoder_decoder", False))
-        new = made[0] if whole else made[0, length:]
-        said = self.processor.tokenizer.decode(new, skip_special_tokens=not self.family.special)
-        return Reply(said, self._fed(inputs), length, len(new))
+        padding = self.processor.tokenizer.pad_token_id
+        count, first = sum(len(pictures) for pictures, _ in asked), 0
+        replies = []
+        for row, mask, (pictures, _) in zip(made, inputs["attention_mask"], asked, strict=True):
+            new = row if whole else row[length:]
+            if len(asked) > 1 and padding is not None:  # a row may end before the longest
+                told = (new != padding).nonzero()
+                new = new[: int(told.max()) + 1] if len(told) else new[:0]
+            said = self.processor.tokenizer.decode(new, skip_special_tokens=not self.family.special)
+            replies.append(Reply(said, self._fed(inputs, first, count), int(mask.sum()), len(new)))
+            first += len(pictures)
+        return replies
 
-    def _inputs(self, pictures: Sequence[np.ndarray], text: str, plain: bool) -> dict[str, Any]:
-        images = [Image.fromarray(p) for p in pictures]
-        if not plain and getattr(self.processor, "chat_template", None):
-            content: list[dict] = [{"type": "image"} for _ in images]
-            content.append({"type": "text", "text": text})
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        given = self.processor(text=[text], images=images or None, return_tensors="pt")
+    @property
+    def _templated(self) -> bool:
+        return bool(getattr(self.processor, "chat_template", None))
+
+    def _inputs(
+        self, asked: Sequence[tuple[Sequence[np.ndarray], str]], plain: bool
+    ) -> dict[str, Any]:
+        texts, images = [], []
+        for pictures, text in asked:
+            checked_request(text)
+            if not plain and self._templated:
+                content: list[dict] = [{"type": "image"} for _ in pictures]
+                content.append({"type": "text", "text": text})
+                text = self.processor.apply_chat_template(
+                    [{"role": "user", "content": content}], add_generation_prompt=True
+                )
+            texts.append(text)
+            images.append([Image.fromarray(p) for p in pictures])
+        shown: Any = images if len(asked) > 1 else images[0] or None
+        padding = {"padding": True, "padding_side": "left"} if len(asked) > 1 else {}
+        given = self.processor(text=texts, images=shown, return_tensors="pt", **padding)
         weight = next(self.model.parameters())
         return {
             k: v.to(weight.device, weight.dtype if v.is_floating_point() else v.dtype)
@@ -118,14 +169,16 @@ class LocalSpeaker:
             if isinstance(v, torch.Tensor)
         }
 
-    def _fed(self, inputs: dict[str, Any]) -> tuple[int, int] | None:
-        """The size (height, width) that the encoder saw, read off its input."""
+    def _fed(self, inputs: dict[str, Any], which: int, count: int) -> tuple[int, int] | None:
+        """The size (height, width) of picture `which` of `count` as the encoder saw it, read off
+        its input.
+        """
         grid = inputs.get("image_grid_thw")
         if grid is not None:
             patch = self.processor.image_processor.patch_size
-            return int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
+            return int(grid[which, 1]) * patch, int(grid[which, 2]) * patch
         pixels = inputs.get("pixel_values")
-        if pixels is not None and pixels.ndim == 4 and len(pixels) == 1:
+        if pixels is not None and pixels.ndim == 4 and len(pixels) == count:
             return int(pixels.shape[-2]), int(pixels.shape[-1])
         return None
 

@@ -30,7 +30,6 @@ class Family:
         order: The order of a box.
         boxes: The request for the places of a phrase, with `{phrase}` in it.
         answer: The request for what answers a question; empty: `boxes`.
-        points: The request for points; empty: it is not asked for any.
         plain: It takes the request as it is, without a chat template.
         special: Special tokens are part of its answer.
         squash: Its pictures are resized to a square of this side first (0: no).
@@ -52,7 +51,6 @@ class Family:
         "([x1, y1, x2, y2]) and label. If there is none, output []."
     )
     answer: str = ""
-    points: str = ""
     plain: bool = False
     special: bool = False
     squash: int = 0
