@@ -115,11 +115,15 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def from_folder(cls: type, folder: Path, allow: Sequence[str] = (), **options) -> Any:
     """`cls.from_pretrained(folder)`, checked.
 
-    Raises `InputError` where weights do not fit and no prefix in `allow` covers their keys.
+    Raises `InputError` where weights do not fit and no prefix in `allow` covers their keys, or
+    where a package is missing that the model needs.
     """
-    model, info = cls.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
+    try:
+        model, info = cls.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except ImportError as error:
+        raise InputError(f"{folder}: {' '.join(str(error).split())}") from None
     problems = [("missing", key, "") for key in info["missing_keys"]]
     problems += [("left over", key, "") for key in info["unexpected_keys"]]
     problems += [

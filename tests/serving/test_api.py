@@ -399,3 +399,17 @@ def test_requests_of_other_options_do_not_share_a_batch():
     jobs = [engine.submit(query(str(i)), force_seg=i % 2 == 0) for i in range(4)]
     assert [job.answer.result(5).text for job in jobs] == list("0123") and max(model.batches) == 1
     assert engine.stop()
+
+
+def test_a_request_cannot_name_a_model_or_an_address(client, scenes):
+    """Only what the server was started with is used; nothing else is opened."""
+    for field in ("model", "endpoint", "url", "drawer"):
+        body = {
+            "image": b64(scenes[0].query.image),
+            "text": "x",
+            field: "endpoint:http://127.0.0.1:9",
+        }
+        reply = client.post("/v1/segment", json=body)
+        assert reply.status_code == 422 and f"{field}: no such field" in reply.text
+    picture = client.post("/v1/segment", json={"image": "http://127.0.0.1:9/x.png", "text": "x"})
+    assert picture.status_code == 422
