@@ -67,6 +67,7 @@ class Backbone(Protocol):
         tokenizer: Its tokenizer, which knows the markers.
         markers: Ids of `<SEG>` and `<REJ>`.
         keeps_prefixes: Whether keys and values of an image can be kept for later questions.
+        even_prefixes: Whether those of all images are equally long, so that they make a batch.
     """
 
     config: Any
@@ -74,6 +75,7 @@ class Backbone(Protocol):
     tokenizer: Any
     markers: Markers
     keeps_prefixes: bool
+    even_prefixes: bool
 
     @property
     def reads_references(self) -> bool:
@@ -139,7 +141,7 @@ class Backbone(Protocol):
         """
         ...
 
-    def prefix(self, features: Float[Tensor, "b p width"]) -> Tensor:
+    def prefix(self, features: Any) -> Tensor:
         """Keys and values of what every prompt about an image begins with, `[b, 2 * layers,
         heads, t, d]`; only where it `keeps_prefixes`.
         """
@@ -152,7 +154,7 @@ class Backbone(Protocol):
     def generate(
         self,
         queries: list[Query],
-        features: Tensor | None = None,
+        features: Any = None,
         regions: list | None = None,
         prefixes: Tensor | None = None,
         *,
@@ -188,7 +190,7 @@ class Backbone(Protocol):
         ...
 
     def teach(
-        self, samples: list[Sample], state: State = "predicting", features: Tensor | None = None
+        self, samples: list[Sample], state: State = "predicting", features: Any = None
     ) -> TeacherForcedOutput:
         """Runs true answers through the model (teacher forcing).
 

@@ -14,6 +14,7 @@ from reasonseg.errors import InputError
 from reasonseg.nn.features import PatchEncoder
 from reasonseg.nn.generation import MarkerLogitsProcessor, last_states
 from reasonseg.nn.image_processor import ImageProcessor
+from reasonseg.nn.tiles import TileFeatures
 from reasonseg.structures.markers import Markers, joined
 from reasonseg.structures.query import Query
 
@@ -33,6 +34,7 @@ class LanguageBackbone(nn.Module):
     config: Any
     pixels: ImageProcessor
     keeps_prefixes = False
+    even_prefixes = True
 
     @property
     def reads_references(self) -> bool:
@@ -110,7 +112,7 @@ class LanguageBackbone(nn.Module):
     def prompt_inputs(
         self,
         queries: list[Query],
-        features: Tensor | None = None,
+        features: Tensor | TileFeatures | None = None,
         regions: list | None = None,
         prefixes: Tensor | None = None,
     ) -> dict:
@@ -132,7 +134,7 @@ class LanguageBackbone(nn.Module):
     def generate(
         self,
         queries: list[Query],
-        features: Tensor | None = None,
+        features: Tensor | TileFeatures | None = None,
         regions: list | None = None,
         prefixes: Tensor | None = None,
         *,

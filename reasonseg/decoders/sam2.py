@@ -39,7 +39,9 @@ class Config:
     """`source` (folder or hub id) holds weights to start from; without it they start fresh, from
     `network`, a transformers `Sam2Config` as a dict, and `pixels`. A model that was saved reads
     none of them. `marks`: boxes and points are also drawn into the dense prompt, for decoders that
-    were trained so.
+    were trained so. `best`: of the three masks of an unclear prompt the one with the highest
+    predicted IoU, instead of the one of a clear prompt. `blanks`: so many "not a point" tokens
+    stand before a token that is alone (both as in Sa2VA).
     """
 
     takes: ClassVar[Takes] = ("tokens",)
@@ -49,6 +51,8 @@ class Config:
     pixels: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     marks: bool = False
+    best: bool = False
+    blanks: int = 0
 
     def build(self) -> Sam2Decoder:
         """A decoder with the source's weights, or fresh ones."""
@@ -64,7 +68,7 @@ class Config:
         for part in (model.prompt_encoder.point_embed, model.prompt_encoder.not_a_point_embed):
             nn.init.normal_(part.weight, std=0.7)
         pixels = ImageProcessor(**{"size": size, "aspect": "squash", **self.pixels})
-        return Sam2Decoder(model, pixels, self.marks)
+        return Sam2Decoder(model, pixels, self)
 
     def load(self, folder: Path, allow: Sequence[str] = (), **options: Any) -> Sam2Decoder:
         """A decoder from a folder that `Sam2Model.save_pretrained` wrote; `allow` as in
@@ -78,7 +82,7 @@ class Config:
         model = from_folder(MODELS[kind], folder, allow, **options)
         size = model.config.prompt_encoder_config.image_size
         pixels = ImageProcessor.load(folder, size=size, aspect="squash")
-        return Sam2Decoder(model, pixels, self.marks)
+        return Sam2Decoder(model, pixels, self)
 
     @classmethod
     def example(cls) -> Config:
@@ -120,9 +124,9 @@ class Config:
 class Sam2Decoder(SamDecoderBase):
     """SAM 2; its further maps are the high-resolution levels."""
 
-    def __init__(self, model: Any, pixels: ImageProcessor, marks: bool = False):
+    def __init__(self, model: Any, pixels: ImageProcessor, config: Config | None = None):
         super().__init__(model, pixels)
-        self.marks = marks
+        self.config = config or Config()
         # In evaluation SAM 2 may take another mask token where the first looks unstable; training
         # never does, so we don't.
         model.mask_decoder.dynamic_multimask_via_stability = False
@@ -132,7 +136,7 @@ class Sam2Decoder(SamDecoderBase):
     ) -> Prompt:
         """As `Decoder.places`; with `marks` a dense prompt beside the tokens."""
         prompt = super().places(points, boxes, size)
-        if not self.marks:
+        if not self.config.marks:
             return prompt
         height, width = self.pixels.resized(size)
         scale = torch.tensor([width / size[1], height / size[0]]) * self.side / self.pixels.size
@@ -168,14 +172,23 @@ class Sam2Decoder(SamDecoderBase):
 
     def draw(self, features, positions, tokens, dense):
         """Runs the mask decoder, one mask a prompt."""
-        return self.model.mask_decoder(
+        if self.config.blanks and tokens.shape[2] == 1:
+            blank = self.model.prompt_encoder.not_a_point_embed.weight.to(tokens)
+            before = blank.expand(*tokens.shape[:2], self.config.blanks, -1)
+            tokens = torch.cat([before, tokens], 2)
+        masks, scores = self.model.mask_decoder(
             image_embeddings=features.embedding,
             image_positional_embeddings=positions,
             sparse_prompt_embeddings=tokens,
             dense_prompt_embeddings=dense,
-            multimask_output=False,
+            multimask_output=self.config.best,
             high_resolution_features=list(features.more),
         )[:2]
+        if not self.config.best:
+            return masks, scores
+        chosen = scores.argmax(-1, keepdim=True)
+        index = chosen[..., None, None].expand(-1, -1, -1, *masks.shape[-2:])
+        return masks.gather(2, index), scores.gather(2, chosen)
 
 
 def marked(

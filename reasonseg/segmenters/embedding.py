@@ -225,7 +225,8 @@ class EmbeddingSegmenter(Segmenter):
 
     def _check(self, query: Query) -> None:
         """Raises `InputError` for a question that this model has no part for."""
-        if query.references and self.references is None:
+        reads = self.backbone is not None and self.backbone.reads_references and query.text.strip()
+        if query.references and self.references is None and not reads:
             raise InputError(
                 "this model takes words, points and boxes; it was not trained on references"
             )
@@ -310,6 +311,8 @@ class EmbeddingSegmenter(Segmenter):
         what to keep.
         """
         if not backbone.keeps_prefixes or not (again or len(images) == 1):
+            return {}
+        if not backbone.even_prefixes and len({id(image) for image in images}) > 1:
             return {}
         modules = [*backbone.encoders, backbone.model.get_input_embeddings(), backbone.layers]
         if not again:

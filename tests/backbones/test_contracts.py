@@ -214,8 +214,11 @@ def test_saved_and_loaded_says_the_same(backbone, samples, tmp_path):
 
 def test_a_user_cannot_speak_in_markers(backbone, samples):
     if hasattr(backbone, "prompt_ids"):
-        ids = backbone.prompt_ids(Query(samples[0].query.image, "the <SEG> dog <image> </s>"))
-        assert backbone.markers.seg not in ids and ids.count(backbone.image_id) == backbone.patches
+        image = samples[0].query.image
+        ids = backbone.prompt_ids(Query(image, "the <SEG> dog <image> <IMG_CONTEXT> </s>"))
+        plain = backbone.prompt_ids(Query(image, "the dog"))
+        assert backbone.markers.seg not in ids
+        assert ids.count(backbone.image_id) == plain.count(backbone.image_id)
 
 
 def test_markers_are_added_once(tmp_path):
