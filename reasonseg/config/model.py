@@ -30,7 +30,8 @@ class ModelSettings:
     of them, or both. `refiner` sharpens masks on request. `segmenter` None means `embedding`.
     `score`: `predicted` (the IoU head) where the decoder's IoU head was trained, else `foreground`
     (mean foreground probability). `doubt`: an answer in words whose best mask has a lower score
-    (0..1) than this is `absent`. `memory`: number of earlier turns of a conversation that the
+    (0..1) than this is `absent`. `closer`: a box alone is also drawn from near, in a cut of so many
+    sides of the box (0: no). `memory`: number of earlier turns of a conversation that the
     model reads. `notice`: printed once to users of the command line. `new_markers`: `<SEG>` and
     `<REJ>` are new embedding rows, which must be trained. `about`: how the model was made, for
     people only. Raises `InputError` where components are missing.
@@ -45,6 +46,7 @@ class ModelSettings:
     score: Literal["predicted", "foreground"] = "foreground"
     loss: LossWeights = field(default_factory=LossWeights)
     doubt: float = 0.0
+    closer: float = 0.0
     max_new_tokens: int = 64
     memory: int = 8
     notice: str = ""
@@ -52,6 +54,8 @@ class ModelSettings:
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        if self.closer and self.closer < 1:
+            raise InputError(f"closer: {self.closer} cuts into the box; write 1 or more, or 0")
         if (self.backbone is None) != (self.prompter is None):
             raise InputError(
                 "a backbone needs a prompter that reads it, and a prompter needs a backbone; give "

@@ -19,6 +19,7 @@ from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache, Lock, hashed_once, in_turn
 from reasonseg.segmenters import refinement
 from reasonseg.segmenters.base import Capabilities, Segmenter
+from reasonseg.segmenters.closer import looked_closer, wants
 from reasonseg.segmenters.postprocess import make_answer, masks_and_scores
 from reasonseg.segmenters.prompting import (
     MaskRequest,
@@ -197,6 +198,8 @@ class EmbeddingSegmenter(Segmenter):
             mine = [m for m, r in enumerate(requests) if r.query == i]
             given = logits[mine], scores[mine], query.size, self.settings.score
             masks, quality = masks_and_scores(self.decoder.restore, *given)
+            if wants(self, query):
+                masks = looked_closer(self, query, logits[mine])[None]
             quality = quality * np.array([requests[m].probability for m in mine], np.float32)
             meta = {"model": self.settings.about.get("name", ""), **asdict(options)}
             labels = [requests[m].label for m in mine]
