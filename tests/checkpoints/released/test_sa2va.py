@@ -345,3 +345,35 @@ def test_a_folder_without_its_sam2_or_its_marker(tmp_path):
         file.write_text(file.read_text().replace("[SEG]", "[GES]"))
     with pytest.raises(InputError, match=r"\[SEG\]"):
         Segmenter.from_pretrained(place, sam="tiny")
+
+
+def test_its_language_model_alone_is_quantized(folder):
+    pytest.importorskip("bitsandbytes")
+    small = Segmenter.from_pretrained(folder, dtype="float32", quantization="int8")
+    kinds = {type(m).__name__ for m in small.backbone.layers.modules()}
+    assert kinds & {"Linear8bitLt", "Linear4bit"}
+    rest = {type(m).__name__ for m in small.decoder.modules()}
+    rest |= {type(m).__name__ for m in small.backbone.tower.modules()}
+    assert not rest & {"Linear8bitLt", "Linear4bit"}
+    answer = small(query_of(*case_of("square_one")), force_seg=True, max_new_tokens=16)
+    assert len(answer.masks) >= 1
+
+
+def test_it_learns_with_lora(model, folder, tmp_path):
+    from reasonseg.config.training import read_run
+    from reasonseg.training.run import train
+
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"start: {folder}\ndtype: float32\nbf16: false\ndata: {{kind: scenes}}\nstages:\n"
+        "  sa2va: {objective: language, steps: 3, batch: 2, lr: 1.e-3, warmup: 1, lora: 4,\n"
+        "    optimizer: adamw, train: [segmenter.prompter, segmenter.decoder.model.mask_decoder]}\n"
+        f"out: {tmp_path / 'out'}\nworkers: 0\n"
+    )
+    trained = train(read_run(str(run), []))
+    name = "model.model.language_model.layers.0.self_attn.q_proj.weight"
+    before = dict(model.backbone.named_parameters())[name]
+    after = dict(trained.backbone.named_parameters())[name]
+    assert not torch.equal(before, after.float())
+    again = Segmenter.from_pretrained(tmp_path / "out" / "model")
+    assert again.settings.backbone.kind == "internvl"
