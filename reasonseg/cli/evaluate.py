@@ -114,6 +114,18 @@ def _photos_arguments(parser: Parser) -> None:
         metavar="N",
         help="number of questions of each level (default: %(default)s)",
     )
+    parser.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="baseline: show another photograph than the one asked about (default: off)",
+    )
+    parser.add_argument(
+        "--sheet",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="draw N answers, picked at random, into sheet.png of --out (default: none)",
+    )
     _common(parser, _photos)
 
 
@@ -244,6 +256,8 @@ def _photos(options: argparse.Namespace) -> None:
     levels = tuple(options.levels.split(",")) if options.levels else (*WORDED, *PLACED)
     if unknown := [level for level in levels if level not in (*WORDED, *PLACED)]:
         raise InputError(f"--levels: {unknown[0]!r} is not one of {', '.join((*WORDED, *PLACED))}")
+    if options.sheet and not options.out:
+        raise InputError("--sheet: name a folder to write to with --out")
     summary = evaluate_photos(
         _model(options),
         root=options.root,
@@ -251,6 +265,8 @@ def _photos(options: argparse.Namespace) -> None:
         limit=options.limit,
         levels=levels,
         seed=options.seed,
+        elsewhere=options.elsewhere,
+        sheet=options.sheet,
         out=options.out,
         progress=sys.stderr.isatty(),
     )

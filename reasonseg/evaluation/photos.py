@@ -7,11 +7,13 @@ not have. Rows are appended as they come; a killed run resumes and ends with the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from scipy import ndimage
 
 from reasonseg.datasets.photographs.records import Record, records
 from reasonseg.datasets.photographs.views import View, plain_view
@@ -19,14 +21,20 @@ from reasonseg.datasets.photos import LEVELS, Config, Photos
 from reasonseg.errors import InputError
 from reasonseg.evaluation.benchmarks import pictures_of, union
 from reasonseg.evaluation.intervals import mean_interval, share_interval
-from reasonseg.evaluation.metrics import IGNORE, count, refusals
+from reasonseg.evaluation.metrics import IGNORE, refusals
+from reasonseg.evaluation.metrics import count as count_of
 from reasonseg.evaluation.runner import Answerer, run_evaluation
+from reasonseg.runtime import is_main_process
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.segmenters.judging import deepest
+from reasonseg.structures.contact_sheet import contact_sheet
+from reasonseg.structures.images import atomic_write
+from reasonseg.structures.overlay import draw_overlay
 from reasonseg.structures.query import Query, Reference
 
 PLACED = ("box", "click", "example")
 WORDED = LEVELS
+OUTLINE = (255, 255, 0)  # of the truth on a sheet
 SMALLEST = 0.01  # of the picture: things that are boxed, clicked or shown
 
 
@@ -112,6 +120,15 @@ class PhotoTasks:
         all_of = np.logical_or.reduce([o.mask for o in view.objects if o.name == thing.name])
         return Query(image, references=[reference]), all_of[:high, :wide], void, False
 
+    def elsewhere(self, task: Task, query: Query) -> Query:
+        """The same question about another photograph, in the size of the right one: what can be
+        told without looking.
+        """
+        other = self.view((task.record + 1) % len(self.records))
+        high, wide = other.content
+        picture = Image.fromarray(other.image[:high, :wide]).resize(query.size[::-1])
+        return replace(query, image=np.asarray(picture))
+
     def _reference(self, name: str, task: Task) -> Reference:
         """An example of the same name out of the training photographs, unlabelled."""
         rng = np.random.default_rng([self.seed, 34, task.record, task.number])
@@ -139,12 +156,16 @@ def evaluate_photos(
     limit: int = 150,
     levels: Sequence[str] = (*WORDED, *PLACED),
     seed: int = 0,
+    elsewhere: bool = False,
+    sheet: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluates a segmenter on annotated photographs; returns the summary.
 
-    `limit` is the number of questions of each level. Levels that the model cannot be asked are left
+    `limit` is the number of questions of each level. `elsewhere` shows another photograph than the
+    one that is asked about, as a baseline. `sheet` draws so many answers, picked at random, into
+    `sheet.png` in `out`. Levels that the model cannot be asked are left
     out and named in `left_out`. Raises `InputError` where there are no photographs.
     """
     if segmenter is None:
@@ -159,32 +180,59 @@ def evaluate_photos(
     def ask(_: str, part: list[int]) -> list[dict]:
         chosen = [tasks.tasks[i] for i in part]
         made = [tasks.ask(task) for task in chosen]
+        if elsewhere:
+            made = [
+                (tasks.elsewhere(task, query), *rest)
+                for task, (query, *rest) in zip(chosen, made, strict=True)
+            ]
         answers = segmenter.batch([query for query, *_ in made])
         rows = []
         for task, (query, truth, void, absent), said in zip(chosen, made, answers, strict=True):
             target = truth.astype(np.uint8)
             target[void] = IGNORE
-            counts = count(union(said.masks, query.size), target)
+            counts = count_of(union(said.masks, query.size), target)
             row = {
                 "id": task.id, "level": task.level, "picture": tasks.records[task.record].id,
                 "question": query.text, "absent": absent, "answer": said.text,
                 "status": said.status, "refused": not said.masks.any(), "counts": asdict(counts),
             }  # fmt: skip
             if task.level == "box":
-                row["box_itself"] = count(_filled(query), target).giou
+                row["box_itself"] = count_of(_filled(query), target).giou
             rows.append(row)
         return rows
 
     summary = run_evaluation(
         "photos",
-        {"split": split, "limit": limit, "levels": asked, "seed": seed, "model": answer.name},
+        {"split": split, "limit": limit, "levels": asked, "seed": seed, "model": answer.name}
+        | ({"elsewhere": True} if elsewhere else {}),
         {"": [task.id for task in tasks.tasks]},
         ask,
         lambda rows: summarise(rows, asked),
         out=out,
         progress=progress,
     )
+    if sheet and out is not None and is_main_process():
+        draw_sheet(segmenter, tasks, sheet, Path(out) / "sheet.png")
     return {**summary, "left_out": [level for level in levels if level not in asked]}
+
+
+def draw_sheet(segmenter: SegmenterProtocol, tasks: PhotoTasks, count: int, file: Path) -> None:
+    """A picture of `count` answers picked at random: the answer filled, the truth outlined."""
+    order = np.random.default_rng([tasks.seed, 35]).permutation(len(tasks.tasks))[:count]
+    cells = []
+    for task in (tasks.tasks[int(i)] for i in order):
+        query, truth, void, _ = tasks.ask(task)
+        answer = segmenter.batch([query])[0]
+        found = union(answer.masks, query.size)
+        target = truth.astype(np.uint8)
+        target[void] = IGNORE
+        drawn = np.array(draw_overlay(query.image, answer.masks, answer.labels, answer.scores))
+        drawn[truth & ~ndimage.binary_erosion(truth, iterations=2)] = OUTLINE
+        asked = query.text or task.level
+        caption = f"{asked}\n{answer.text or answer.status}\nIoU {count_of(found, target).giou:.2f}"
+        cells.append((Image.fromarray(drawn), caption))
+    with atomic_write(file) as aside:
+        contact_sheet(cells, 6).save(aside, format="PNG")
 
 
 def summarise(rows: list[dict], levels: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from photo_sets import make_sets
+from PIL import Image
 
 from reasonseg import Answer
 from reasonseg.evaluation.photos import PLACED, WORDED, PhotoTasks, evaluate_photos
@@ -88,3 +89,30 @@ def test_the_command_prints_a_table(root, capsys):
     assert "eval photos" in printed and "box itself" in printed
     assert main(["eval", "photos", "--root", root, "--levels", "tall", "--model", "tiny"]) == 2
     assert main(["eval", "photos", "--root", "/nowhere", "--model", "tiny"]) == 2
+
+
+def test_another_picture_is_shown_in_the_size_of_the_right_one(root):
+    tasks = PhotoTasks(root, "val", 4, ("name",), 0)
+    for task in tasks.tasks:
+        query, *_ = tasks.ask(task)
+        other = tasks.elsewhere(task, query)
+        assert other.image.shape == query.image.shape and (other.image != query.image).any()
+        assert other.text == query.text
+
+    class Blind(Oracle):
+        """Knows the questions by their words alone."""
+
+        def key(self, query):
+            return query.text
+
+    found = evaluate_photos(
+        Blind(root), root=root, limit=4, levels=("name",), elsewhere=True, progress=False
+    )
+    assert found["levels"]["name"]["n"] == 4
+
+
+def test_a_sheet_shows_answers(root, tmp_path):
+    evaluate_photos(Oracle(root), root=root, limit=4, sheet=5, out=tmp_path, progress=False)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    assert (pixels == (255, 255, 0)).all(-1).sum() > 50
