@@ -126,7 +126,8 @@ class PhotoTasks:
         """
         other = self.view((task.record + 1) % len(self.records))
         high, wide = other.content
-        picture = Image.fromarray(other.image[:high, :wide]).resize(query.size[::-1])
+        height, width = query.size
+        picture = Image.fromarray(other.image[:high, :wide]).resize((width, height))
         return replace(query, image=np.asarray(picture))
 
     def _reference(self, name: str, task: Task) -> Reference:
@@ -180,12 +181,10 @@ def evaluate_photos(
     def ask(_: str, part: list[int]) -> list[dict]:
         chosen = [tasks.tasks[i] for i in part]
         made = [tasks.ask(task) for task in chosen]
+        shown = [query for query, *_ in made]
         if elsewhere:
-            made = [
-                (tasks.elsewhere(task, query), *rest)
-                for task, (query, *rest) in zip(chosen, made, strict=True)
-            ]
-        answers = segmenter.batch([query for query, *_ in made])
+            shown = [tasks.elsewhere(t, query) for t, query in zip(chosen, shown, strict=True)]
+        answers = segmenter.batch(shown)
         rows = []
         for task, (query, truth, void, absent), said in zip(chosen, made, answers, strict=True):
             target = truth.astype(np.uint8)
