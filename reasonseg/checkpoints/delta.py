@@ -23,6 +23,7 @@ from reasonseg.checkpoints.part_packages import PACKAGES
 from reasonseg.errors import InputError
 from reasonseg.nn.lora import NAME, adapters, add_lora
 from reasonseg.nn.pretrained import atomic_folder, model_path, refuse
+from reasonseg.nn.quantization import is_quantized
 
 FILE = "changes.yaml"
 WEIGHTS = "changes.safetensors"
@@ -98,7 +99,7 @@ class Changes:
                     own[name].copy_(value)
                 elif kind == "rows":
                     own[name][self.rows] = value.to(own[name])
-        self._apply_lora(segmenter)
+            self._apply_lora(segmenter)
 
     def _problem(self, key: str, own: dict[str, torch.Tensor]) -> tuple[str, str, str] | None:
         kind, _, name = key.partition(":")
@@ -146,9 +147,21 @@ class Changes:
         )
 
     def _apply_lora(self, segmenter: Any) -> None:
+        """Folds LoRA into weights; quantized ones get adapters beside them."""
         names = [key.removeprefix("lora_A:") for key in self.tensors if key.startswith("lora_A:")]
-        if not names:
-            return
+        beside = []
+        for name in names:
+            layer = segmenter.get_submodule(name)
+            if is_quantized(layer):
+                beside.append(name)
+                continue
+            a, b = (self.tensors[f"lora_{part}:{name}"].to(layer.weight.device) for part in "AB")
+            delta = self.alpha / self._rank * (b.float() @ a.float())
+            layer.weight.add_(delta.to(layer.weight.dtype))
+        if beside:
+            self._adapters(segmenter, beside)
+
+    def _adapters(self, segmenter: Any, names: list[str]) -> None:
         layers = segmenter.backbone.layers
         inside = next(n for n, m in segmenter.named_modules() if m is layers) + "."
         add_lora(

@@ -5,6 +5,7 @@ They are folded into the weights when training ends. Adapters of quantized layer
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,8 @@ def add_rows(model: Any, ids: Sequence[int]) -> list[nn.Parameter]:
 
 def adapters(module: nn.Module) -> dict[str, Any]:
     """All layers with adapters, by name: peft's `LoraLayer` and `TrainableTokensLayer`."""
+    if "peft" not in sys.modules:  # then there are none; to import it takes a second
+        return {}
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
