@@ -10,6 +10,7 @@ export OMP_NUM_THREADS=${CORES:-2}
 export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
 "$bin/reasonseg" train recipes/photo/configs/coder.yaml data.root="$root"
 "$bin/reasonseg" train recipes/photo/configs/decoder.yaml data.root="$root"
+"$bin/reasonseg" train recipes/photo/configs/projector.yaml data.root="$root"
 "$bin/reasonseg" train recipes/photo/configs/words.yaml data.root="$root"
 "$bin/python" -m recipes.photo.ship --decoder out/photo_decoder/decoder --words out/photo_words/words --out out/photo_words_shipped
 "$bin/reasonseg" train recipes/photo/configs/finish.yaml data.root="$root"
