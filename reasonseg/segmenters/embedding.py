@@ -30,6 +30,7 @@ from reasonseg.segmenters.prompting import (
 )
 from reasonseg.segmenters.supervision import sample_losses
 from reasonseg.structures.answer import Answer
+from reasonseg.structures.languages import foreign
 from reasonseg.structures.markers import FORCED, REFUSED, SEG
 from reasonseg.structures.query import Query
 from reasonseg.structures.sample import Sample
@@ -239,6 +240,11 @@ class EmbeddingSegmenter(Segmenter):
                     "this model takes examples only and reads no words; leave the text out"
                 )
             self.backbone.check(query)
+            if self.settings.english_only and (other := foreign(query.text)):
+                raise InputError(
+                    f"this model was trained on English questions; {query.text[:60]!r} looks "
+                    f"{other}: ask in English, or take another model"
+                )
         if (
             query.points or query.boxes or query.previous is not None
         ) and "tokens" not in self.decoder.takes:

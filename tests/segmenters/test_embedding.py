@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -200,3 +202,13 @@ def test_a_doubted_answer_is_absent(segmenter, scenes):
         assert segmenter(box).status == "found"
     finally:
         segmenter.settings = settings
+
+
+def test_a_model_of_english_alone_says_so(segmenter, scenes):
+    english = Segmenter.from_pretrained("tiny", device="cpu")
+    english.settings = replace(segmenter.settings, english_only=True)
+    image = scenes[0].query.image
+    with pytest.raises(InputError, match="looks German: ask in English"):
+        english(Query(image, "wo ist der Hund?"))
+    assert english(scenes[0].query).text == segmenter(scenes[0].query).text
+    assert segmenter(Query(image, "wo ist der Hund?")).status
