@@ -27,6 +27,7 @@ from reasonseg.evaluation.runner import Answerer, run_evaluation
 from reasonseg.runtime import is_main_process
 from reasonseg.segmenters.base import SegmenterProtocol
 from reasonseg.segmenters.judging import deepest
+from reasonseg.structures.answer import Answer
 from reasonseg.structures.contact_sheet import contact_sheet
 from reasonseg.structures.images import atomic_write
 from reasonseg.structures.overlay import draw_overlay
@@ -185,20 +186,7 @@ def evaluate_photos(
         if elsewhere:
             shown = [tasks.elsewhere(t, query) for t, query in zip(chosen, shown, strict=True)]
         answers = segmenter.batch(shown)
-        rows = []
-        for task, (query, truth, void, absent), said in zip(chosen, made, answers, strict=True):
-            target = truth.astype(np.uint8)
-            target[void] = IGNORE
-            counts = count_of(union(said.masks, query.size), target)
-            row = {
-                "id": task.id, "level": task.level, "picture": tasks.records[task.record].id,
-                "question": query.text, "absent": absent, "answer": said.text,
-                "status": said.status, "refused": not said.masks.any(), "counts": asdict(counts),
-            }  # fmt: skip
-            if task.level == "box":
-                row["box_itself"] = count_of(_filled(query), target).giou
-            rows.append(row)
-        return rows
+        return [row_of(tasks, *made_of) for made_of in zip(chosen, made, answers, strict=True)]
 
     summary = run_evaluation(
         "photos",
@@ -213,6 +201,24 @@ def evaluate_photos(
     if sheet and out is not None and is_main_process():
         draw_sheet(segmenter, tasks, sheet, Path(out) / "sheet.png")
     return {**summary, "left_out": [level for level in levels if level not in asked]}
+
+
+def row_of(
+    tasks: PhotoTasks, task: Task, made: tuple[Query, np.ndarray, np.ndarray, bool], said: Answer
+) -> dict:
+    """The stored row of one question."""
+    query, truth, void, absent = made
+    target = truth.astype(np.uint8)
+    target[void] = IGNORE
+    counts = count_of(union(said.masks, query.size), target)
+    row = {
+        "id": task.id, "level": task.level, "picture": tasks.records[task.record].id,
+        "question": query.text, "absent": absent, "answer": said.text,
+        "status": said.status, "refused": not said.masks.any(), "counts": asdict(counts),
+    }  # fmt: skip
+    if task.level == "box":
+        row["box_itself"] = count_of(_filled(query), target).giou
+    return row
 
 
 def draw_sheet(segmenter: SegmenterProtocol, tasks: PhotoTasks, count: int, file: Path) -> None:

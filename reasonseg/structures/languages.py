@@ -16,8 +16,8 @@ SCRIPTS = {
 }  # fmt: skip
 # function words that English does not have
 WORDS = {
-    "German": "der das den dem ist und wo welche welcher welches ein eine einen nicht zeige mir auf "
-    "mit wer womit kann ich hier links rechts",
+    "German": "der das den dem ist und wo welche welcher welches ein eine einen nicht zeige mir "
+    "auf mit wer womit kann ich hier links rechts",
     "French": "le la les est où une des dans quel quelle sont du montre moi avec qui je peux sur",
     "Spanish": "el los las dónde donde está qué una unos muestra cuál del con puedo en",
     "Italian": "il lo gli dove è una uno quale della con che mostra posso nella",

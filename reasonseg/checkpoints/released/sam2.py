@@ -17,6 +17,7 @@ from transformers import Sam2Config
 from reasonseg.errors import InputError
 
 DECODER_HEADS = 8
+SIDE = 1024
 STRIDES = (4, 8, 16)  # of the three maps that the mask decoder reads
 MEMORY = (  # for video alone; not read
     "maskmem_tpos_enc", "memory_attention.", "memory_encoder.", "no_mem_pos_enc", "no_obj_ptr",
@@ -139,44 +140,18 @@ def config_of(
             raise InputError(f"there is no SAM 2 in it: it lacks {name}")
         return shape(name)
 
-    width = of(f"{TRUNK}patch_embed.proj.weight")[0]
-    depth = 1 + max(
-        (int(m[1]) for n in names if (m := re.match(rf"{re.escape(TRUNK)}blocks\.(\d+)\.", n))),
-        default=-1,
-    )
-    outs = [of(f"{TRUNK}blocks.{i}.mlp.layers.1.weight")[0] for i in range(depth)]
-    widths = list(dict.fromkeys(outs))
-    blocks = tuple(outs.count(w) for w in widths)
-    size = size or SIZES.get((width, blocks))
-    if size is None:
-        raise InputError(
-            f"a SAM 2 of width {width} with {list(blocks)} blocks is none of the published sizes; "
-            "write sam2_size: {num_heads, window_spec, global_att_blocks} into its config.json"
-        )
+    trunk = trunk_of(names, of, size)
     hidden = of("image_encoder.neck.convs.0.conv.weight")[0]
-    side = 1024
     inner = "sam_mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight"
-    trunk = {
-        "model_type": "sam2_hiera_det_model",
-        "hidden_size": width,
-        "num_attention_heads": size.heads,
-        "image_size": [side, side],
-        "blocks_per_stage": list(blocks),
-        "embed_dim_per_stage": widths,
-        "num_attention_heads_per_stage": [size.heads * 2**i for i in range(len(blocks))],
-        "window_size_per_stage": list(size.windows),
-        "global_attention_blocks": list(size.everywhere),
-        "window_positional_embedding_background_size": list(of(f"{TRUNK}pos_embed")[-2:]),
-    }
     vision = {
         "backbone_config": trunk,
-        "backbone_channel_list": widths[::-1],
-        "backbone_feature_sizes": [[side // s, side // s] for s in STRIDES],
+        "backbone_channel_list": trunk["embed_dim_per_stage"][::-1],
+        "backbone_feature_sizes": [[SIDE // s, SIDE // s] for s in STRIDES],
         "fpn_hidden_size": hidden,
     }
     prompt = {
         "hidden_size": hidden,
-        "image_size": side,
+        "image_size": SIDE,
         "patch_size": STRIDES[-1],
         "mask_input_channels": of("sam_prompt_encoder.mask_downscaling.0.weight")[0] * 4,
     }
@@ -192,3 +167,37 @@ def config_of(
         "iou_head_hidden_dim": of("sam_mask_decoder.iou_prediction_head.layers.0.weight")[0],
     }
     return Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=masks)
+
+
+def trunk_of(
+    names: Sequence[str], of: Callable[[str], tuple[int, ...]], size: Size | None
+) -> dict[str, Any]:
+    """The configuration of the Hiera trunk; `of(name)` gives a tensor's shape. Raises `InputError`
+    where the size is none of the published ones and is not given.
+    """
+    width = of(f"{TRUNK}patch_embed.proj.weight")[0]
+    depth = 1 + max(
+        (int(m[1]) for n in names if (m := re.match(rf"{re.escape(TRUNK)}blocks\.(\d+)\.", n))),
+        default=-1,
+    )
+    outs = [of(f"{TRUNK}blocks.{i}.mlp.layers.1.weight")[0] for i in range(depth)]
+    widths = list(dict.fromkeys(outs))
+    blocks = tuple(outs.count(w) for w in widths)
+    size = size or SIZES.get((width, blocks))
+    if size is None:
+        raise InputError(
+            f"a SAM 2 of width {width} with {list(blocks)} blocks is none of the published sizes; "
+            "write sam2_size: {num_heads, window_spec, global_att_blocks} into its config.json"
+        )
+    return {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": width,
+        "num_attention_heads": size.heads,
+        "image_size": [SIDE, SIDE],
+        "blocks_per_stage": list(blocks),
+        "embed_dim_per_stage": widths,
+        "num_attention_heads_per_stage": [size.heads * 2**i for i in range(len(blocks))],
+        "window_size_per_stage": list(size.windows),
+        "global_attention_blocks": list(size.everywhere),
+        "window_positional_embedding_background_size": list(of(f"{TRUNK}pos_embed")[-2:]),
+    }
