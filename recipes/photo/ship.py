@@ -82,8 +82,7 @@ def main() -> None:
     for stage in STAGES:
         parser.add_argument(f"--{stage}", type=Path, help=f"folder of the stage {stage}")
     parser.add_argument("--alpha", type=float, default=24.0, help="alpha of its LoRA")
-    # chosen so that about 85 % of what is there is answered, on the validation photographs
-    parser.add_argument("--refusal", type=float, default=0.986, help="scale of the row of <REJ>")
+    parser.add_argument("--refusal", type=float, default=1.0, help="scale of the row of <REJ>")
     parser.add_argument("--out", type=Path, default=PACKAGED["photo"])
     options = parser.parse_args()
     given = {s: getattr(options, s) for s in STAGES if getattr(options, s) is not None}
