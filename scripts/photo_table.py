@@ -1,6 +1,6 @@
 """Writes the scores of `eval photos` into the README, the model card and the page of results.
 
-reasonseg eval photos --root photos --model photo --limit 60 --out out/photos
+reasonseg eval photos --root photos --model photo --limit 150 --out out/photos
 python -m scripts.photo_table out/photos/summary.json
 """
 
