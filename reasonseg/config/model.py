@@ -31,7 +31,8 @@ class ModelSettings:
     `score`: `predicted` (the IoU head) where the decoder's IoU head was trained, else `foreground`
     (mean foreground probability). `doubt`: an answer in words whose best mask has a lower score
     (0..1) than this is `absent`. `closer`: a box alone is also drawn from near, in a cut of so many
-    sides of the box (0: no). `english_only`: questions that are surely in another language are
+    sides of the box (0: no), and both in a mirror. `one_piece`: a click alone marks one connected
+    piece. `english_only`: questions that are surely in another language are
     refused. `memory`: number of earlier turns of a conversation that the
     model reads. `notice`: printed once to users of the command line. `new_markers`: `<SEG>` and
     `<REJ>` are new embedding rows, which must be trained. `about`: how the model was made, for
@@ -48,6 +49,7 @@ class ModelSettings:
     loss: LossWeights = field(default_factory=LossWeights)
     doubt: float = 0.0
     closer: float = 0.0
+    one_piece: bool = False
     english_only: bool = False
     max_new_tokens: int = 64
     memory: int = 8

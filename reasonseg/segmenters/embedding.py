@@ -19,7 +19,7 @@ from reasonseg.errors import InputError
 from reasonseg.nn.cache import ImageCache, Lock, hashed_once, in_turn
 from reasonseg.segmenters import refinement
 from reasonseg.segmenters.base import Capabilities, Segmenter
-from reasonseg.segmenters.closer import looked_closer, wants
+from reasonseg.segmenters.closer import clicked, looked_closer, piece_at, wants
 from reasonseg.segmenters.postprocess import make_answer, masks_and_scores
 from reasonseg.segmenters.prompting import (
     MaskRequest,
@@ -201,6 +201,8 @@ class EmbeddingSegmenter(Segmenter):
             masks, quality = masks_and_scores(self.decoder.restore, *given)
             if wants(self, query):
                 masks = looked_closer(self, query, logits[mine])[None]
+            elif clicked(self, query):
+                masks = piece_at(masks[0], query.points[0])[None]
             quality = quality * np.array([requests[m].probability for m in mine], np.float32)
             meta = {"model": self.settings.about.get("name", ""), **asdict(options)}
             labels = [requests[m].label for m in mine]

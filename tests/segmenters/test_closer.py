@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasonseg import InputError, Query, Segmenter
-from reasonseg.segmenters.closer import window
+from reasonseg.segmenters.closer import piece_at, window
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,22 @@ def test_words_points_and_corrections_are_as_before(segmenter, near, scenes):
               replace(query, previous=mask)]  # fmt: skip
     for one, two in zip(segmenter.batch(others), near.batch(others), strict=True):
         assert one.text == two.text and (one.masks == two.masks).all()
+
+
+def test_a_click_marks_one_piece(segmenter, scenes):
+    mask = np.zeros((20, 30), bool)
+    mask[2:6, 2:6] = mask[10:15, 20:25] = True
+    assert piece_at(mask, (21.0, 11.0, 1)).sum() == 25 and piece_at(mask, (3.0, 3.0, 1)).sum() == 16
+    assert (piece_at(mask, (12.0, 8.0, 1)) == mask).all()
+    assert (piece_at(mask, (99.0, -5.0, 1)) == mask).all()
+    single = Segmenter.from_pretrained("tiny", device="cpu")
+    single.settings = replace(segmenter.settings, one_piece=True)
+    query, truth = next(boxed(scenes))
+    click = replace(query, boxes=[], points=[(*_middle(truth), 1)])
+    expected = piece_at(segmenter(click).masks[0], click.points[0])
+    assert (single(click).masks[0] == expected).all()
+    two = replace(click, points=[*click.points, (1.0, 1.0, 0)])
+    assert (single(two).masks == segmenter(two).masks).all()
 
 
 def test_windows_stay_in_the_picture():
