@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     Cache,
-    DynamicCache,
     InternVLConfig,
     InternVLForConditionalGeneration,
 )
@@ -107,9 +106,11 @@ class InternVl(LanguageBackbone):
         self.grid = vision.image_size[0] // vision.patch_size[0]
         self.cells = int(self.grid * model.config.downsample_ratio)
         self.pixels = ImageProcessor(vision.image_size[0], aspect="squash", resample="bicubic")
-        self.turn, end = TEMPLATES[config.template]
-        self.stop = "" if end in vocabulary else end  # a text that ends answers, where no token is
-        tokens = (end, tokenizer.eos_token)
+        self.turn, self.end = TEMPLATES[config.template]
+        self.stop = (
+            "" if self.end in vocabulary else self.end
+        )  # a text that ends answers, where no token is
+        tokens = (self.end, tokenizer.eos_token)
         model.generation_config.eos_token_id = sorted(
             {vocabulary[t] for t in tokens if t in vocabulary}
         )
@@ -191,13 +192,14 @@ class InternVl(LanguageBackbone):
             ]
             image += f"\nThere are {len(parts)} part regions in the picture: {', '.join(parts)}.\n"
         forbidden = (*self.own, *self._markers(), "<image>")
-        end = self.turn.split("{}")[1].split("\n")[0]
         text = ""
         for number, (question, answer) in enumerate([*query.history, (query.text, None)]):
             said = without(question, forbidden)
             text += self.turn.replace("{}", said if number else image + said)
             if answer is not None:
-                text += without(answer, self.own).replace(SEG, self.markers.seg_text) + end + "\n"
+                text += (
+                    without(answer, self.own).replace(SEG, self.markers.seg_text) + self.end + "\n"
+                )
         return self.tokenizer.encode(text)
 
     def length(self, query: Query) -> int:
@@ -206,8 +208,7 @@ class InternVl(LanguageBackbone):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer with its end."""
-        end = self.turn.split("{}")[1].split("\n")[0]
-        said = answer.replace(SEG, self.markers.seg_text) + end
+        said = answer.replace(SEG, self.markers.seg_text) + self.end
         return self.tokenizer.encode(said, add_special_tokens=False)
 
     def embed(
@@ -235,9 +236,7 @@ class InternVl(LanguageBackbone):
 
     def prefix_in(self, cache: Any) -> Tensor:
         """The same, out of what is left of the latest prompt that was read whole."""
-        return torch.stack(
-            [p[:, :, : self._cut] for layer in cache.layers for p in (layer.keys, layer.values)], 1
-        )
+        return self.beginning(cache, self._cut)
 
     def prompt_inputs(
         self,
@@ -251,21 +250,8 @@ class InternVl(LanguageBackbone):
         """
         features = self.encode([q.image for q in queries]) if features is None else features
         rows = [self.prompt_ids(q) for q in queries]
-        cut, longest = 0 if prefixes is None else prefixes.shape[-2], max(map(len, rows))
         self._cut = rows[0].index(self.image_id) + len(features.rows[0])
-        ids = torch.tensor(
-            [row[:cut] + [0] * (longest - len(row)) + row[cut:] for row in rows], device=self.device
-        )
-        there = [[1] * cut + [0] * (longest - len(row)) + [1] * (len(row) - cut) for row in rows]
-        inputs: dict[str, Any] = {
-            "inputs_embeds": self.embed(ids, features.rows, queries),
-            "attention_mask": torch.tensor(there, device=self.device),
-        }
-        if prefixes is not None:
-            cache = DynamicCache(config=self.model.config.get_text_config())
-            for layer, pair in enumerate(prefixes.unflatten(1, (-1, 2)).unbind(1)):
-                cache.update(pair[:, 0], pair[:, 1], layer)
-            inputs["past_key_values"] = cache
+        inputs = self.padded(rows, prefixes, lambda ids: self.embed(ids, features.rows, queries))
         if self.stop:
             inputs |= {"stop_strings": [self.stop], "tokenizer": self.tokenizer}
         return inputs

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessorList
 
 from reasonseg.backbones.base import GeneratedOutput, State
 from reasonseg.errors import InputError
@@ -121,6 +121,39 @@ class LanguageBackbone(nn.Module):
         `features` come from `encode`, `regions` from a kind's own reading of references.
         """
         raise NotImplementedError
+
+    def padded(
+        self,
+        rows: list[list[int]],
+        prefixes: Tensor | None,
+        embed: Callable[[Tensor], Tensor],
+    ) -> dict[str, Any]:
+        """`prompt_inputs` of rows of ids, padded on the left; with `prefixes` `[b, 2 * layers,
+        heads, t, d]` their first t ids are read already, and the padding comes after them.
+        """
+        cut, longest = 0 if prefixes is None else prefixes.shape[-2], max(map(len, rows))
+        ids = torch.tensor(
+            [row[:cut] + [0] * (longest - len(row)) + row[cut:] for row in rows], device=self.device
+        )
+        there = [[1] * cut + [0] * (longest - len(row)) + [1] * (len(row) - cut) for row in rows]
+        mask = torch.tensor(there, device=self.device)
+        inputs: dict[str, Any] = {"inputs_embeds": embed(ids), "attention_mask": mask}
+        if prefixes is not None:
+            cache = DynamicCache(config=self.model.config.get_text_config())
+            for layer, pair in enumerate(prefixes.unflatten(1, (-1, 2)).unbind(1)):
+                cache.update(pair[:, 0], pair[:, 1], layer)
+            inputs["past_key_values"] = cache
+        return inputs
+
+    @staticmethod
+    def beginning(cache: Any, length: int) -> Tensor:
+        """Keys and values of the first `length` tokens, `[b, 2 * layers, heads, length, d]`, the
+        keys of a layer before its values.
+        """
+        return torch.stack(
+            [part[:, :, :length] for layer in cache.layers for part in (layer.keys, layer.values)],
+            1,
+        )
 
     def compile(self) -> None:
         """Makes the step of each token faster after a first, slow one. Raises `InputError` where

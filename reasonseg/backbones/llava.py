@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import (
     AutoTokenizer,
     Cache,
-    DynamicCache,
     LlavaConfig,
     LlavaForConditionalGeneration,
 )
@@ -261,10 +260,7 @@ class Llava(LanguageBackbone):
 
     def prefix_in(self, cache: Any) -> torch.Tensor:
         """The same, out of what is left of prompts without padding that were read whole."""
-        p = len(self._start())
-        return torch.stack(
-            [part[:, :, :p] for layer in cache.layers for part in (layer.keys, layer.values)], 1
-        )
+        return self.beginning(cache, len(self._start()))
 
     def _start(self) -> list[int]:
         ids = self.prompt_ids(Query(np.zeros((1, 1, 3), np.uint8), "?"))
@@ -286,22 +282,7 @@ class Llava(LanguageBackbone):
         features = self.encode([q.image for q in queries]) if features is None else features
         regions = self.regions(queries) if regions is None else regions
         rows = [self.prompt_ids(q) for q in queries]
-        cut, longest = 0 if prefixes is None else prefixes.shape[-2], max(map(len, rows))
-        ids = torch.tensor(
-            [row[:cut] + [0] * (longest - len(row)) + row[cut:] for row in rows], device=self.device
-        )
-        there = [[1] * cut + [0] * (longest - len(row)) + [1] * (len(row) - cut) for row in rows]
-        mask = torch.tensor(there, device=self.device)
-        inputs: dict[str, Any] = {
-            "inputs_embeds": self.embed(ids, features, regions),
-            "attention_mask": mask,
-        }
-        if prefixes is not None:
-            cache = DynamicCache(config=self.model.config.get_text_config())
-            for layer, pair in enumerate(prefixes.unflatten(1, (-1, 2)).unbind(1)):
-                cache.update(pair[:, 0], pair[:, 1], layer)
-            inputs["past_key_values"] = cache
-        return inputs
+        return self.padded(rows, prefixes, lambda ids: self.embed(ids, features, regions))
 
     def say(
         self, inputs: dict, processor: MarkerLogitsProcessor, limit: int

@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 
 from reasonseg.checkpoints.parts import Parts
+from reasonseg.nn.cache import ImageCache
 from reasonseg.structures.query import Box, Point, Query
 
 MARGIN = 0.05  # of a box's sides: so far a mask may reach beyond its box
@@ -37,11 +38,14 @@ def window(box: Box, size: tuple[int, int], sides: float, least: int = LEAST) ->
     )  # fmt: skip
 
 
-def looked_closer(parts: Parts, query: Query, logits: torch.Tensor) -> np.ndarray:
+def looked_closer(
+    parts: Parts, query: Query, logits: torch.Tensor, cache: ImageCache
+) -> np.ndarray:
     """The mask bool `[h, w]` of a query that `wants` it: the mean of both looks and of their mirror
     images, within the box.
 
-    `logits` `[1, side, side]` are those of the first look.
+    `logits` `[1, side, side]` are those of the first look. `cache` keeps what is seen, so that a
+    second box on a picture does not look into the mirror again.
     """
     box = query.boxes[0]
     x0, y0, x1, y1 = window(box, query.size, parts.settings.closer)
@@ -49,21 +53,24 @@ def looked_closer(parts: Parts, query: Query, logits: torch.Tensor) -> np.ndarra
     left, top, right, bottom = window(box, query.size, 1 + 2 * MARGIN, 0)
     inside[top:bottom, left:right] = True
     whole = parts.decoder.restore(logits, query.size)[0].clamp(-SURE, SURE)
-    whole = whole + _drawn(parts, query.image, box, True)
+    whole = whole + _drawn(parts, cache, query.image, box, True)
     if min(x1 - x0, y1 - y0) > 1:
         cut = query.image[y0:y1, x0:x1]
         moved = (box[0] - x0, box[1] - y0, box[2] - x0, box[3] - y0)
         for mirrored in (False, True):
-            whole[y0:y1, x0:x1] += _drawn(parts, cut, moved, mirrored)
+            whole[y0:y1, x0:x1] += _drawn(parts, cache, cut, moved, mirrored)
     return (whole > 0).cpu().numpy() & inside
 
 
-def _drawn(parts: Parts, image: np.ndarray, box: Box, mirrored: bool) -> torch.Tensor:
+def _drawn(
+    parts: Parts, cache: ImageCache, image: np.ndarray, box: Box, mirrored: bool
+) -> torch.Tensor:
     """Logits `[h, w]` of a box, also where the image is looked at in a mirror."""
     decoder, size = parts.decoder, (image.shape[0], image.shape[1])
     if mirrored:
         image, box = image[:, ::-1], (size[1] - box[2], box[1], size[1] - box[0], box[3])
-    features = decoder.encode([np.ascontiguousarray(image)])
+    shown = [np.ascontiguousarray(image)]
+    features = cache([decoder], shown, decoder.encode, decoder.pixels.size)
     index = torch.zeros(1, dtype=torch.long, device=parts.device)
     logits, _ = decoder.decode(features, index, decoder.places([], [box], size))
     full = decoder.restore(logits, size)[0].clamp(-SURE, SURE)

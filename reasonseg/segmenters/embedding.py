@@ -200,7 +200,7 @@ class EmbeddingSegmenter(Segmenter):
             given = logits[mine], scores[mine], query.size, self.settings.score
             masks, quality = masks_and_scores(self.decoder.restore, *given)
             if wants(self, query):
-                masks = looked_closer(self, query, logits[mine])[None]
+                masks = looked_closer(self, query, logits[mine], self.cache)[None]
             elif clicked(self, query):
                 masks = piece_at(masks[0], query.points[0])[None]
             quality = quality * np.array([requests[m].probability for m in mine], np.float32)

@@ -29,6 +29,7 @@ ENGLISH = frozenset(
     "the a an of in on to at is are what where which who that this these those there with and or "
     "for from all every find show me mark segment i it you can could would".split()
 )
+OWN = ENGLISH - frozenset().union(*FOREIGN.values())  # of English alone
 MOST = 0.5  # of the letters: a share of another script above this decides
 LEAST = 2  # function words of one other language
 
@@ -42,8 +43,7 @@ def foreign(text: str) -> str | None:
         # Japanese is written with Chinese characters too
         return "Japanese" if "Japanese" in scripts else max(set(scripts), key=scripts.count)
     words = re.findall(r"[^\W\d_]+", text.lower())
-    own = ENGLISH - frozenset().union(*FOREIGN.values())
-    if any(word in own for word in words):
+    if any(word in OWN for word in words):
         return None
     found = {language: sum(word in mine for word in words) for language, mine in FOREIGN.items()}
     best = max(found, key=lambda language: found[language])
